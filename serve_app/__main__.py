@@ -1,0 +1,225 @@
+"""Start Ray Serve and the page on this machine, say where they are, and end them on Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from serve_app.launch_weights import choose_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY_TIMEOUT_S = 300
+PAGE_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
+
+
+class StartError(Exception):
+    """Why it could not start, in one sentence."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m serve_app", description=__doc__)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "local.yaml", help="Serve config file")
+    parser.add_argument("--weights", default="auto", help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says")
+    parser.add_argument("--port", type=int, default=8000, help="of the API")
+    parser.add_argument("--page-port", type=int, default=8501, help="of the page")
+    options = parser.parse_args()
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _interrupt)
+    started = time.monotonic()
+    try:
+        check_ports(options.port, options.page_port)
+        config = read_config(options.config, options.port, options.weights)
+        with serving(config, options.port) as api, page(api, options.page_port) as page_url:
+            say(f"ready in {time.monotonic() - started:.0f} s")
+            print(f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n\n  Ctrl-C stops both.\n", flush=True)
+            while True:
+                time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    except StartError as error:
+        sys.exit(f"error: {error}")
+
+
+def say(what: str) -> None:
+    """Tell the user what is being done."""
+    print(f"· {what}", flush=True)
+
+
+def check_ports(*ports: int) -> None:
+    """Refuse to start where something listens already.
+
+    Raises:
+        StartError: Names the port and the way out.
+    """
+    for port, flag in zip(ports, ("PORT", "PAGE_PORT"), strict=True):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise StartError(
+                    f"port {port} is in use by another program ({error.strerror}): stop it, or choose another with `make run {flag}=…`"
+                ) from None
+
+
+def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
+    """Read a Serve config file and fill in what the command line decides.
+
+    Raises:
+        StartError: The file is missing or no YAML mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+        config["http_options"] = {**config.get("http_options", {}), "port": port}
+        app = config["applications"][0]
+    except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
+        raise StartError(f"{path} cannot be read as a Serve config: {error}") from None
+    if weights != "config":
+        app.setdefault("args", {})["weights"] = choose_weights(say) if weights == "auto" else weights
+    return dict(config)
+
+
+@contextlib.contextmanager
+def serving(config: dict[str, Any], port: int) -> Iterator[str]:
+    """Run a Ray of our own with this config; gives the API's address once it answers.
+
+    Raises:
+        StartError: Ray does not start, or an application fails to deploy.
+    """
+    for line in (ROOT / "configs" / "ray.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            os.environ.setdefault(*line.split("=", 1))
+    say("starting Ray")
+    import ray  # after the environment: Ray reads it on import
+
+    ours: list[psutil.Process] = []
+    try:
+        context = ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR")
+        say("deploying ingress, preprocess and classify")
+        deploy(f"http://{context.dashboard_url}", config)
+        api = f"http://127.0.0.1:{port}"
+        wait_until(lambda: httpx.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
+        yield api
+    finally:
+        say("stopping")
+        ours = psutil.Process().children(recursive=True)
+        with ignoring_interrupts():
+            with contextlib.suppress(Exception):  # a Ray that is half gone is ended below
+                from ray import serve
+
+                serve.shutdown()
+                ray.shutdown()
+            end(ours)
+
+
+def deploy(dashboard: str, config: dict[str, Any]) -> None:
+    """Do what `serve deploy` does, and wait for the outcome.
+
+    Raises:
+        StartError: An application failed; says why.
+    """
+    url = f"{dashboard}/api/serve/applications/"
+    response = httpx.put(url, json=config, timeout=60)
+    if response.status_code != 200:
+        raise StartError(f"Ray refused the config: {response.text.strip()}")
+    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        apps = httpx.get(url, timeout=30).json()["applications"]
+        if apps and all(app["status"] == "RUNNING" for app in apps.values()):
+            return
+        for name, app in apps.items():
+            if reason := failure(app):
+                raise StartError(f"application {name} failed to deploy: {reason}")
+        time.sleep(0.3)
+    raise StartError(f"not deployed within {DEPLOY_TIMEOUT_S} s: {apps}")
+
+
+def failure(app: dict[str, Any]) -> str | None:
+    """Find the sentence that says why an application failed, under Ray's traceback."""
+    messages = [app["message"], *(one["message"] for one in app["deployments"].values())]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    for line in lines:
+        if "WeightsError: " in line:
+            return line.partition("WeightsError: ")[2]
+    return "\n".join(lines) if app["status"] == "DEPLOY_FAILED" else None
+
+
+@contextlib.contextmanager
+def page(api: str, port: int) -> Iterator[str]:
+    """Run the Streamlit page against an API; gives its address once it answers.
+
+    Raises:
+        StartError: It ended, or did not answer in time.
+    """
+    say("starting the page")
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT / "frontend", env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: httpx.get(f"{url}/_stcore/health").status_code == 200, PAGE_TIMEOUT_S, "the page", process)
+        yield url
+    finally:
+        end([psutil.Process(process.pid)] if process.poll() is None else [])
+
+
+def wait_until(done: Any, timeout_s: float, what: str, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Poll until ``done()`` is true; connection errors count as not yet.
+
+    Raises:
+        StartError: Not in time, or the process ended meanwhile.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if done():
+                return
+        if process is not None and process.poll() is not None:
+            raise StartError(f"{what} ended with exit code {process.returncode}; its output is above")
+        time.sleep(0.2)
+    raise StartError(f"{what} did not answer within {timeout_s:.0f} s")
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, wait, and kill what is left."""
+    for force in (False, True):
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill() if force else process.terminate()
+        _, processes = psutil.wait_procs(processes, STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Let the clean-up finish: an impatient second Ctrl-C would leave processes behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

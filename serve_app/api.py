@@ -1,0 +1,364 @@
+"""Stage 1/3 · HTTP in, HTTP out: parameters, answers, errors, health. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Annotated, Any, cast
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, Upload, parse_parameters, read_uploads
+from serve_app.classifier import ActivationMap, Explain
+from serve_app.errors import (
+    DeadlineExceededError,
+    InvalidParameterError,
+    OverloadedError,
+    ServiceError,
+    UnknownModelError,
+)
+from serve_app.preprocess import FORMATS
+from serve_app.schemas import (
+    ClassifyResponse,
+    Explanation,
+    ImageResult,
+    ModelRef,
+    Prediction,
+    Problem,
+    Summary,
+    Uncertainty,
+)
+from serve_app.service import Answer, Service
+from serve_app.stats import Stats
+
+JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+log = logging.getLogger("serve_app")
+
+IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
+FORM_BODY = {
+    "schema": {
+        "type": "object",
+        "required": [FILE_FIELDS[0]],
+        "properties": {FILE_FIELDS[0]: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    }
+}
+BODIES: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "image/*": IMAGE_BODY,
+        "application/octet-stream": IMAGE_BODY,
+        "multipart/form-data": FORM_BODY,
+        "application/json": {"schema": JsonBody.model_json_schema()},
+    },
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": title, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+    for status, title in {
+        400: "Malformed body",
+        413: "Too many bytes, images or pixels",
+        415: "Not an accepted image format",
+        422: "Bad parameter or corrupt image",
+        503: "Overloaded or not ready; see Retry-After",
+        504: "Deadline exceeded",
+    }.items()
+}
+
+
+def create_app(service: Service) -> FastAPI:
+    """Build the HTTP API over anything that classifies."""
+    app = FastAPIOffline(
+        title="Image classification",
+        version="1",
+        summary="A photo in, its ten likeliest classes out.",
+        separate_input_output_schemas=False,
+    )
+    stats = Stats()
+    model = ModelRef(name=service.card.name, version=service.card.version, sha256=service.card.sha256)
+    _handle_errors(app)
+
+    @app.middleware("http")
+    async def identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        # Ray Serve's proxy numbers requests and answers with the number; without it we do.
+        numbered = request.headers.get("x-request-id")
+        request.state.id = numbered or f"req_{uuid.uuid4().hex}"
+        request.state.start = time.perf_counter()
+        response = await call_next(request)
+        if not numbered:
+            response.headers["X-Request-ID"] = request.state.id
+        response.headers["X-Model-Version"] = model.version
+        return response
+
+    async def classify_one(index: int, upload: Upload, parameters: Parameters, request: Request) -> ImageResult:
+        try:
+            if isinstance(upload.encoded, ServiceError):
+                raise upload.encoded
+            top_k = parameters.top_k or service.tuning.top_k
+            with stats.in_flight() as company:
+                answer = await service.classify(upload.encoded, top_k, _explain(parameters), company)
+        except ServiceError as error:
+            stats.failed(error)
+            problem = to_problem(error, request.state.id)
+            return ImageResult(index=index, id=upload.id, status="error", error=problem)
+        except Exception as error:
+            log.exception("request %s, image %d", request.state.id, index)
+            stats.failed(error)
+            problem = to_problem(ServiceError("this image could not be classified; the server's log says why"), request.state.id)
+            return ImageResult(index=index, id=upload.id, status="error", error=problem)
+        stats.answered(answer)
+        return to_result(index, upload.id, answer, parameters, service)
+
+    def start(uploads: Sequence[Upload], parameters: Parameters, request: Request) -> list[asyncio.Task[ImageResult]]:
+        _check_explained(parameters, len(service.card.labels))
+        return [
+            asyncio.create_task(_within(service.limits.deadline_s, i, upload, classify_one(i, upload, parameters, request), request.state.id))
+            for i, upload in enumerate(uploads)
+        ]
+
+    async def classify_all(request: Request) -> list[ImageResult]:
+        uploads, parameters = await read_uploads(request, service.limits)
+        tasks = start(uploads, parameters, request)
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return results
+
+    @app.post(
+        "/v1/classify",
+        response_model=ClassifyResponse,
+        openapi_extra={"requestBody": BODIES},
+        responses=PROBLEMS,
+        summary="Classify one or many images",
+    )
+    async def classify(request: Request, _documented: Annotated[Parameters, Query()]) -> Response:
+        """Send one image as the body, many as a form (repeat `images`), or base64 in JSON.
+
+        One image that fails gives its own status and a problem+json. Of several, each
+        has its own result and the status is 200. `Accept: application/jsonl` streams
+        each result as it finishes, then a summary.
+        """
+        if any(kind in request.headers.get("accept", "") for kind in JSONL):
+            uploads, parameters = await read_uploads(request, service.limits)
+            lines = _stream(start(uploads, parameters, request), model, request.state.id)
+            return StreamingResponse(lines, media_type=JSONL[0])
+        results = await classify_all(request)
+        if refused := _refusal(results):
+            return problem_response(refused)
+        body = ClassifyResponse(id=request.state.id, model=model, results=results, summary=_summary(results))
+        headers = {"Server-Timing": _server_timing(results, request.state.start)}
+        return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+
+    @app.post("/predict", openapi_extra={"requestBody": BODIES}, responses=PROBLEMS, summary="The original app's shape")
+    async def predict(request: Request) -> Response:
+        """A list of `[label, probability]` pairs per image; a problem in the place of one that failed."""
+        results = await classify_all(request)
+        if refused := _refusal(results):
+            return problem_response(refused)
+        return JSONResponse(
+            [
+                [[p.label, p.score] for p in result.predictions]
+                if result.predictions is not None
+                else cast(Problem, result.error).model_dump()
+                for result in results
+            ],
+            headers={"Server-Timing": _server_timing(results, request.state.start)},
+        )
+
+    @app.get("/healthz", summary="The process is up")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses={503: PROBLEMS[503]}, summary="Every stage is up and the model is warm")
+    async def readyz() -> dict[str, str]:
+        await service.check_ready()
+        return {"status": "ready", "version": model.version}
+
+    @app.get("/v1/models", summary="What is served, and within which limits")
+    async def models() -> dict[str, Any]:
+        card = service.card
+        described = card.model_dump(mode="json", exclude={"labels"}) | {"classes": len(card.labels)}
+        return {
+            "models": [described],
+            "limits": service.limits.model_dump(),
+            "defaults": service.tuning.model_dump(),
+            "formats": [name.lower() for name in FORMATS],
+        }
+
+    @app.get("/v1/models/{name}/labels", responses={404: {"description": "Unknown model"}}, summary="Class names by id")
+    async def labels(name: str) -> dict[str, Any]:
+        if name != service.card.name:
+            raise UnknownModelError(f"no model {name!r} here; there is {service.card.name!r}")
+        return {"name": name, "version": model.version, "labels": service.card.labels}
+
+    @app.get("/v1/status", summary="What this ingress replica has done since it started")
+    async def status() -> dict[str, Any]:
+        return {"model": model.model_dump(), "deployments": await service.describe(), **stats.snapshot()}
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:
+    """One answer as it goes over the wire."""
+    found, labels = answer.classification, service.card.labels
+    return ImageResult(
+        index=index,
+        id=name,
+        status="ok",
+        image=answer.image,
+        predictions=[
+            Prediction(label=labels[class_id], score=score, class_id=class_id)
+            for class_id, score in zip(found.class_ids, found.scores, strict=True)
+            if score >= parameters.min_score
+        ],
+        uncertainty=Uncertainty(
+            margin=found.margin,
+            entropy=found.entropy,
+            abstain=found.scores[0] < service.tuning.abstain_below,
+        ),
+        timings_ms={phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
+        batch_size=answer.batch_size,
+        explanation=_explanation(found.activation_map, labels) if found.activation_map else None,
+    )
+
+
+def to_problem(error: ServiceError, request_id: str | None) -> Problem:
+    """An error as RFC 9457 problem+json."""
+    return Problem(
+        type=f"/problems/{error.code.replace('_', '-')}",
+        title=error.title,
+        status=error.status,
+        code=error.code,
+        detail=str(error),
+        retryable=error.retryable,
+        request_id=request_id,
+    )
+
+
+def problem_response(problem: Problem) -> Response:
+    """A problem as a whole response; those worth trying again say when."""
+    return Response(
+        problem.model_dump_json(exclude_none=True),
+        problem.status,
+        {"Retry-After": "1"} if problem.status == OverloadedError.status else None,
+        "application/problem+json",
+    )
+
+
+def _explanation(found: ActivationMap, labels: Sequence[str]) -> Explanation:
+    rows, columns = found.values.shape
+    return Explanation(
+        class_id=found.class_id,
+        label=labels[found.class_id],
+        grid=(rows, columns),
+        values=found.values.tolist(),
+        bias=found.bias,
+        logit=found.logit,
+    )
+
+
+def _explain(parameters: Parameters) -> Explain:
+    if parameters.explain == "none":
+        return None
+    return "top" if parameters.explain_class is None else parameters.explain_class
+
+
+def _check_explained(parameters: Parameters, classes: int) -> None:
+    if parameters.explain_class is not None and parameters.explain_class >= classes:
+        raise InvalidParameterError(f"explain_class: {parameters.explain_class} is not a class id; they end at {classes - 1}")
+
+
+async def _within(seconds: float, index: int, upload: Upload, work: Awaitable[ImageResult], request_id: str) -> ImageResult:
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        problem = to_problem(DeadlineExceededError(f"no answer within {seconds:g} s"), request_id)
+        return ImageResult(index=index, id=upload.id, status="error", error=problem)
+
+
+def _summary(results: Sequence[ImageResult]) -> Summary:
+    ok = sum(result.status == "ok" for result in results)
+    return Summary(ok=ok, failed=len(results) - ok)
+
+
+def _refusal(results: Sequence[ImageResult]) -> Problem | None:
+    """The problem that is the whole answer: that of a single image, or overload of all."""
+    problems = [result.error for result in results if result.error]
+    alone = len(results) == 1
+    if len(problems) == len(results) and (alone or all(p.code == OverloadedError.code for p in problems)):
+        return problems[0]
+    return None
+
+
+def _server_timing(results: Sequence[ImageResult], start: float) -> str:
+    """Mean of each phase over the images, and the whole request's time, in ms."""
+    timed = [result.timings_ms for result in results if result.timings_ms]
+    phases = {phase: sum(t[phase] for t in timed) / len(timed) for phase in (timed[0] if timed else ())}
+    phases["total"] = (time.perf_counter() - start) * 1000
+    return ", ".join(f"{phase};dur={ms:.1f}" for phase, ms in phases.items())
+
+
+async def _stream(tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef, request_id: str) -> AsyncIterator[str]:
+    results = []
+    try:
+        for next_done in asyncio.as_completed(tasks):
+            result = await next_done
+            results.append(result)
+            yield result.model_dump_json(exclude_none=True) + "\n"
+        closing = ClassifyResponse(id=request_id, model=model, results=[], summary=_summary(results))
+        yield closing.model_dump_json(exclude={"results"}) + "\n"
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Answer every error as problem+json."""
+
+    def request_id(request: Request) -> str | None:
+        return getattr(request.state, "id", None)
+
+    @app.exception_handler(ServiceError)
+    async def ours(request: Request, error: ServiceError) -> Response:
+        return problem_response(to_problem(error, request_id(request)))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        try:
+            parse_parameters(request.query_params)
+        except InvalidParameterError as clearer:
+            return await ours(request, clearer)
+        return await ours(request, InvalidParameterError(str(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> Response:
+        problem = Problem(
+            type="about:blank",
+            title=error.detail,
+            status=error.status_code,
+            code=error.detail.lower().replace(" ", "_"),
+            detail=f"{request.method} {request.url.path}: {error.detail}; /docs lists what there is",
+            retryable=False,
+            request_id=request_id(request),
+        )
+        response = problem_response(problem)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        log.error("request %s", request_id(request), exc_info=error)
+        return await ours(request, ServiceError("the server failed; its log says why"))

@@ -1,0 +1,93 @@
+"""Every knob that is not fixed by the weights, with its unit, default and one sentence.
+
+``AppConfig`` is ``args:`` in a Serve config file: a change restarts the application.
+``BatchTuning`` and ``AnswerTuning`` are ``user_config:`` of a deployment: a change is live
+within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deployments:``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MiB = 1024 * 1024
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Knobs(BaseModel):
+    """Immutable, and closed: an unknown or misspelled knob is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WeightsSpec(Knobs):
+    """Which weights to serve; a plain string is short for ``source`` alone."""
+
+    source: str = Field(
+        "demo",
+        description="`imagenet`, `demo`, or the path or URI of a .safetensors file with its card (.json) beside it.",
+    )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="Hash of the file, in hex; required for a path or URI.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class Limits(Knobs):
+    """What one request may ask for."""
+
+    max_image_bytes: int = Field(20 * MiB, gt=0, description="Largest encoded image, in bytes.")
+    max_images: int = Field(64, gt=0, description="Most images in one request.")
+    max_body_bytes: int = Field(64 * MiB, gt=0, description="Largest request body, in bytes.")
+    max_pixels: int = Field(50_000_000, gt=0, description="Most pixels an image's header may declare.")
+    deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
+
+
+class AppConfig(Knobs):
+    """``args:`` of the application in a Serve config file."""
+
+    weights: WeightsSpec = WeightsSpec()
+    limits: Limits = Limits()
+
+
+class BatchTuning(Knobs):
+    """``user_config:`` of the Classifier."""
+
+    max_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch.")
+    max_wait_ms: float = Field(
+        20.0,
+        ge=0,
+        le=1000,
+        description="Longest time that an image waits for others known to be on their way, in ms.",
+    )
+
+
+class AnswerTuning(Knobs):
+    """``user_config:`` of the Ingress."""
+
+    top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
+    abstain_below: float = Field(
+        0.5, ge=0, le=1, description="Best scores under this are flagged as `abstain` (not sure)."
+    )
+
+
+def parse(kind: type[Model], values: Any) -> Model:
+    """Validate a mapping and say in one line what is wrong with it, and where.
+
+    Raises:
+        ValueError: Unknown names or values outside their range.
+    """
+    try:
+        return kind.model_validate(values or {})
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or kind.__name__}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        )
+        raise ValueError(f"{kind.__name__}: {wrong}. Known here: {', '.join(kind.model_fields)}") from None

@@ -1,0 +1,129 @@
+"""What crosses a boundary: the model card beside the weights, and the answers on the wire."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Schema(BaseModel):
+    """Immutable, and closed: an unknown or misspelled field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageTransform(Schema):
+    """How an image becomes the model's input; part of the weights, never of the configuration."""
+
+    resize_px: int = Field(gt=0, le=4096, description="Length of the short side after resizing.")
+    crop_px: int = Field(gt=0, le=4096, description="Side of the centre crop that the model sees.")
+    mean: tuple[float, float, float] = Field(description="Per-channel mean (RGB, 0-1) to subtract.")
+    std: tuple[float, float, float] = Field(description="Per-channel deviation (RGB, 0-1) to divide by.")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ImageTransform:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px ({self.crop_px}) is larger than resize_px ({self.resize_px})")
+        return self
+
+
+class ModelCard(Schema):
+    """Everything a model carries besides its numbers; ``<weights>.json`` beside the safetensors file."""
+
+    name: str = Field(description="The model's name in URLs.")
+    version: str = Field(description="Names these weights; sent as X-Model-Version.")
+    labels: tuple[str, ...] = Field(min_length=2, description="Class names in the order of the class ids.")
+    transform: ImageTransform
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$|^[0-9a-f]{8}$", description="Of the weights file, in hex.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
+    metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
+    notes: str = Field(default="", description="What the model is for and where it fails.")
+
+
+class ImageInfo(Schema):
+    """What the header of one upload says."""
+
+    format: str = Field(description="jpeg, png, webp, gif, bmp or tiff: found by content.")
+    width: int = Field(description="Stored width in px, before orientation.")
+    height: int = Field(description="Stored height in px, before orientation.")
+    orientation: int = Field(description="EXIF orientation, 1-8; already honoured.")
+
+
+class Prediction(Schema):
+    """One class of the answer."""
+
+    label: str
+    score: float = Field(description="Softmax probability, 0-1.")
+    class_id: int
+
+
+class Uncertainty(Schema):
+    """How sure the model is, from all its scores."""
+
+    margin: float = Field(description="Best score minus second best, 0-1.")
+    entropy: float = Field(description="Entropy of all scores, in nats.")
+    abstain: bool = Field(description="The best score is below the configured threshold.")
+
+
+class Explanation(Schema):
+    """A class activation map; the mean of ``values`` plus the class's bias is exactly its logit."""
+
+    method: Literal["cam"] = "cam"
+    class_id: int
+    label: str
+    grid: tuple[int, int] = Field(description="Rows and columns.")
+    values: list[list[float]] = Field(description="One list per grid row, in logits.")
+    bias: float = Field(description="The class's bias; mean of values + bias = logit.")
+    logit: float = Field(description="The class's score before softmax.")
+
+
+class Problem(Schema):
+    """RFC 9457 problem+json."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    retryable: bool
+    request_id: str | None = None
+
+
+class ImageResult(Schema):
+    """The answer for one image of a request: predictions or an error, never both."""
+
+    index: int = Field(description="Place in the request, from 0.")
+    id: str | None = Field(description="File name or id that the client gave.")
+    status: Literal["ok", "error"]
+    image: ImageInfo | None = None
+    predictions: list[Prediction] | None = None
+    uncertainty: Uncertainty | None = None
+    timings_ms: dict[str, float] | None = Field(default=None, description="decode, queue, model.")
+    batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
+    explanation: Explanation | None = None
+    error: Problem | None = None
+
+
+class ModelRef(Schema):
+    """Which weights answered."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+class Summary(Schema):
+    """How many images of the request were answered."""
+
+    ok: int
+    failed: int
+
+
+class ClassifyResponse(Schema):
+    """The body of a 200 from /v1/classify."""
+
+    id: str
+    model: ModelRef
+    results: list[ImageResult]
+    summary: Summary

@@ -1,0 +1,94 @@
+"""A batch of stored images -> a batch of random training crops, in one pass on tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training crop may stray from the stored image.
+
+    Attributes:
+        area: Range of the crop's area as a share of the image, drawn log-uniformly;
+            above 1 zooms out, with the image mirrored around its border.
+        aspect: Largest width/height ratio of the crop (and its inverse).
+        rotate_deg: Largest rotation either way, in degrees.
+        colour: Largest relative change of brightness, contrast and saturation.
+        sharpness: Range of the unsharp mask's amount; negative blurs.
+        noise: Largest standard deviation of per-pixel noise, in units of 0-255.
+        grey: Share of images that lose their colour.
+        flip: Mirror half of the images left to right.
+    """
+
+    area: tuple[float, float] = (0.25, 1.5)
+    aspect: float = 4 / 3
+    rotate_deg: float = 10.0
+    colour: float = 0.3
+    sharpness: tuple[float, float] = (-0.8, 2.0)
+    noise: float = 10.0
+    grey: float = 0.05
+    flip: bool = True
+
+
+def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torch.Generator) -> Tensor:
+    """Cut one random crop from each image and vary its colours and sharpness.
+
+    Args:
+        images: uint8, (N, 3, S, S), RGB, 0-255.
+        crop_px: Side of the crops, in px.
+        options: How far to go.
+        generator: Source of all randomness; the same state gives the same crops.
+
+    Returns:
+        float32, (N, 3, crop_px, crop_px), channels-last in memory, values 0-255.
+    """
+    n = len(images)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.empty(n, *shape).uniform_(low, high, generator=generator)
+
+    pixels = images.float().contiguous(memory_format=torch.channels_last)
+    pixels = _sharpen(pixels, uniform(*options.sharpness, 1, 1, 1))
+
+    area = torch.exp(uniform(math.log(options.area[0]), math.log(options.area[1])))
+    ratio = torch.exp(uniform(-math.log(options.aspect), math.log(options.aspect)))
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    centre_x = uniform(-1, 1) * (1 - width).abs()
+    centre_y = uniform(-1, 1) * (1 - height).abs()
+    if options.flip:
+        width = width * torch.sign(uniform(-1, 1))
+    angle = uniform(-1, 1) * math.radians(options.rotate_deg)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rows = (
+        torch.stack((width * cos, -height * sin, centre_x), 1),
+        torch.stack((width * sin, height * cos, centre_y), 1),
+    )
+    grid = F.affine_grid(torch.stack(rows, 1), [n, 3, crop_px, crop_px], align_corners=False)
+    crops = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+
+    strength = options.colour
+    crops = crops * uniform(1 - strength, 1 + strength, 1, 1, 1)
+    mean = crops.mean((1, 2, 3), keepdim=True)
+    crops = mean + (crops - mean) * uniform(1 - strength, 1 + strength, 1, 1, 1)
+    luma = (crops * crops.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    saturation = uniform(1 - strength, 1 + strength, 1, 1, 1)
+    saturation[uniform(0, 1) < options.grey] = 0
+    crops = luma + (crops - luma) * saturation
+    if options.noise:
+        noise = torch.empty_like(crops).normal_(generator=generator)
+        crops = crops + noise * uniform(0, options.noise, 1, 1, 1)
+    return crops.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
+
+
+def _sharpen(pixels: Tensor, amount: Tensor) -> Tensor:
+    """Unsharp mask with a 3x3 binomial blur: ``amount`` > 0 sharpens, -1 leaves the blur alone."""
+    kernel = pixels.new_tensor([1.0, 2.0, 1.0])
+    kernel = (kernel[:, None] * kernel / 16).expand(3, 1, 3, 3)
+    blurred = F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    return (pixels + (pixels - blurred) * amount).clamp_(0, 255)
