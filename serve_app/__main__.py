@@ -19,10 +19,9 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.launch_weights import choose_weights
-
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
+DOWNLOAD_TIMEOUT_S = 60
 PAGE_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 
@@ -35,11 +34,15 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m serve_app", description=__doc__)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "local.yaml", help="Serve config file")
-    parser.add_argument("--weights", default="auto", help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says")
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says",
+    )
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
     options = parser.parse_args()
-    for stop in (signal.SIGTERM, signal.SIGHUP):
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background shell job ignores SIGINT
         signal.signal(stop, _interrupt)
     started = time.monotonic()
     try:
@@ -74,7 +77,8 @@ def check_ports(*ports: int) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise StartError(
-                    f"port {port} is in use by another program ({error.strerror}): stop it, or choose another with `make run {flag}=…`"
+                    f"port {port} cannot be used ({error.strerror}): stop the program that listens there, "
+                    f"or choose another port with `make run {flag}=…`"
                 ) from None
 
 
@@ -91,8 +95,23 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
         raise StartError(f"{path} cannot be read as a Serve config: {error}") from None
     if weights != "config":
-        app.setdefault("args", {})["weights"] = choose_weights(say) if weights == "auto" else weights
+        app.setdefault("args", {})["weights"] = choose_weights() if weights == "auto" else weights
     return dict(config)
+
+
+def choose_weights() -> str:
+    """Return ``imagenet`` where its weights are cached or quickly downloaded, else ``demo``; say which."""
+    try:
+        command = [sys.executable, "-m", "serve_app.launch_weights"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+        reason = found.stderr.strip().rpartition("\n")[2]
+    except subprocess.TimeoutExpired:
+        reason, found = f"not within {DOWNLOAD_TIMEOUT_S} s", None
+    if found is not None and found.returncode == 0:
+        say("weights: imagenet, one thousand classes")
+        return "imagenet"
+    say(f"weights: demo, ten everyday classes; ImageNet's cannot be had ({reason})")
+    return "demo"
 
 
 @contextlib.contextmanager
@@ -168,10 +187,8 @@ def page(api: str, port: int) -> Iterator[str]:
         StartError: It ended, or did not answer in time.
     """
     say("starting the page")
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
-    process = subprocess.Popen(
-        command, cwd=ROOT / "frontend", env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: httpx.get(f"{url}/_stcore/health").status_code == 200, PAGE_TIMEOUT_S, "the page", process)

@@ -17,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, Upload, parse_parameters, read_uploads
-from serve_app.classifier import ActivationMap, Explain
 from serve_app.errors import (
     DeadlineExceededError,
     InvalidParameterError,
@@ -27,7 +26,9 @@ from serve_app.errors import (
 )
 from serve_app.preprocess import FORMATS
 from serve_app.schemas import (
+    ActivationMap,
     ClassifyResponse,
+    Explain,
     Explanation,
     ImageResult,
     ModelRef,
@@ -96,41 +97,47 @@ def create_app(service: Service) -> FastAPI:
         response.headers["X-Model-Version"] = model.version
         return response
 
-    async def classify_one(index: int, upload: Upload, parameters: Parameters, request: Request) -> ImageResult:
+    async def answer(upload: Upload, parameters: Parameters) -> Answer:
+        if isinstance(upload.encoded, ServiceError):
+            raise upload.encoded
+        deadline_s = service.limits.deadline_s
         try:
-            if isinstance(upload.encoded, ServiceError):
-                raise upload.encoded
-            top_k = parameters.top_k or service.tuning.top_k
             with stats.in_flight() as company:
-                answer = await service.classify(upload.encoded, top_k, _explain(parameters), company)
-        except ServiceError as error:
-            stats.failed(error)
-            problem = to_problem(error, request.state.id)
-            return ImageResult(index=index, id=upload.id, status="error", error=problem)
-        except Exception as error:
-            log.exception("request %s, image %d", request.state.id, index)
-            stats.failed(error)
-            problem = to_problem(ServiceError("this image could not be classified; the server's log says why"), request.state.id)
-            return ImageResult(index=index, id=upload.id, status="error", error=problem)
-        stats.answered(answer)
-        return to_result(index, upload.id, answer, parameters, service)
+                async with asyncio.timeout(deadline_s):
+                    top_k = parameters.top_k or service.tuning.top_k
+                    return await service.classify(upload.encoded, top_k, _explain(parameters), company)
+        except TimeoutError:
+            raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
 
-    def start(uploads: Sequence[Upload], parameters: Parameters, request: Request) -> list[asyncio.Task[ImageResult]]:
+    async def classify_one(index: int, upload: Upload, parameters: Parameters, request_id: str) -> ImageResult:
+        try:
+            answered = await answer(upload, parameters)
+        except ServiceError as error:
+            failure = error
+        except Exception:
+            log.exception("request %s, image %d", request_id, index)
+            failure = ServiceError("this image could not be classified; the server's log says why")
+        else:
+            stats.answered(answered)
+            return to_result(index, upload.id, answered, parameters, service)
+        stats.failed(failure)
+        return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
+
+    async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
+        uploads, parameters = await read_uploads(request, service.limits)
         _check_explained(parameters, len(service.card.labels))
         return [
-            asyncio.create_task(_within(service.limits.deadline_s, i, upload, classify_one(i, upload, parameters, request), request.state.id))
+            asyncio.create_task(classify_one(i, upload, parameters, request.state.id))
             for i, upload in enumerate(uploads)
         ]
 
     async def classify_all(request: Request) -> list[ImageResult]:
-        uploads, parameters = await read_uploads(request, service.limits)
-        tasks = start(uploads, parameters, request)
+        tasks = await start(request)
         try:
-            results = await asyncio.gather(*tasks)
-        finally:
+            return await asyncio.gather(*tasks)
+        finally:  # when the client went away, nobody waits for the rest
             for task in tasks:
                 task.cancel()
-        return results
 
     @app.post(
         "/v1/classify",
@@ -147,8 +154,7 @@ def create_app(service: Service) -> FastAPI:
         each result as it finishes, then a summary.
         """
         if any(kind in request.headers.get("accept", "") for kind in JSONL):
-            uploads, parameters = await read_uploads(request, service.limits)
-            lines = _stream(start(uploads, parameters, request), model, request.state.id)
+            lines = _stream(await start(request), model, request.state.id)
             return StreamingResponse(lines, media_type=JSONL[0])
         results = await classify_all(request)
         if refused := _refusal(results):
@@ -277,16 +283,9 @@ def _explain(parameters: Parameters) -> Explain:
 
 def _check_explained(parameters: Parameters, classes: int) -> None:
     if parameters.explain_class is not None and parameters.explain_class >= classes:
-        raise InvalidParameterError(f"explain_class: {parameters.explain_class} is not a class id; they end at {classes - 1}")
-
-
-async def _within(seconds: float, index: int, upload: Upload, work: Awaitable[ImageResult], request_id: str) -> ImageResult:
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError:
-        problem = to_problem(DeadlineExceededError(f"no answer within {seconds:g} s"), request_id)
-        return ImageResult(index=index, id=upload.id, status="error", error=problem)
+        raise InvalidParameterError(
+            f"explain_class: {parameters.explain_class} is not a class id; they end at {classes - 1}"
+        )
 
 
 def _summary(results: Sequence[ImageResult]) -> Summary:

@@ -1,6 +1,6 @@
 """The whole graph: ingress -> preprocess -> classify."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
 from ray.serve import Application
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from serve_app.config import Limits
+from serve_app.config import Limits, describe
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
@@ -103,10 +103,7 @@ def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
     try:
         return Parameters.model_validate(merged)
     except ValidationError as error:
-        raise InvalidParameterError(
-            "; ".join(f"{e['loc'][0]}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-            + f". Known parameters: {', '.join(Parameters.model_fields)}"
-        ) from None
+        raise InvalidParameterError(describe(error, Parameters)) from None
 
 
 async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], Parameters]:
@@ -168,11 +165,7 @@ async def _read_json(request: LimitedRequest) -> JsonBody:
     try:
         return JsonBody.model_validate_json(await request.body())
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        raise MalformedRequestError(
-            f'{where}: {first["msg"]}. Expected {{"inputs": [{{"id": …, "b64": …}}], "parameters": {{…}}}}'
-        ) from None
+        raise MalformedRequestError(f"the JSON body: {describe(error, JsonBody)}") from None
 
 
 def _decode_base64(text: str) -> bytes | ServiceError:

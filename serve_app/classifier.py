@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,60 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from serve_app.schemas import ModelCard
-
-Explain = Literal["top"] | int | None
-
-
-@dataclass(frozen=True)
-class ClassifyItem:
-    """One image's place in a batch.
-
-    Attributes:
-        pixels: uint8, (crop_px, crop_px, 3), RGB, 0-255.
-        top_k: Classes wanted, best first.
-        explain: Class whose activation map is wanted: an id, ``"top"`` for the best, or none.
-    """
-
-    pixels: np.ndarray
-    top_k: int
-    explain: Explain = None
-
-
-@dataclass(frozen=True)
-class ActivationMap:
-    """Where a class's evidence lies: ``values.mean() + bias == logit``.
-
-    Attributes:
-        class_id: The class explained.
-        values: float32, (rows, columns), in logits.
-        bias: The class's bias in the last layer.
-        logit: The class's score before softmax.
-    """
-
-    class_id: int
-    values: np.ndarray
-    bias: float
-    logit: float
-
-
-@dataclass(frozen=True)
-class Classification:
-    """One image's answer.
-
-    Attributes:
-        class_ids: Best first.
-        scores: Softmax probabilities of ``class_ids``.
-        margin: Best minus second best probability.
-        entropy: Of all probabilities, in nats.
-        activation_map: Present when asked for.
-    """
-
-    class_ids: tuple[int, ...]
-    scores: tuple[float, ...]
-    margin: float
-    entropy: float
-    activation_map: ActivationMap | None = None
+from serve_app.schemas import ActivationMap, Classification, ClassifyItem, ModelCard
 
 
 class ResNetEngine:
@@ -115,9 +60,7 @@ class ResNetEngine:
         k = min(max(2, *(item.top_k for item in items)), probabilities.shape[1])
         best = probabilities.topk(k)
         results = []
-        for i, (item, scores, ids) in enumerate(
-            zip(items, best.values.tolist(), best.indices.tolist(), strict=True)
-        ):
+        for i, (item, scores, ids) in enumerate(zip(items, best.values.tolist(), best.indices.tolist(), strict=True)):
             explained = ids[0] if item.explain == "top" else item.explain
             results.append(
                 Classification(

@@ -87,7 +87,14 @@ def parse(kind: type[Model], values: Any) -> Model:
     try:
         return kind.model_validate(values or {})
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or kind.__name__}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        )
-        raise ValueError(f"{kind.__name__}: {wrong}. Known here: {', '.join(kind.model_fields)}") from None
+        raise ValueError(describe(error, kind)) from None
+
+
+def describe(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Say in one line what a model's input has wrong, and which names it knows."""
+    wrong = []
+    for each in error.errors():
+        where = ".".join(map(str, each["loc"])) or "input"
+        unknown = each["type"] == "extra_forbidden"
+        wrong.append(f"{where}: unknown name" if unknown else f"{where}: {each['msg']} (got {each['input']!r:.60})")
+    return f"{'; '.join(wrong)}. Known names: {', '.join(kind.model_fields)}"

@@ -17,13 +17,11 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app.api import create_app
 from serve_app.batcher import Batched, BatchRecord, MicroBatcher
-from serve_app.classifier import Classification, ClassifyItem, Explain, ResNetEngine
 from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec, parse
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError
-from serve_app.preprocess import PreprocessedImage, preprocess
-from serve_app.schemas import ImageTransform, ModelCard
+from serve_app.preprocess import preprocess
+from serve_app.schemas import Classification, ClassifyItem, Explain, ImageTransform, ModelCard, PreprocessedImage
 from serve_app.service import Answer
-from serve_app.weights import load_model
 
 Value = TypeVar("Value")
 PING_TIMEOUT_S = 2.0
@@ -71,6 +69,10 @@ class Classifier:
         Raises:
             WeightsError: Fails this deployment, and the application with it.
         """
+        # Imported here: only the model's replica pays for torch (seconds and 400 MB).
+        from serve_app.classifier import ResNetEngine
+        from serve_app.weights import load_model
+
         model, card = load_model(weights)
         self._engine = ResNetEngine(model, card)
         tuning = BatchTuning()
@@ -80,7 +82,7 @@ class Classifier:
         self._queue_ms = _histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, labels)
         self._model_ms = _histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, labels)
         self._failed = Counter("classifier_failed_images", "Images whose batch raised.", tuple(labels))
-        self._failed.set_default_tags(labels)
+        self._failed.set_default_tags(dict(labels))
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             self._engine.classify, tuning, self._record
         )
@@ -170,5 +172,5 @@ async def _call(response: Awaitable[Value], stage: str) -> Value:
 
 def _histogram(name: str, description: str, boundaries: list[int], labels: dict[str, str]) -> Histogram:
     histogram = Histogram(name, description, boundaries, tuple(labels))
-    histogram.set_default_tags(labels)
+    histogram.set_default_tags(dict(labels))  # Serve adds its own to the dict it is given
     return histogram

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from serve_app.errors import ImageTooLargeError, InvalidImageError, UnsupportedImageError
-from serve_app.schemas import ImageInfo, ImageTransform
+from serve_app.schemas import ImageInfo, ImageTransform, PreprocessedImage
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXIF_ORIENTATION = 0x0112
@@ -25,19 +24,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class PreprocessedImage:
-    """What leaves this stage.
-
-    Attributes:
-        pixels: uint8, (crop_px, crop_px, 3), RGB, values 0-255, upright.
-        info: What the file's header said.
-    """
-
-    pixels: np.ndarray
-    info: ImageInfo
 
 
 def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> PreprocessedImage:
@@ -80,9 +66,7 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
             )
         try:
             orientation = _orientation(image)
-            info = ImageInfo(
-                format=str(image.format).lower(), width=width, height=height, orientation=orientation
-            )
+            info = ImageInfo(format=str(image.format).lower(), width=width, height=height, orientation=orientation)
             rgb = to_rgb(image)
             crop = _resize_and_crop(rgb, transform, orientation)
         except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError) as error:
@@ -116,8 +100,7 @@ def _open(encoded: bytes) -> Image.Image:
         return Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedImageError(
-            "not a JPEG, PNG, WebP, GIF, BMP or TIFF image "
-            f"(the {len(encoded)} bytes start with {encoded[:8]!r})"
+            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image (the {len(encoded)} bytes start with {encoded[:8]!r})"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(str(error)) from error

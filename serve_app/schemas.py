@@ -1,9 +1,11 @@
-"""What crosses a boundary: the model card beside the weights, and the answers on the wire."""
+"""What crosses a boundary: the card beside the weights, items between stages, answers on the wire."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
@@ -48,6 +50,73 @@ class ImageInfo(Schema):
     width: int = Field(description="Stored width in px, before orientation.")
     height: int = Field(description="Stored height in px, before orientation.")
     orientation: int = Field(description="EXIF orientation, 1-8; already honoured.")
+
+
+@dataclass(frozen=True)
+class PreprocessedImage:
+    """What leaves the preprocess stage.
+
+    Attributes:
+        pixels: uint8, (crop_px, crop_px, 3), RGB, values 0-255, upright.
+        info: What the file's header said.
+    """
+
+    pixels: np.ndarray
+    info: ImageInfo
+
+
+Explain = Literal["top"] | int | None
+
+
+@dataclass(frozen=True)
+class ClassifyItem:
+    """One image's place in a batch.
+
+    Attributes:
+        pixels: uint8, (crop_px, crop_px, 3), RGB, 0-255.
+        top_k: Classes wanted, best first.
+        explain: Class whose activation map is wanted: an id, ``"top"`` for the best, or none.
+    """
+
+    pixels: np.ndarray
+    top_k: int
+    explain: Explain = None
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """Where a class's evidence lies: ``values.mean() + bias == logit``.
+
+    Attributes:
+        class_id: The class explained.
+        values: float32, (rows, columns), in logits.
+        bias: The class's bias in the last layer.
+        logit: The class's score before softmax.
+    """
+
+    class_id: int
+    values: np.ndarray
+    bias: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One image's answer.
+
+    Attributes:
+        class_ids: Best first.
+        scores: Softmax probabilities of ``class_ids``.
+        margin: Best minus second best probability.
+        entropy: Of all probabilities, in nats.
+        activation_map: Present when asked for.
+    """
+
+    class_ids: tuple[int, ...]
+    scores: tuple[float, ...]
+    margin: float
+    entropy: float
+    activation_map: ActivationMap | None = None
 
 
 class Prediction(Schema):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serve_app.classifier import Classification, Explain
 from serve_app.config import AnswerTuning, Limits
-from serve_app.schemas import ImageInfo, ModelCard
+from serve_app.schemas import Classification, Explain, ImageInfo, ModelCard
 
 
 @dataclass(frozen=True)

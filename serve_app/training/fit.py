@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
@@ -23,8 +26,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
+from serve_app.errors import DatasetError
+from serve_app.schemas import ImageTransform
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import LabelledImages, load_image_folder
+from serve_app.weights import publish
 
 CHECKPOINT_EVERY_S = 120
 # ImageNet's statistics: what torchvision's own weights use, and close enough for any photos.
@@ -104,7 +110,11 @@ class Trainer:
         done = self.step_count / (self.recipe.epochs * self.steps_per_epoch)
         if done < self.recipe.warm_up:
             return self.recipe.peak_lr * (done + 1e-3) / self.recipe.warm_up
-        return self.recipe.peak_lr * 0.5 * (1 + math.cos(math.pi * (done - self.recipe.warm_up) / (1 - self.recipe.warm_up)))
+        return (
+            self.recipe.peak_lr
+            * 0.5
+            * (1 + math.cos(math.pi * (done - self.recipe.warm_up) / (1 - self.recipe.warm_up)))
+        )
 
     def step(self, crops: Tensor, targets: Tensor) -> float:
         """One optimiser step on float32 crops (N, 3, H, W) in 0-255; returns the loss."""
@@ -162,7 +172,10 @@ class Trainer:
         if state["recipe"] != json.loads(json.dumps(asdict(self.recipe))):
             raise ValueError(f"{path} was made with other settings; use those, or another OUT")
         tensors = load_file(path)
-        pick = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+
+        def pick(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
         self.model.load_state_dict(pick("model."))
         self.average = pick("average.")
         for i, parameter in enumerate(self._parameters()):
@@ -190,7 +203,9 @@ def fit(images: LabelledImages, recipe: Recipe, augmentation: Augmentation, serv
     started = saved = time.monotonic()
     before = trainer.seconds
     for epoch in range(trainer.step_count // per_epoch, recipe.epochs):
-        order = training[torch.randperm(len(training), generator=torch.Generator().manual_seed(recipe.seed + 1 + epoch))]
+        order = training[
+            torch.randperm(len(training), generator=torch.Generator().manual_seed(recipe.seed + 1 + epoch))
+        ]
         px, running = recipe.crop_px(epoch), 0.0
         first = trainer.step_count - epoch * per_epoch
         with tqdm(total=per_epoch, initial=first, desc=f"epoch {epoch + 1}/{recipe.epochs} at {px} px") as bar:
@@ -218,22 +233,46 @@ def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(px), int(epochs)) for px, _, epochs in (part.partition(":") for part in text.split(",")))
 
 
+def describe(images: LabelledImages, trainer: Trainer, augmentation: Augmentation, data: Path) -> dict[str, Any]:
+    """What the model card says about how the weights came to be."""
+    return {
+        "data": f"{data.name}: {len(images.paths)} images in {len(images.labels)} classes",
+        "command": f"python -m serve_app.training.fit {shlex.join(sys.argv[1:])}",
+        "seed": trainer.recipe.seed,
+        "minutes": round(trainer.seconds / 60, 1),
+        "recipe": asdict(trainer.recipe),
+        "augmentation": asdict(augmentation),
+        "torch": torch.__version__,
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with one sub-folder of images per class")
     parser.add_argument("out", type=Path, help="folder for checkpoint, weights and card")
     parser.add_argument("--schedule", type=parse_schedule, default="96:10,128:10", help="crop_px:epochs,…")
-    parser.add_argument("--store-px", type=int, default=144)
-    parser.add_argument("--serve-px", type=int, default=160)
-    parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr)
+    parser.add_argument("--store-px", type=int, default=144, help="side at which images are kept in memory")
+    parser.add_argument("--serve-px", type=int, default=160, help="side at which the weights want their images")
+    parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="faster on processors with AVX512-BF16 or AMX")
+    parser.add_argument("--version", default="1", help="names these weights in answers and metrics")
+    parser.add_argument("--notes", default="", help="shown to users beside the model's name")
     options = parser.parse_args()
     recipe = Recipe(options.schedule, options.store_px, peak_lr=options.peak_lr, seed=options.seed, bf16=options.bf16)
-    images = load_image_folder(options.data, recipe.store_px)
-    options.out.mkdir(parents=True, exist_ok=True)
-    fit(images, recipe, Augmentation(), options.serve_px, options.out / "checkpoint.safetensors")
+    augmentation = Augmentation()
+    try:
+        images = load_image_folder(options.data, recipe.store_px)
+        options.out.mkdir(parents=True, exist_ok=True)
+        trainer = fit(images, recipe, augmentation, options.serve_px, options.out / "checkpoint.safetensors")
+    except (DatasetError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    transform = ImageTransform(resize_px=options.serve_px, crop_px=options.serve_px, mean=MEAN, std=STD)
+    card = {"name": "resnet18", "version": options.version, "labels": images.labels, "transform": transform}
+    training = describe(images, trainer, augmentation, options.data)
+    publish(trainer.average, {**card, "training": training, "notes": options.notes}, options.out)
+    print(f"{options.out}/model.safetensors and model.json; next: python -m serve_app.training.evaluate")
 
 
 if __name__ == "__main__":

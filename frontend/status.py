@@ -1,0 +1,68 @@
+"""The Status page."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pandas as pd
+import streamlit as st
+
+from frontend.client import Client
+
+REFRESH_S = 2.0
+
+
+def show_status(client: Client) -> None:
+    """Show whether the service is ready, what it serves and what it has done.
+
+    Raises:
+        ServerDownError: The API does not answer.
+    """
+    st.title("Status")
+    served = client.models()
+    _show_live(client)
+    model, limits = served["models"][0], served["limits"]
+    st.subheader("Model")
+    st.markdown(f"**{model['name']}**, version **{model['version']}**, {model['classes']} classes. {model['notes']}")
+    st.caption(f"sha256 {model['sha256']}")
+    if model["metrics"]:
+        st.json(model["metrics"], expanded=1)
+    st.subheader("Limits")
+    st.markdown(
+        f"{limits['max_image_bytes'] / 2**20:.0f} MB per image · {limits['max_images']} images and "
+        f"{limits['max_body_bytes'] / 2**20:.0f} MB per request · {limits['max_pixels'] / 1e6:.0f} megapixels · "
+        f"{limits['deadline_s']:.0f} s · formats: {', '.join(served['formats'])}"
+    )
+
+
+@st.fragment(run_every=REFRESH_S)
+def _show_live(client: Client) -> None:
+    reason, status = client.ready(), client.status()
+    if reason is None:
+        st.success("Ready: every stage answers.", icon="✅")
+    else:
+        st.error(f"Not ready: {reason}", icon="⚠️")
+    images = status["images"]
+    total = images["ok"] + images["failed"]
+    columns = st.columns(5)
+    columns[0].metric("Up", str(timedelta(seconds=int(status["up_s"]))))
+    columns[1].metric("Images", total)
+    columns[2].metric("Failed", f"{images['failed'] / total:.1%}" if total else "–")
+    columns[3].metric("Under way", images["in_flight"])
+    columns[4].metric("Mean batch", status["mean_batch_size"] or "–")
+    left, right = st.columns(2)
+    with left:
+        st.markdown("**Replicas**")
+        replicas = [
+            (name, one["status"], ", ".join(f"{n} {state.lower()}" for state, n in one["replicas"].items()))
+            for name, one in status["deployments"].items()
+        ]
+        st.dataframe(pd.DataFrame(replicas, columns=["stage", "status", "replicas"]), hide_index=True)
+    with right:
+        st.markdown("**Time per image, ms** (the last thousand)")
+        if status["timings_ms"]:
+            st.dataframe(pd.DataFrame(status["timings_ms"]).T)
+        else:
+            st.caption("No image yet.")
+    if status["errors"]:
+        st.markdown("**Errors** · " + " · ".join(f"{code} {n}" for code, n in status["errors"].items()))
