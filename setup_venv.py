@@ -20,23 +20,26 @@ PYTHON = (3, 11)
 def main():
     """Do what is missing; a second run takes no time."""
     wanted = fingerprint()
-    if os.path.exists(STAMP) and open(STAMP).read() == wanted:
-        return
+    if os.path.exists(STAMP):
+        with open(STAMP) as stamp:
+            if stamp.read() == wanted:
+                return
     if sys.version_info < PYTHON:
         sys.exit(
-            "error: Python %d.%d or newer is needed, %s is %d.%d: install one, or name it with `make PYTHON=python3.12 …`"
-            % (PYTHON + (sys.executable,) + sys.version_info[:2])
+            "error: Python {}.{} or newer is needed, {} is {}.{}: install one, or name it with "
+            "`make PYTHON=python3.12 …`".format(*PYTHON, sys.executable, *sys.version_info[:2])
         )
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB and not os.environ.get("WHEEL_INDEX"):
         sys.exit(
-            "error: %.1f GB of disk are free, the packages need %d (with CUDA; 3 with WHEEL_INDEX set to a "
-            "CPU-only index): free some space" % (free, NEEDED_GB)
+            "error: {:.1f} GB of disk are free, the packages need {} (with CUDA; 3 with WHEEL_INDEX set to a "
+            "CPU-only index): free some space".format(free, NEEDED_GB)
         )
     python = os.path.join(VENV, "bin", "python")
     if not os.path.exists(python):
         say("making the virtual environment .venv")
-        run([sys.executable, "-m", "venv", VENV], "a virtual environment cannot be made (on Debian: apt install python3-venv)")
+        failure = "a virtual environment cannot be made (on Debian: apt install python3-venv)"
+        run([sys.executable, "-m", "venv", VENV], failure)
     say("installing pinned packages into .venv (a few minutes the first time; torch with CUDA is large)")
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--progress-bar", "on"]
     command += ["--constraint", os.path.join(ROOT, "constraints.txt"), "--editable", ROOT + "[page,test]"]

@@ -28,7 +28,7 @@ def guarded(show: Callable[[Client], None]) -> Callable[[], None]:
             st.error(
                 f"**The classification service is not answering.** {error}. "
                 "Start it with `make run`, or set API_URL to where it runs.",
-                icon="🔌",
+                icon=":material/power_off:",
             )
             if st.button("Try again", icon=":material/refresh:"):
                 st.rerun()
@@ -38,7 +38,7 @@ def guarded(show: Callable[[Client], None]) -> Callable[[], None]:
 
 def main() -> None:
     """Lay out the pages."""
-    st.set_page_config(page_title="Image classification", page_icon="🔎", layout="wide")
+    st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
     pages = [
         st.Page(
             guarded(show_classify), title="Classify", icon=":material/image_search:", url_path="classify", default=True

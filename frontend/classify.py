@@ -70,4 +70,8 @@ def _photos(served: Json) -> list[Photo]:
         st.session_state["round"] += 1
         st.session_state["pasted"] = []
         st.rerun()
-    return [Photo(file.name, file.getvalue()) for file in given]
+    # Hashing a folder's bytes on each rerun would be felt; Streamlit numbers its files.
+    known: dict[str, Photo] = st.session_state.setdefault("photos", {})
+    photos = {file.file_id: known.get(file.file_id) or Photo(file.name, file.getvalue()) for file in given}
+    st.session_state["photos"] = photos
+    return list(photos.values())

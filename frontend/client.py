@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-import httpx
+import httpx2
 
 API_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 60.0
@@ -63,12 +63,12 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, public_url: str | None = None, transport: httpx.BaseTransport | None = None
+        self, url: str | None = None, public_url: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
         """Open no connection yet."""
         self.url = (url or os.environ.get("API_URL", API_URL)).rstrip("/")
         self.public_url = (public_url or os.environ.get("API_PUBLIC_URL", self.url)).rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, transport=transport)
+        self._http = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S, transport=transport)
 
     def models(self) -> Json:
         """What is served, and within which limits."""
@@ -137,9 +137,9 @@ class Client:
     def python(self, name: str) -> str:
         """A program that classifies a file."""
         return (
-            "import httpx\n\n"
+            "import requests\n\n"
             f"photo = open({name!r}, 'rb').read()\n"
-            f'answer = httpx.post("{self.public_url}/v1/classify", content=photo).json()\n'
+            f'answer = requests.post("{self.public_url}/v1/classify", data=photo).json()\n'
             'for prediction in answer["results"][0]["predictions"]:\n'
             "    print(f\"{prediction['score']:6.1%}  {prediction['label']}\")\n"
         )
@@ -149,7 +149,7 @@ class Client:
             response = self._http.request(method, path, **request)
             _raise_problem(response)
             answer: Json = response.json()
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
             raise ServerDownError(f"{self.url} does not answer as the API ({_reason(error)})") from error
         return answer
 
@@ -162,14 +162,14 @@ class Client:
                     response.read()
                 _raise_problem(response)
                 yield from map(json.loads, response.iter_lines())
-        except (httpx.HTTPError, json.JSONDecodeError) as error:
+        except (httpx2.HTTPError, json.JSONDecodeError) as error:
             raise ServerDownError(f"{self.url} does not answer as the API ({_reason(error)})") from error
 
 
 _LOST: Json = {"title": "No result", "detail": "the stream ended before this image's result came", "code": "lost"}
 
 
-def _raise_problem(response: httpx.Response) -> None:
+def _raise_problem(response: httpx2.Response) -> None:
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         raise ProblemError(response.json())
     response.raise_for_status()

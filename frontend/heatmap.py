@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SHOWN_PX = 640
+MAX_PIXELS = 100_000_000
 # Dark violet to yellow by way of red: readable in greyscale too.
 STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
 
@@ -19,11 +20,11 @@ def open_upright(data: bytes, shown_px: int = SHOWN_PX) -> Image.Image | None:
         None where Pillow cannot read it; the API's answer says why.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # type: ignore[operator] # Pillow types it optional
+        file = Image.open(io.BytesIO(data))
+        if file.width * file.height > MAX_PIXELS:
             return None
-        image.draft("RGB", (shown_px, shown_px))
-        image = ImageOps.exif_transpose(image)
+        file.draft("RGB", (shown_px, shown_px))
+        image = ImageOps.exif_transpose(file)
         image.thumbnail((shown_px, shown_px))
         if "transparency" in image.info or "A" in image.mode:
             white = Image.new("RGBA", image.size, "white")

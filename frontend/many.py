@@ -73,7 +73,7 @@ def _classify_missing(client: Client, photos: Sequence[Photo], served: Json, ans
 
 def _rows(photos: Sequence[Photo], answers: dict[Any, Json], version: str) -> pd.DataFrame:
     """One row per photo: name, state, class, score, reason; the index is its place in ``photos``."""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for photo in photos:
         result = answers[(photo.key, version)]
         if result["status"] == "error":
@@ -147,6 +147,7 @@ def _show_table(shown: pd.DataFrame, photos: Sequence[Photo]) -> None:
     table = shown.copy()
     table.insert(0, "photo", [_data_url(_thumbnail(photos[i].key, photos[i].data)) for i in shown.index])
     table["score"] = table["score"] * 100
+    table["reason"] = table["reason"].fillna("")
     st.dataframe(
         table,
         hide_index=True,

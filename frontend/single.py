@@ -37,10 +37,10 @@ def show_single(client: Client, photo: Photo, model: Json, key: str = "single") 
         st.warning(
             f"**Not sure.** The best guess, {best['label']}, has only {best['score']:.0%}. "
             "Take this answer with care: the photo may show something the model has no class for.",
-            icon="🤔",
+            icon=":material/help:",
         )
     else:
-        st.success(f"**{best['label']}** · {best['score']:.1%}", icon="✅")
+        st.success(f"**{best['label']}** · {best['score']:.1%}", icon=":material/check_circle:")
     pictures, answers = st.columns([3, 2], gap="large")
     with pictures:
         _show_pictures(picture, result, model, key)
@@ -53,7 +53,7 @@ def show_single(client: Client, photo: Photo, model: Json, key: str = "single") 
 
 def show_problem(name: str, problem: Json) -> None:
     """Say what is wrong with one photo."""
-    st.error(f"**{name}**: {problem.get('title')}. {problem.get('detail', '')}", icon="⚠️")
+    st.error(f"**{name}**: {problem.get('title')}. {problem.get('detail', '')}", icon=":material/warning:")
 
 
 def _answer(client: Client, photo: Photo, model: Json, explain_class: int | None) -> Json:
@@ -91,7 +91,7 @@ def _show_pictures(picture: Any, result: Json, model: Json, key: str) -> None:
     )
 
 
-def _bars(result: Json) -> alt.LayerChart:
+def _bars(result: Json) -> Any:
     rows = pd.DataFrame(result["predictions"])
     rows["shown"] = rows["score"].map("{:.1%}".format)
     explained = result["explanation"]["class_id"]

@@ -39,9 +39,9 @@ def show_status(client: Client) -> None:
 def _show_live(client: Client) -> None:
     reason, status = client.ready(), client.status()
     if reason is None:
-        st.success("Ready: every stage answers.", icon="✅")
+        st.success("Ready: every stage answers.", icon=":material/check_circle:")
     else:
-        st.error(f"Not ready: {reason}", icon="⚠️")
+        st.error(f"Not ready: {reason}", icon=":material/warning:")
     images = status["images"]
     total = images["ok"] + images["failed"]
     columns = st.columns(5)

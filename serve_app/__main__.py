@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import yaml
 
@@ -48,9 +49,13 @@ def main() -> None:
     try:
         check_ports(options.port, options.page_port)
         config = read_config(options.config, options.port, options.weights)
-        with serving(config, options.port) as api, page(api, options.page_port) as page_url:
+        with serving(config, options.port) as (api, dashboard), page(api, options.page_port) as page_url:
             say(f"ready in {time.monotonic() - started:.0f} s")
-            print(f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n\n  Ctrl-C stops both.\n", flush=True)
+            print(
+                f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
+                f"\n  Ctrl-C stops both. Live changes: serve deploy -a {dashboard} configs/local.yaml\n",
+                flush=True,
+            )
             while True:
                 time.sleep(1)
     except KeyboardInterrupt:
@@ -92,7 +97,7 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text())
         config["http_options"] = {**config.get("http_options", {}), "port": port}
         app = config["applications"][0]
-    except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise StartError(f"{path} cannot be read as a Serve config: {error}") from None
     if weights != "config":
         app.setdefault("args", {})["weights"] = choose_weights() if weights == "auto" else weights
@@ -115,8 +120,8 @@ def choose_weights() -> str:
 
 
 @contextlib.contextmanager
-def serving(config: dict[str, Any], port: int) -> Iterator[str]:
-    """Run a Ray of our own with this config; gives the API's address once it answers.
+def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
+    """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
 
     Raises:
         StartError: Ray does not start, or an application fails to deploy.
@@ -129,12 +134,15 @@ def serving(config: dict[str, Any], port: int) -> Iterator[str]:
 
     ours: list[psutil.Process] = []
     try:
-        context = ray.init(address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level="ERROR")
+        context = ray.init(
+            address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR
+        )
         say("deploying ingress, preprocess and classify")
-        deploy(f"http://{context.dashboard_url}", config)
+        dashboard = f"http://{context.dashboard_url}"
+        deploy(dashboard, config)
         api = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
-        yield api
+        wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
+        yield api, dashboard
     finally:
         say("stopping")
         ours = psutil.Process().children(recursive=True)
@@ -142,7 +150,7 @@ def serving(config: dict[str, Any], port: int) -> Iterator[str]:
             with contextlib.suppress(Exception):  # a Ray that is half gone is ended below
                 from ray import serve
 
-                serve.shutdown()
+                serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
                 ray.shutdown()
             end(ours)
 
@@ -154,12 +162,12 @@ def deploy(dashboard: str, config: dict[str, Any]) -> None:
         StartError: An application failed; says why.
     """
     url = f"{dashboard}/api/serve/applications/"
-    response = httpx.put(url, json=config, timeout=60)
+    response = httpx2.put(url, json=config, timeout=60)
     if response.status_code != 200:
         raise StartError(f"Ray refused the config: {response.text.strip()}")
     deadline = time.monotonic() + DEPLOY_TIMEOUT_S
     while time.monotonic() < deadline:
-        apps = httpx.get(url, timeout=30).json()["applications"]
+        apps = httpx2.get(url, timeout=30).json()["applications"]
         if apps and all(app["status"] == "RUNNING" for app in apps.values()):
             return
         for name, app in apps.items():
@@ -171,7 +179,7 @@ def deploy(dashboard: str, config: dict[str, Any]) -> None:
 
 def failure(app: dict[str, Any]) -> str | None:
     """Find the sentence that says why an application failed, under Ray's traceback."""
-    messages = [app["message"], *(one["message"] for one in app["deployments"].values())]
+    messages: list[str] = [app["message"], *(one["message"] for one in app["deployments"].values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     for line in lines:
         if "WeightsError: " in line:
@@ -191,7 +199,7 @@ def page(api: str, port: int) -> Iterator[str]:
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_until(lambda: httpx.get(f"{url}/_stcore/health").status_code == 200, PAGE_TIMEOUT_S, "the page", process)
+        wait_until(lambda: httpx2.get(f"{url}/_stcore/health").status_code == 200, PAGE_TIMEOUT_S, "the page", process)
         yield url
     finally:
         end([psutil.Process(process.pid)] if process.poll() is None else [])
@@ -205,7 +213,7 @@ def wait_until(done: Any, timeout_s: float, what: str, process: subprocess.Popen
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(httpx2.HTTPError):
             if done():
                 return
         if process is not None and process.poll() is not None:

@@ -140,22 +140,22 @@ async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], 
 
 
 async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, str]]:
+    uploads: list[Upload] = []
+    fields: dict[str, str] = {}
     try:
         # The body is bounded already; these bounds only keep a flood of tiny parts out.
-        form = await request.form(max_files=4096, max_fields=64)
+        async with request.form(max_files=4096, max_fields=64) as form:
+            for name, value in form.multi_items():
+                if not isinstance(value, UploadFile):
+                    fields[name] = value
+                elif name in FILE_FIELDS:
+                    uploads.append(Upload(value.filename, await value.read()))
+                else:
+                    raise MalformedRequestError(f"file field {name!r}: use {FILE_FIELDS[0]!r}, repeated for many")
     except HTTPException as error:
         raise MalformedRequestError(f"the multipart body does not parse: {error.detail}") from error
     except KeyError as error:
         raise MalformedRequestError("the multipart content type names no boundary") from error
-    uploads, fields = [], {}
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name not in FILE_FIELDS:
-                raise MalformedRequestError(f"file field {name!r}: use {FILE_FIELDS[0]!r} (repeat it for many)")
-            uploads.append(Upload(value.filename, await value.read()))
-        else:
-            fields[name] = value
-    await form.close()
     if not uploads:
         raise MalformedRequestError(f"the form holds no file: use the field {FILE_FIELDS[0]!r}")
     return uploads, fields

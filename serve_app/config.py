@@ -46,7 +46,12 @@ class Limits(Knobs):
     max_image_bytes: int = Field(20 * MiB, gt=0, description="Largest encoded image, in bytes.")
     max_images: int = Field(64, gt=0, description="Most images in one request.")
     max_body_bytes: int = Field(64 * MiB, gt=0, description="Largest request body, in bytes.")
-    max_pixels: int = Field(50_000_000, gt=0, description="Most pixels an image's header may declare.")
+    max_pixels: int = Field(
+        50_000_000,
+        gt=0,
+        le=178_000_000,  # above, Pillow refuses by itself
+        description="Most pixels an image's header may declare.",
+    )
     deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
 
 
@@ -74,7 +79,7 @@ class AnswerTuning(Knobs):
 
     top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
     abstain_below: float = Field(
-        0.5, ge=0, le=1, description="Best scores under this are flagged as `abstain` (not sure)."
+        0.4, ge=0, le=1, description="Best scores under this are flagged as `abstain` (not sure)."
     )
 
 

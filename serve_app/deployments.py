@@ -24,9 +24,10 @@ from serve_app.schemas import Classification, ClassifyItem, Explain, ImageTransf
 from serve_app.service import Answer
 
 Value = TypeVar("Value")
+Handle = DeploymentHandle[Any]
 PING_TIMEOUT_S = 2.0
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256]
-MILLISECONDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
+MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 
 
 # Queues are bounded so that overload is refused, not piled up; a request of 64 images must
@@ -77,12 +78,13 @@ class Classifier:
         self._engine = ResNetEngine(model, card)
         tuning = BatchTuning()
         self._engine.warm_up(tuning.max_batch)
-        labels = {"version": card.version}
-        self._size = _histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, labels)
-        self._queue_ms = _histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, labels)
-        self._model_ms = _histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, labels)
-        self._failed = Counter("classifier_failed_images", "Images whose batch raised.", tuple(labels))
-        self._failed.set_default_tags(dict(labels))
+        self._size = _histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, card.version)
+        self._queue_ms = _histogram(
+            "classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, card.version
+        )
+        self._model_ms = _histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, card.version)
+        self._failed = Counter("classifier_failed_images", "Images whose batch raised.", ("version",))
+        self._failed.set_default_tags({"version": card.version})
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             self._engine.classify, tuning, self._record
         )
@@ -112,9 +114,7 @@ class Classifier:
 class Ingress:
     """Stage 1: HTTP, and the way of an image through the other stages."""
 
-    def __init__(
-        self, preprocessor: DeploymentHandle, classifier: DeploymentHandle, card: ModelCard, limits: Limits
-    ) -> None:
+    def __init__(self, preprocessor: Handle, classifier: Handle, card: ModelCard, limits: Limits) -> None:
         """Keep the handles; the app is built by Serve through the hook below."""
         self.card, self.limits, self.tuning = card, limits, AnswerTuning()
         self._preprocessor, self._classifier = preprocessor, classifier
@@ -152,7 +152,7 @@ class Ingress:
             for name, one in app.deployments.items()
         }
 
-    async def _ping(self, stage: str, handle: DeploymentHandle) -> None:
+    async def _ping(self, stage: str, handle: Handle) -> None:
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 await _call(handle.ping.remote(), stage)
@@ -170,7 +170,7 @@ async def _call(response: Awaitable[Value], stage: str) -> Value:
         raise NotReadyError(f"the {stage} stage is not available; try again") from error
 
 
-def _histogram(name: str, description: str, boundaries: list[int], labels: dict[str, str]) -> Histogram:
-    histogram = Histogram(name, description, boundaries, tuple(labels))
-    histogram.set_default_tags(dict(labels))  # Serve adds its own to the dict it is given
+def _histogram(name: str, description: str, boundaries: list[float], version: str) -> Histogram:
+    histogram = Histogram(name, description, boundaries, ("version",))
+    histogram.set_default_tags({"version": version})
     return histogram

@@ -11,7 +11,15 @@ from PIL import Image, UnidentifiedImageError
 from serve_app.errors import ImageTooLargeError, InvalidImageError, UnsupportedImageError
 from serve_app.schemas import ImageInfo, ImageTransform, PreprocessedImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# Accepted formats and how their files begin.
+FORMATS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "WEBP": (b"RIFF",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
 EXIF_ORIENTATION = 0x0112
 
 # EXIF orientation -> the operation that turns the stored picture upright (EXIF 2.32, 4.6.4).
@@ -57,7 +65,7 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and large pictures; both are decided here.
         warnings.simplefilter("ignore")
-        image = _open(encoded)
+        image = _open(encoded, max_pixels)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageTooLargeError(
@@ -95,17 +103,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(encoded), formats=FORMATS)
+        return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
     except UnidentifiedImageError as error:
+        for name, beginnings in FORMATS.items():
+            if encoded.startswith(beginnings):
+                raise InvalidImageError(f"begins like {name}, but its header is truncated or corrupt") from error
         raise UnsupportedImageError(
             f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image (the {len(encoded)} bytes start with {encoded[:8]!r})"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(str(error)) from error
+        raise ImageTooLargeError(f"the header declares over {max_pixels / 1e6:.0f} megapixels, the limit") from error
     except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError) as error:
-        raise InvalidImageError(f"the image's header is corrupt ({error})") from error
+        raise InvalidImageError(f"the image's header is truncated or corrupt ({error})") from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def evaluate(root: Path, spec: WeightsSpec) -> dict[str, Any]:
     }
 
 
-def _batches(rows: Sequence[tuple[Path, int]], size: int) -> Iterator[list[tuple[Path, int]]]:
+def _batches(rows: Iterable[tuple[Path, int]], size: int) -> Iterator[list[tuple[Path, int]]]:
     remaining = iter(rows)
     while part := list(islice(remaining, size)):
         yield part

@@ -95,8 +95,9 @@ class Trainer:
         self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}]
         self.optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}],
+            groups,
             lr=recipe.peak_lr,
             momentum=recipe.momentum,
             nesterov=True,
@@ -191,11 +192,19 @@ def fit(images: LabelledImages, recipe: Recipe, augmentation: Augmentation, serv
 
     The order of the images and every crop derive from (seed, epoch, step), so a resumed
     run sees what an uninterrupted one would have seen.
+
+    Raises:
+        DatasetError: Too few images for one batch.
+        ValueError: The checkpoint belongs to another recipe.
     """
     shuffled = torch.randperm(len(images.paths), generator=torch.Generator().manual_seed(recipe.seed))
     validation = shuffled[: int(len(shuffled) * recipe.validation)]
     training = shuffled[len(validation) :]
     per_epoch = len(training) // recipe.batch
+    if per_epoch == 0:
+        raise DatasetError(
+            f"{len(training)} training images do not fill one batch of {recipe.batch}: add images or use --batch"
+        )
     trainer = Trainer(images.labels, recipe, per_epoch)
     if checkpoint.exists():
         trainer.resume(checkpoint)
@@ -254,13 +263,21 @@ def main() -> None:
     parser.add_argument("--schedule", type=parse_schedule, default="96:10,128:10", help="crop_px:epochs,…")
     parser.add_argument("--store-px", type=int, default=144, help="side at which images are kept in memory")
     parser.add_argument("--serve-px", type=int, default=160, help="side at which the weights want their images")
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step")
     parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="faster on processors with AVX512-BF16 or AMX")
     parser.add_argument("--version", default="1", help="names these weights in answers and metrics")
     parser.add_argument("--notes", default="", help="shown to users beside the model's name")
     options = parser.parse_args()
-    recipe = Recipe(options.schedule, options.store_px, peak_lr=options.peak_lr, seed=options.seed, bf16=options.bf16)
+    recipe = Recipe(
+        options.schedule,
+        options.store_px,
+        batch=options.batch,
+        peak_lr=options.peak_lr,
+        seed=options.seed,
+        bf16=options.bf16,
+    )
     augmentation = Augmentation()
     try:
         images = load_image_folder(options.data, recipe.store_px)

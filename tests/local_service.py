@@ -1,0 +1,48 @@
+"""The service in one process, without Ray: the real stages behind the real API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from serve_app.batcher import MicroBatcher
+from serve_app.classifier import ResNetEngine
+from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec
+from serve_app.errors import NotReadyError, ServiceError
+from serve_app.preprocess import preprocess
+from serve_app.schemas import Classification, ClassifyItem, Explain
+from serve_app.service import Answer
+from serve_app.weights import load_model
+
+
+class LocalService:
+    """Stages 2 and 3 by plain calls.
+
+    Attributes:
+        failing: Raised for the next images instead of an answer, to see what the API makes of it.
+        delay_s: How much slower each image is.
+    """
+
+    def __init__(self, weights: WeightsSpec, limits: Limits | None = None) -> None:
+        model, self.card = load_model(weights)
+        self.limits, self.tuning = limits or Limits(), AnswerTuning()
+        engine = ResNetEngine(model, self.card)
+        self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(engine.classify, BatchTuning())
+        self.failing: Exception | None = None
+        self.delay_s = 0.0
+
+    async def classify(self, encoded: bytes, top_k: int, explain: Explain, company: int) -> Answer:
+        await asyncio.sleep(self.delay_s)
+        if self.failing:
+            raise self.failing
+        image = preprocess(encoded, self.card.transform, self.limits.max_pixels)
+        batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain), company)
+        times = {"decode": 1.0, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
+        return Answer(image.info, batched.value, times, batched.batch_size)
+
+    async def check_ready(self) -> None:
+        if isinstance(self.failing, ServiceError):
+            raise NotReadyError("the classify stage does not answer yet")
+
+    async def describe(self) -> dict[str, Any]:
+        return {"Classifier": {"status": "HEALTHY", "replicas": {"RUNNING": 1}, "message": ""}}

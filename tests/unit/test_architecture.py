@@ -1,0 +1,95 @@
+"""The house stays in order: who imports whom, what runs on import, what the first lines say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Each module of serve_app, from the bottom up: it may import only what stands before it.
+ORDER = (
+    *("errors", "config", "schemas", "preprocess", "batcher", "weights", "classifier", "service", "stats", "bodies"),
+    *("api", "deployments", "app", "launch_weights", "__main__"),
+    *("training.data", "training.augment", "training.fit", "training.evaluate"),
+)
+OWNERS = {
+    "ray": {"deployments", "app", "__main__"},
+    "fastapi": {"api", "deployments"},
+    "torch": {"classifier", "weights", "training.data", "training.augment", "training.fit", "training.evaluate"},
+    "PIL": {"preprocess"},
+}
+
+
+def modules() -> dict[str, Path]:
+    files = (ROOT / "serve_app").rglob("*.py")
+    return {
+        ".".join(path.relative_to(ROOT / "serve_app").with_suffix("").parts): path
+        for path in files
+        if path.name != "__init__.py"
+    }
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_one_way(name: str) -> None:
+    """A module imports only modules below it; training never the serving half."""
+    inner = {n.removeprefix("serve_app.") for n in imports(modules()[name]) if n.startswith("serve_app.")}
+    below = set(ORDER[: ORDER.index(name)])
+    if name.startswith("training."):
+        below -= {"api", "bodies", "deployments", "app", "service", "stats"}
+    assert {n for n in inner if n in ORDER} <= below
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_libraries_stay_where_they_belong(library: str) -> None:
+    """Ray, FastAPI, torch and Pillow each have their files."""
+    users = {name for name, path in modules().items() if any(n.split(".")[0] == library for n in imports(path))}
+    assert users <= OWNERS[library]
+
+
+def test_the_page_knows_only_http() -> None:
+    for path in (ROOT / "frontend").glob("*.py"):
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & {"serve_app", "torch", "ray", "torchvision"}, path
+        assert "httpx2" not in roots or path.name == "client.py"
+
+
+def test_stages_open_with_their_number() -> None:
+    """`head -1 serve_app/*.py` prints the path of a request."""
+    for name, stage in (("api", 1), ("bodies", 1), ("preprocess", 2), ("batcher", 3), ("classifier", 3)):
+        assert modules()[name].read_text().startswith(f'"""Stage {stage}/3 · ')
+
+
+def test_nothing_happens_on_import(tmp_path: Path) -> None:
+    """Importing the whole graph opens no socket and writes no file."""
+    program = (
+        "import sys\n"
+        "def hook(event, args):\n"
+        "    writes = event == 'open' and set(args[1] or '') & set('wax+') and '__pycache__' not in str(args[0])\n"
+        "    if writes or event in ('socket.connect', 'os.mkdir'): print(event, args)\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import ray, torch, torchvision, fastapi_offline, yaml, psutil, httpx2, fsspec\n"
+        "sys.addaudithook(hook)\n"
+        "import serve_app.app, serve_app.__main__, serve_app.training.evaluate\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""

@@ -1,0 +1,167 @@
+"""The page's code against the real API in one process: client, heat map, both pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import streamlit as st
+from PIL import Image
+from starlette.testclient import TestClient
+from streamlit.testing.v1 import AppTest
+
+from frontend.client import Client, Photo, ProblemError, ServerDownError
+from frontend.heatmap import open_upright, overlay
+from serve_app.api import create_app
+from serve_app.config import Limits, WeightsSpec
+from serve_app.errors import OverloadedError
+from tests.conftest import encode, make_photo, make_picture
+from tests.local_service import LocalService
+
+APP = str(Path(__file__).parents[2] / "frontend" / "app.py")
+
+
+@pytest.fixture
+def service(weights: WeightsSpec) -> LocalService:
+    return LocalService(weights, Limits(max_images=4))
+
+
+@pytest.fixture
+def client(service: LocalService) -> Iterator[Client]:
+    with TestClient(create_app(service)) as http:
+        yield Client("http://testserver", transport=http._transport)
+
+
+@pytest.fixture
+def page(client: Client, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    """The app, talking to the API in this process."""
+    monkeypatch.setattr("frontend.client.Client", lambda: client)
+    st.cache_resource.clear()
+    return AppTest.from_file(APP, default_timeout=30)
+
+
+def photos(n: int) -> list[Photo]:
+    return [Photo(f"{i}.jpg", make_photo(i)) for i in range(n)]
+
+
+def test_client_classifies_one(client: Client) -> None:
+    result = client.classify(photos(1)[0], explain_class=2)
+    assert result["status"] == "ok"
+    assert result["explanation"]["class_id"] == 2
+
+
+def test_client_returns_an_images_error_as_its_result(client: Client) -> None:
+    result = client.classify(Photo("x.txt", b"text"))
+    assert (result["id"], result["error"]["status"]) == ("x.txt", 415)
+
+
+def test_client_splits_by_the_limits(client: Client) -> None:
+    """Ten photos at four per request: every one answered once, under its own index."""
+    given = photos(10)
+    given[3] = Photo("broken", b"text")
+    results = {result["index"]: result for result in client.classify_many(given, 4, 10**6)}
+    assert sorted(results) == list(range(10))
+    assert [results[i]["id"] for i in range(10)] == [photo.name for photo in given]
+    assert [i for i, result in results.items() if result["status"] == "error"] == [3]
+    assert len(list(client.classify_many(given, 64, 50_000))) == 10
+
+
+def test_client_loses_nothing_when_the_server_refuses(client: Client, service: LocalService) -> None:
+    """A photo over the server's body limit: its group fails with a reason, the others are answered."""
+    service.limits = Limits(max_images=4, max_body_bytes=100_000)
+    given = [*photos(3), Photo("large.bmp", encode(make_picture(400, 400), "BMP"))]
+    results = list(client.classify_many(given, 4, 100_000))
+    assert sorted(result["index"] for result in results) == [0, 1, 2, 3]
+    (failed,) = [result for result in results if result["status"] == "error"]
+    assert failed["error"]["code"] == "too_large"
+
+
+def test_client_says_when_nobody_answers() -> None:
+    nobody = Client("http://127.0.0.1:9")
+    with pytest.raises(ServerDownError, match=r"127\.0\.0\.1:9 does not answer"):
+        nobody.models()
+    (result,) = nobody.classify_many(photos(1), 4, 10**6)
+    assert result["error"]["code"] == "server_down"
+
+
+def test_client_passes_problems_on(client: Client, service: LocalService) -> None:
+    service.failing = OverloadedError("busy")
+    assert client.ready() is not None
+    with pytest.raises(ProblemError):
+        client._json("GET", "/v1/models/other/labels")
+
+
+def test_overlay_covers_what_the_model_saw() -> None:
+    """Strong evidence is bright, outside the crop is faded, and no opacity means no change."""
+    photo = Image.new("RGB", (200, 100), (100, 100, 100))
+    values = [[0.0, 0.0], [0.0, 5.0]]
+    lit = np.asarray(overlay(photo, values, 0.8, 1.0)).astype(int)
+    assert lit[75, 125].sum() > lit[25, 75].sum() + 200
+    assert (lit[50, 10] > 100).all()
+    plain = np.asarray(overlay(photo, values, 1.0, 0.0))
+    assert (plain[:, 50:150] == 100).all()
+
+
+def test_pictures_are_upright_or_absent() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = open_upright(encode(make_picture(300, 200), exif=exif))
+    assert turned is not None
+    assert turned.size == (200, 300)
+    assert open_upright(b"text") is None
+
+
+def test_page_with_nothing(page: AppTest) -> None:
+    page.run()
+    assert not page.exception
+    assert "What is in this photo?" in page.title[0].value
+    assert "random" in page.caption[0].value
+
+
+def test_page_with_one_photo(page: AppTest) -> None:
+    page.run()
+    page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+    assert not page.exception
+    shown = [*page.success, *page.warning]
+    assert len(shown) == 1
+    answer = json.loads(page.code[2].value)
+    assert answer["predictions"][0]["label"] in shown[0].value
+    assert "/v1/classify" in page.code[0].value
+    assert "requests.post" in page.code[1].value
+
+
+def test_page_with_many_photos(page: AppTest) -> None:
+    """Six photos, one of them text: all counted, the reason shown, filters work."""
+    page.run()
+    for i in range(5):
+        page.file_uploader[0].upload(f"{i}.jpg", make_photo(i), "image/jpeg")
+    page.file_uploader[0].upload("x.txt", b"text").run()
+    assert not page.exception
+    assert {m.label: m.value for m in page.metric}["Photos"] == "6"
+    assert {m.label: m.value for m in page.metric}["Failed"] == "1"
+    assert "not a JPEG" in page.error[0].value
+
+
+def test_page_when_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_URL", "http://127.0.0.1:9")
+    st.cache_resource.clear()
+    page = AppTest.from_file(APP, default_timeout=30).run()
+    assert "not answering" in page.error[0].value
+    assert "make run" in page.error[0].value
+
+
+def test_status_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def script() -> None:
+        from frontend.client import Client
+        from frontend.status import show_status
+
+        show_status(Client())
+
+    monkeypatch.setattr("frontend.client.Client", lambda: client)
+    page = AppTest.from_function(script, default_timeout=30).run()
+    assert not page.exception
+    assert "Ready" in page.success[0].value
+    assert {m.label for m in page.metric} == {"Up", "Images", "Failed", "Under way", "Mean batch"}
