@@ -105,7 +105,9 @@ def _bars(result: Json) -> Any:
         color=alt.condition("datum.explained", alt.value("#e4572e"), alt.value("#f3b49f"))
     )
     # Without this the thin bars of unlikely classes could hardly be hit.
-    target = base.mark_bar(opacity=0.001, cursor="pointer").encode(x=alt.value(0), x2=alt.value("width"))
+    target = base.mark_bar(opacity=0.001, cursor="pointer", height={"band": 1}).encode(
+        x=alt.value(0), x2=alt.value("width")
+    )
     text = base.mark_text(align="left", dx=5, fontSize=12).encode(text="shown:N")
     picked = alt.selection_point("bar", fields=["class_id"], on="click")
     return alt.layer(bars, text, target.add_params(picked)).properties(height=30 * len(rows))

@@ -7,7 +7,7 @@ The files in the order in which a request meets them (``head -1 serve_app/*.py``
     batcher.py     Stage 3/3  single requests -> batches, the moment the model is free
     classifier.py  Stage 3/3  uint8 batch -> top-k labels (and class activation maps)
 
-Around them: ``weights.py`` finds and verifies a model, ``config.py`` holds every knob,
+Around them: ``cards.py`` and ``weights.py`` find and verify a model, ``config.py`` holds every knob,
 ``schemas.py`` the wire types, ``errors.py`` what can go wrong. ``deployments.py`` puts the
 stages on Ray Serve and ``app.py`` is the whole graph on one screen. ``training/`` makes
 weights. ``python -m serve_app`` starts everything on this machine.

@@ -4,9 +4,9 @@
 
 from ray.serve import Application
 
+from serve_app.cards import load_card
 from serve_app.config import AppConfig
 from serve_app.deployments import Classifier, Ingress, Preprocessor
-from serve_app.weights import load_card
 
 
 def build_app(config: AppConfig) -> Application:

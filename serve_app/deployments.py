@@ -118,6 +118,7 @@ class Ingress:
         """Keep the handles; the app is built by Serve through the hook below."""
         self.card, self.limits, self.tuning = card, limits, AnswerTuning()
         self._preprocessor, self._classifier = preprocessor, classifier
+        self._was_ready = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Serve the HTTP app, once per replica."""
@@ -129,6 +130,8 @@ class Ingress:
 
     async def classify(self, encoded: bytes, top_k: int, explain: Explain, company: int) -> Answer:
         """See Service.classify."""
+        if not self._was_ready:  # else requests would wait their whole deadline for a model that never comes
+            await self.check_ready()
         decoded = await _call(self._preprocessor.remote(encoded), "preprocess")
         if isinstance(decoded, ServiceError):
             raise decoded
@@ -142,6 +145,7 @@ class Ingress:
         """See Service.check_ready."""
         stages = {"preprocess": self._preprocessor, "classify": self._classifier}
         await asyncio.gather(*(self._ping(stage, handle) for stage, handle in stages.items()))
+        self._was_ready = True
 
     async def describe(self) -> dict[str, Any]:
         """See Service.describe."""

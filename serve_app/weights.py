@@ -1,8 +1,8 @@
-"""Find, verify and read a model: what it is (its card) and its numbers (its state dict).
+"""Find, verify and read a model's numbers.
 
-Labels, crop and normalisation come with the weights. Nothing falls back to anything else,
-and nothing is unpickled: published weights are safetensors, and torchvision's own file is
-read by torch's tensors-only loader after torchvision checked its hash.
+Nothing falls back to anything else, and nothing is unpickled: published weights are
+safetensors, and torchvision's own file is read by torch's tensors-only loader after
+torchvision checked its hash.
 """
 
 from __future__ import annotations
@@ -18,43 +18,17 @@ from urllib.parse import urlsplit
 
 import fsspec
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
+from serve_app.cards import load_card, one_line, weights_uri
 from serve_app.config import WeightsSpec
 from serve_app.errors import WeightsError
-from serve_app.schemas import ImageTransform, ModelCard
+from serve_app.schemas import ModelCard
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1
-DEMO = Path(__file__).with_name("models") / "demo" / "model.safetensors"
-
-
-def load_card(spec: WeightsSpec) -> ModelCard:
-    """Read what a model is, without its numbers.
-
-    Raises:
-        WeightsError: Unknown name, or a card that is missing or not valid.
-    """
-    if spec.source == "imagenet":
-        return _imagenet_card()
-    uri = _weights_uri(spec)
-    card_uri = uri.removesuffix(".safetensors") + ".json"
-    try:
-        with fsspec.open(card_uri, "rb") as file:
-            card = ModelCard.model_validate_json(file.read())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WeightsError(f"weights {uri}: the card {card_uri} is not valid: {where}: {first['msg']}") from error
-    except Exception as error:  # every storage backend raises its own kind
-        raise WeightsError(f"weights {uri}: cannot read the card {card_uri}: {_reason(error)}") from error
-    expected = spec.sha256 or card.sha256
-    if card.sha256 != expected:
-        raise WeightsError(f"weights {uri}: the configured sha256 {expected} is not the card's {card.sha256}")
-    return card
 
 
 def load_model(spec: WeightsSpec) -> tuple[ResNet, ModelCard]:
@@ -105,56 +79,24 @@ def imagenet_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(IMAGENET.url).path).name
 
 
-def _imagenet_card() -> ModelCard:
-    transform = IMAGENET.transforms()
-    return ModelCard(
-        name="resnet18",
-        version="imagenet1k-v1",
-        labels=tuple(IMAGENET.meta["categories"]),
-        transform=ImageTransform(
-            resize_px=transform.resize_size[0],
-            crop_px=transform.crop_size[0],
-            mean=tuple(transform.mean),
-            std=tuple(transform.std),
-        ),
-        # torchvision names the file by the first 8 digits of its hash, and checks those.
-        sha256=imagenet_file().stem.rpartition("-")[2],
-        training={"data": "ImageNet-1k", "source": IMAGENET.url, "recipe": IMAGENET.meta["recipe"]},
-        metrics=IMAGENET.meta["_metrics"],
-        notes="torchvision ResNet18_Weights.IMAGENET1K_V1, one thousand classes.",
-    )
-
-
 def _imagenet_state() -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # URLError, hash mismatch, full disk, unreadable cache
         raise WeightsError(
-            f"weights imagenet: cannot download {IMAGENET.url} or read {imagenet_file()}: {_reason(error)}"
+            f"weights imagenet: cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
         ) from error
     return state
 
 
-def _weights_uri(spec: WeightsSpec) -> str:
-    if spec.source == "demo":
-        return str(DEMO)
-    if not spec.source.endswith(".safetensors"):
-        raise WeightsError(
-            f"weights {spec.source}: unknown name; use imagenet, demo, or the path or URI of a .safetensors file"
-        )
-    if spec.sha256 is None:
-        raise WeightsError(f"weights {spec.source}: a path or URI needs its sha256 in the configuration")
-    return spec.source
-
-
 def _safetensors_state(spec: WeightsSpec, card: ModelCard) -> Mapping[str, Tensor]:
-    path = _local_copy(_weights_uri(spec), card.sha256)
+    path = _local_copy(weights_uri(spec), card.sha256)
     try:
         if (found := sha256(path)) != card.sha256:
             raise WeightsError(f"weights {spec.source}: sha256 is {found}, expected {card.sha256}")
         state: Mapping[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"weights {spec.source}: cannot read the file: {_reason(error)}") from error
+        raise WeightsError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
     return state
 
 
@@ -180,10 +122,5 @@ def _local_copy(uri: str, digest: str) -> Path:
     except WeightsError:
         raise
     except Exception as error:  # every storage backend raises its own kind
-        raise WeightsError(f"weights {uri}: cannot download: {_reason(error)}") from error
+        raise WeightsError(f"weights {uri}: cannot download: {one_line(error)}") from error
     return cached
-
-
-def _reason(error: Exception) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 
 from serve_app.config import WeightsSpec
 from serve_app.weights import publish
+from tests.running import Running, start
 
 LABELS = ("ant", "bee", "cow", "dog", "eel", "fox")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -67,3 +68,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsSpec:
 def photo() -> Callable[..., bytes]:
     """Makes JPEGs."""
     return make_photo
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Running]:
+    """The whole service, once for all served and browser tests."""
+    with start() as service:
+        yield service

@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "schemas", "preprocess", "batcher", "weights", "classifier", "service", "stats", "bodies"),
+    *(
+        "errors",
+        "config",
+        "schemas",
+        "preprocess",
+        "batcher",
+        "cards",
+        "weights",
+        "classifier",
+        "service",
+        "stats",
+        "bodies",
+    ),
     *("api", "deployments", "app", "launch_weights", "__main__"),
     *("training.data", "training.augment", "training.fit", "training.evaluate"),
 )

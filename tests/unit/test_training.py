@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from serve_app.cards import load_card
 from serve_app.config import WeightsSpec
 from serve_app.errors import DatasetError
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import LabelledImages, load_image_folder
 from serve_app.training.evaluate import evaluate
 from serve_app.training.fit import Recipe, Trainer, fit, parse_schedule
-from serve_app.weights import load_card, sha256
+from serve_app.weights import sha256
 from tests.conftest import encode, make_picture
 
 RECIPE = Recipe(((16, 2), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validation=0.1)

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
 from serve_app import weights as module
+from serve_app.cards import DEMO, load_card
 from serve_app.config import WeightsSpec
 from serve_app.errors import WeightsError
-from serve_app.weights import DEMO, load_card, load_model, sha256
+from serve_app.weights import load_model, sha256
 from tests.conftest import LABELS, publish_random
 
 

@@ -1,0 +1,164 @@
+"""The page in real headless Chromium, against the running service."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.conftest import make_photo
+from tests.running import ROOT, Running, free_port
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+SHOTS = os.environ.get("SCREENSHOTS")
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ,
+    reason="no Chromium here: install it (Debian: apt install chromium) or set CHROMIUM; CI always runs these",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """64 files, five of them no photos."""
+    folder = tmp_path_factory.mktemp("files")
+    for i in range(64):
+        broken = i % 13 == 7
+        (folder / f"{i:02}.jpg").write_bytes(b"not a photo" if broken else make_photo(i))
+    return sorted(folder.iterdir())
+
+
+def upload(page: Page, *paths: Path) -> None:
+    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files([str(path) for path in paths])
+
+
+def shoot(page: Page, name: str) -> None:
+    """Keep a picture for a human, where SCREENSHOTS says."""
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=True)
+
+
+def test_one_photo(page: Page, running: Running, files: list[Path]) -> None:
+    """Upload one: the top classes, the heat map beside the photo, times and snippets."""
+    page.goto(running.page)
+    expect(page.get_by_role("heading", name="What is in this photo?")).to_be_visible()
+    upload(page, files[0])
+    expect(page.get_by_text("Top classes")).to_be_visible()
+    expect(page.get_by_text("What speaks for")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"Time in the service · [\d.]+ ms"))).to_be_visible()
+    expect(page.get_by_test_id("stImage").locator("img")).to_have_count(2)
+    page.wait_for_timeout(1500)
+    shoot(page, "one")
+    page.get_by_role("tab", name="JSON").click()
+    expect(page.get_by_text('"predictions"')).to_be_visible()
+
+
+def test_clicking_a_bar_shows_that_classs_map(page: Page, running: Running, files: list[Path]) -> None:
+    page.goto(running.page)
+    upload(page, files[0])
+    caption = page.get_by_text("What speaks for")
+    expect(caption).to_be_visible()
+    before = caption.inner_text()
+    bars = page.get_by_test_id("stVegaLiteChart").first
+    expect(bars.locator("canvas, svg").first).to_be_visible()
+    page.wait_for_timeout(1500)
+    box = bars.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.75)
+    expect(caption).not_to_have_text(before)
+
+
+def test_many_photos_with_broken_ones(page: Page, running: Running, files: list[Path]) -> None:
+    """Upload 64 with 5 broken: progress, 59 classified, 5 failed with their reason, table and downloads."""
+    page.goto(running.page)
+    expect(page.get_by_role("heading", name="What is in this photo?")).to_be_visible()
+    upload(page, *files)
+    expect(page.get_by_test_id("stProgress").first).to_be_visible()
+    metrics = page.get_by_test_id("stMetric")
+    expect(metrics).to_have_count(4)
+    expect(metrics.nth(1)).to_contain_text("59")
+    expect(metrics.nth(3)).to_contain_text("5")
+    shoot(page, "many")
+    page.get_by_text("Failed", exact=True).nth(1).click()
+    expect(page.get_by_text("not a JPEG, PNG").first).to_be_visible()
+    expect(page.get_by_test_id("stAlert")).to_have_count(5)
+    page.get_by_text("All", exact=True).click()
+    page.get_by_text("Table", exact=True).click()
+    expect(page.get_by_test_id("stDataFrame")).to_be_visible()
+    shoot(page, "table")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert len(rows) == 65
+    assert sum("not a JPEG" in row for row in rows) == 5
+
+
+def test_status_page(page: Page, running: Running) -> None:
+    page.goto(f"{running.page}/status")
+    expect(page.get_by_text("Ready: every stage answers.")).to_be_visible()
+    expect(page.get_by_text("Mean batch")).to_be_visible()
+    page.wait_for_timeout(1000)
+    shoot(page, "status")
+
+
+def test_narrow_windows_work(browser: Browser, running: Running, files: list[Path]) -> None:
+    """On a phone nothing is cut off sideways."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(running.page)
+    upload(page, files[0])
+    expect(page.get_by_text("Top classes")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shoot(page, "narrow")
+    page.close()
+
+
+@pytest.fixture
+def orphan_page() -> Iterator[str]:
+    """A page whose API is not there."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
+    env = {**os.environ, "API_URL": f"http://127.0.0.1:{free_port()}"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_server_down(page: Page, orphan_page: str) -> None:
+    """Without the API both pages say so, and what to do."""
+    for _ in range(100):
+        try:
+            page.goto(orphan_page)
+            break
+        except Exception:  # the page's own server is still starting
+            page.wait_for_timeout(300)
+    expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
+    expect(page.get_by_text("make run")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()
+    shoot(page, "down")
+    page.goto(f"{orphan_page}/status")
+    expect(page.get_by_text("The classification service is not answering.")).to_be_visible()

@@ -1,0 +1,101 @@
+"""The whole service as a user starts it: `python -m serve_app`, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where a started service is.
+
+    Attributes:
+        api: Base URL of the HTTP API.
+        page: URL of the page.
+        dashboard: URL that `serve deploy -a` takes.
+        output: What the launcher has printed so far.
+        process: The launcher.
+        mark: In the environment of every process that it started.
+    """
+
+    api: str
+    page: str
+    dashboard: str
+    output: Path
+    process: subprocess.Popen[bytes]
+    mark: str
+
+    def interrupt(self, timeout_s: float = 60) -> int:
+        """Press Ctrl-C and wait for the end."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout_s)
+
+    def survivors(self) -> list[str]:
+        """Processes of this service that are still there."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SERVE_APP_TEST") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+
+def free_port() -> int:
+    """A port that nobody uses right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def start(*options: str) -> Iterator[Running]:
+    """Start the service with the demo model on free ports; end it, whatever happens."""
+    mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as output:
+        command = [sys.executable, "-m", "serve_app", "--port", str(port), "--page-port", str(page_port)]
+        process = subprocess.Popen(
+            [*command, "--weights", "demo", *options],
+            cwd=ROOT,
+            env={**os.environ, "SERVE_APP_TEST": mark, "PYTHONUNBUFFERED": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            text = _wait_for(output.name, "Ctrl-C stops both", process)
+            (dashboard,) = re.findall(r"serve deploy -a (\S+)", text)
+            urls = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{page_port}"
+            yield Running(*urls, dashboard, Path(output.name), process, mark)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(60)
+
+
+def _wait_for(path: str, words: str, process: subprocess.Popen[bytes]) -> str:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        text = Path(path).read_text()
+        if words in text:
+            return text
+        if process.poll() is not None:
+            break
+        time.sleep(0.2)
+    raise RuntimeError(f"the service did not start; it said:\n{text}")
