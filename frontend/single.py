@@ -97,7 +97,13 @@ def _bars(result: Json) -> Any:
     explained = result["explanation"]["class_id"]
     rows["explained"] = rows["class_id"] == explained
     base = alt.Chart(rows).encode(
-        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=180, labelFontSize=13)),
+        y=alt.Y(
+            "label:N",
+            sort=None,
+            title=None,
+            scale=alt.Scale(padding=0),
+            axis=alt.Axis(labelLimit=180, labelFontSize=13),
+        ),
         x=alt.X("score:Q", title=None, axis=None, scale=alt.Scale(domain=[0, 1.12])),
         tooltip=[alt.Tooltip("label:N"), alt.Tooltip("shown:N", title="score"), alt.Tooltip("class_id:Q")],
     )
@@ -118,13 +124,13 @@ def _show_times(result: Json) -> None:
     rows = pd.DataFrame({"phase": PHASES, "ms": [times[phase] for phase in PHASES]})
     chart = (
         alt.Chart(rows)
-        .mark_bar(height=14)
+        .mark_bar(height=16)
         .encode(
-            x=alt.X("ms:Q", title=None, axis=alt.Axis(tickCount=4, format=".0f", labelExpr="datum.label + ' ms'")),
+            x=alt.X("ms:Q", title=None, axis=alt.Axis(tickCount=4, grid=False, labelExpr="datum.label + ' ms'")),
             color=alt.Color("phase:N", sort=list(PHASES), title=None, legend=alt.Legend(orient="top")),
             tooltip=["phase:N", alt.Tooltip("ms:Q", format=".1f")],
         )
-        .properties(height=30)
+        .properties(height=95)
     )
     total = sum(times[phase] for phase in PHASES)
     st.markdown(f"**Time in the service** · {total:.1f} ms, in a batch of {result['batch_size']}")

@@ -74,7 +74,7 @@ def test_one_photo(page: Page, running: Running, files: list[Path]) -> None:
     page.wait_for_timeout(1500)
     shoot(page, "one")
     page.get_by_role("tab", name="JSON").click()
-    expect(page.get_by_text('"predictions"')).to_be_visible()
+    expect(page.get_by_role("tabpanel", name="JSON").get_by_text('"predictions"')).to_be_visible()
 
 
 def test_clicking_a_bar_shows_that_classs_map(page: Page, running: Running, files: list[Path]) -> None:
