@@ -1,5 +1,5 @@
 # make run · make test · make check · make fmt
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+PYTHON ?= python3
 PORT ?= 8000
 PAGE_PORT ?= 8501
 WEIGHTS ?= auto

@@ -39,6 +39,7 @@ def guarded(show: Callable[[Client], None]) -> Callable[[], None]:
 def main() -> None:
     """Lay out the pages."""
     st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
+    st.html("<style>.block-container {padding-top: 4rem}</style>")  # Streamlit leaves a third of a phone empty
     pages = [
         st.Page(
             guarded(show_classify), title="Classify", icon=":material/image_search:", url_path="classify", default=True

@@ -121,16 +121,19 @@ def _bars(result: Json) -> Any:
 
 def _show_times(result: Json) -> None:
     times = result["timings_ms"]
-    rows = pd.DataFrame({"phase": PHASES, "ms": [times[phase] for phase in PHASES]})
+    shown = [f"{phase} {times[phase]:.1f} ms" for phase in PHASES]
+    rows = pd.DataFrame({"phase": shown, "ms": [times[phase] for phase in PHASES], "place": range(3)})
+    colours = alt.Scale(domain=shown, range=["#f4b860", "#c9c5ba", "#e4572e"])
     chart = (
         alt.Chart(rows)
         .mark_bar(height=16)
         .encode(
-            x=alt.X("ms:Q", title=None, axis=alt.Axis(tickCount=4, grid=False, labelExpr="datum.label + ' ms'")),
-            color=alt.Color("phase:N", sort=list(PHASES), title=None, legend=alt.Legend(orient="top")),
-            tooltip=["phase:N", alt.Tooltip("ms:Q", format=".1f")],
+            x=alt.X("ms:Q", axis=None),
+            color=alt.Color("phase:N", scale=colours, title=None, legend=alt.Legend(orient="bottom", labelFontSize=13)),
+            order="place:Q",
+            tooltip=["phase:N"],
         )
-        .properties(height=95)
+        .properties(height=70)
     )
     total = sum(times[phase] for phase in PHASES)
     st.markdown(f"**Time in the service** · {total:.1f} ms, in a batch of {result['batch_size']}")

@@ -182,4 +182,4 @@ def _check_size(upload: Upload, limit: int) -> Upload:
 
 
 def _over(what: str, size: int, limit: int) -> str:
-    return f"{what} has {size / 1e6:.1f} MB; the limit is {limit / 1e6:.1f} MB"
+    return f"{what} has {size / 2**20:.1f} MB; the limit is {limit / 2**20:.1f} MB"

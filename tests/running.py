@@ -1,4 +1,4 @@
-"""The whole service as a user starts it: `python -m serve_app`, in processes of its own."""
+"""The whole service as a user starts it: `make run`, in processes of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -31,7 +30,7 @@ class Running:
         page: URL of the page.
         dashboard: URL that `serve deploy -a` takes.
         output: What the launcher has printed so far.
-        process: The launcher.
+        process: make, above the launcher.
         mark: In the environment of every process that it started.
     """
 
@@ -43,8 +42,8 @@ class Running:
     mark: str
 
     def interrupt(self, timeout_s: float = 60) -> int:
-        """Press Ctrl-C and wait for the end."""
-        self.process.send_signal(signal.SIGINT)
+        """Press Ctrl-C, which a terminal sends to all of the foreground, and wait for the end."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(timeout_s)
 
     def survivors(self) -> list[str]:
@@ -66,14 +65,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def start(*options: str) -> Iterator[Running]:
-    """Start the service with the demo model on free ports; end it, whatever happens."""
+def start() -> Iterator[Running]:
+    """Run `make run` with the demo model on free ports; end it, whatever happens."""
     mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as output:
-        command = [sys.executable, "-m", "serve_app", "--port", str(port), "--page-port", str(page_port)]
         process = subprocess.Popen(
-            [*command, "--weights", "demo", *options],
+            ["make", "run", f"PORT={port}", f"PAGE_PORT={page_port}", "WEIGHTS=demo"],
             cwd=ROOT,
+            start_new_session=True,
             env={**os.environ, "SERVE_APP_TEST": mark, "PYTHONUNBUFFERED": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -85,7 +84,7 @@ def start(*options: str) -> Iterator[Running]:
             yield Running(*urls, dashboard, Path(output.name), process, mark)
         finally:
             if process.poll() is None:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait(60)
 
 

@@ -1,0 +1,77 @@
+"""Accuracy of a running service on a labelled folder, and its agreement with plain torchvision.
+
+``python benchmarks/served_accuracy.py DATA [--url …] [--weights demo]`` posts every image of the
+ImageFolder DATA over HTTP and classifies the same files with torchvision's own transforms and
+model, unbatched tricks and folding left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv
+from tqdm import tqdm
+
+from serve_app.config import WeightsSpec
+from serve_app.schemas import ImageTransform
+from serve_app.training.data import list_images
+from serve_app.weights import load_model, sha256
+
+PER_REQUEST = 64
+
+
+def plain_transform(path: Path, transform: ImageTransform) -> torch.Tensor:
+    """What torchvision's ImageClassification preset makes of a file: float32, (3, H, W)."""
+    image = tv.resize(Image.open(path).convert("RGB"), [transform.resize_px], antialias=True)
+    cropped = tv.center_crop(image, [transform.crop_px])
+    return tv.normalize(tv.to_tensor(cropped), list(transform.mean), list(transform.std))
+
+
+def served_scores(http: httpx2.Client, paths: list[Path], classes: int) -> np.ndarray:
+    """Scores by class id from the service: float64, (N, classes)."""
+    files = [("images", (path.name, path.read_bytes())) for path in paths]
+    results = http.post("/v1/classify", files=files, params={"top_k": classes}).raise_for_status().json()["results"]
+    scores = np.zeros((len(paths), classes))
+    for row, result in enumerate(results):
+        for prediction in result["predictions"]:
+            scores[row, prediction["class_id"]] = prediction["score"]
+    return scores
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--weights", default="demo", help="what the service serves: a name or a .safetensors file")
+    options = parser.parse_args()
+    digest = sha256(Path(options.weights)) if options.weights.endswith(".safetensors") else None
+    model, card = load_model(WeightsSpec(source=options.weights, sha256=digest))
+    files, labels = list_images(options.data, card.labels)
+    served, plain = [], []
+    with httpx2.Client(base_url=options.url, timeout=120) as http, torch.inference_mode():
+        for first in tqdm(range(0, len(files), PER_REQUEST)):
+            paths = [path for path, _ in files[first : first + PER_REQUEST]]
+            served.append(served_scores(http, paths, len(labels)))
+            batch = torch.stack([plain_transform(path, card.transform) for path in paths])
+            plain.append(model(batch).softmax(1).numpy())
+    ours, theirs = np.concatenate(served), np.concatenate(plain)
+    targets = np.array([target for _, target in files])
+    result = {
+        "images": len(files),
+        "served_top1": float((ours.argmax(1) == targets).mean()),
+        "torchvision_top1": float((theirs.argmax(1) == targets).mean()),
+        "agreement": float((ours.argmax(1) == theirs.argmax(1)).mean()),
+        "largest_score_difference": float(np.abs(ours - theirs).max()),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
