@@ -41,7 +41,7 @@ def main():
         failure = "a virtual environment cannot be made (on Debian: apt install python3-venv)"
         run([sys.executable, "-m", "venv", VENV], failure)
     say("installing pinned packages into .venv (a few minutes the first time; torch with CUDA is large)")
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--progress-bar", "on"]
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     command += ["--constraint", os.path.join(ROOT, "constraints.txt"), "--editable", ROOT + "[page,test]"]
     if os.environ.get("WHEEL_INDEX"):
         command += ["--extra-index-url", os.environ["WHEEL_INDEX"]]

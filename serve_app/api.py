@@ -6,15 +6,17 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, Upload, parse_parameters, read_uploads
 from serve_app.errors import (
@@ -85,17 +87,7 @@ def create_app(service: Service) -> FastAPI:
     model = ModelRef(name=service.card.name, version=service.card.version, sha256=service.card.sha256)
     _handle_errors(app)
 
-    @app.middleware("http")
-    async def identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        # Ray Serve's proxy numbers requests and answers with the number; without it we do.
-        numbered = request.headers.get("x-request-id")
-        request.state.id = numbered or f"req_{uuid.uuid4().hex}"
-        request.state.start = time.perf_counter()
-        response = await call_next(request)
-        if not numbered:
-            response.headers["X-Request-ID"] = request.state.id
-        response.headers["X-Model-Version"] = model.version
-        return response
+    app.add_middleware(Identify, version=model.version)
 
     async def answer(upload: Upload, parameters: Parameters) -> Answer:
         if isinstance(upload.encoded, ServiceError):
@@ -214,6 +206,34 @@ def create_app(service: Service) -> FastAPI:
         return RedirectResponse("/docs")
 
     return app
+
+
+class Identify:
+    """ASGI middleware: gives each request its id and start time, and each response the headers that say so."""
+
+    def __init__(self, app: ASGIApp, version: str) -> None:
+        """Wrap an app that answers with weights of this version."""
+        self._app, self._version = app, version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Ray Serve's proxy numbers requests and answers with the number; without it we do.
+        numbered = Headers(scope=scope).get("x-request-id")
+        state = scope.setdefault("state", {})
+        state["id"], state["start"] = numbered or f"req_{uuid.uuid4().hex}", time.perf_counter()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Model-Version"] = self._version
+                if not numbered:
+                    headers["X-Request-ID"] = state["id"]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:

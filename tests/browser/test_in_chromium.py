@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -28,7 +29,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield chromium
         chromium.close()
 
@@ -115,6 +117,43 @@ def test_many_photos_with_broken_ones(page: Page, running: Running, files: list[
     rows = Path(download.value.path()).read_text().splitlines()
     assert len(rows) == 65
     assert sum("not a JPEG" in row for row in rows) == 5
+
+
+def test_folder(page: Page, running: Running, files: list[Path]) -> None:
+    """A whole folder at once; its 64 files are all photos by name, five are none by content."""
+    page.goto(running.page)
+    page.get_by_role("tab", name="Folder").click()
+    page.locator("input[webkitdirectory]").set_input_files(str(files[0].parent))
+    expect(page.get_by_test_id("stMetric").nth(0)).to_contain_text("64")
+    expect(page.get_by_test_id("stMetric").nth(3)).to_contain_text("5")
+
+
+def test_camera(page: Page, running: Running) -> None:
+    """Chromium's stand-in camera: permission is asked only after the switch, then one photo is classified."""
+    page.goto(running.page)
+    page.get_by_role("tab", name="Camera").click()
+    page.get_by_text("Use the camera").click()
+    page.get_by_role("button", name="Take Photo").click()
+    expect(page.get_by_text("Top classes")).to_be_visible()
+
+
+def test_paste(page: Page, running: Running) -> None:
+    """A picture pasted with Ctrl+V is classified like an uploaded one."""
+    page.goto(running.page)
+    page.get_by_role("tab", name="Paste").click()
+    box = page.get_by_test_id("stChatInputTextArea")
+    box.evaluate(
+        """(element, encoded) => {
+            const bytes = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
+            const clipboard = new DataTransfer();
+            clipboard.items.add(new File([bytes], "pasted.jpg", {type: "image/jpeg"}));
+            element.dispatchEvent(new ClipboardEvent("paste", {clipboardData: clipboard, bubbles: true}));
+        }""",
+        base64.b64encode(make_photo()).decode(),
+    )
+    expect(page.get_by_text("pasted.jpg")).to_be_visible()
+    page.get_by_test_id("stChatInputSubmitButton").click()
+    expect(page.get_by_text("Top classes")).to_be_visible()
 
 
 def test_status_page(page: Page, running: Running) -> None:
