@@ -18,10 +18,9 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
-from serve_app.config import WeightsSpec
 from serve_app.schemas import ImageTransform
 from serve_app.training.data import list_images
-from serve_app.weights import load_model, sha256
+from serve_app.weights import load_model, spec_of
 
 PER_REQUEST = 64
 
@@ -51,8 +50,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--weights", default="demo", help="what the service serves: a name or a .safetensors file")
     options = parser.parse_args()
-    digest = sha256(Path(options.weights)) if options.weights.endswith(".safetensors") else None
-    model, card = load_model(WeightsSpec(source=options.weights, sha256=digest))
+    model, card = load_model(spec_of(options.weights))
     files, labels = list_images(options.data, card.labels)
     served, plain = [], []
     with httpx2.Client(base_url=options.url, timeout=120) as http, torch.inference_mode():

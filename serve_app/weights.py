@@ -68,6 +68,15 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
     return complete
 
 
+def spec_of(text: str) -> WeightsSpec:
+    """Read a command line's weights: a name, or a local file, trusted as it is.
+
+    Raises:
+        OSError: No such file.
+    """
+    return WeightsSpec(source=text, sha256=sha256(Path(text)) if text.endswith(".safetensors") else None)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:

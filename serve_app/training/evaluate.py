@@ -19,7 +19,7 @@ from serve_app.errors import ServiceError
 from serve_app.preprocess import preprocess
 from serve_app.schemas import ClassifyItem
 from serve_app.training.data import MAX_PIXELS, list_images
-from serve_app.weights import load_model, sha256
+from serve_app.weights import load_model, spec_of
 
 BATCH = 64
 
@@ -70,8 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     path = Path(options.weights)
     try:
-        digest = sha256(path) if path.suffix == ".safetensors" else None
-        result = evaluate(options.data, WeightsSpec(source=options.weights, sha256=digest))
+        result = evaluate(options.data, spec_of(options.weights))
     except (ServiceError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(result, indent=2))

@@ -13,7 +13,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from serve_app.errors import DatasetError
+from serve_app.errors import DatasetError, WeightsError
 from serve_app.schemas import ImageTransform
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import LabelledImages, load_image_folder
-from serve_app.weights import publish
+from serve_app.weights import load_model, publish, spec_of
 
 CHECKPOINT_EVERY_S = 120
 # ImageNet's statistics: what torchvision's own weights use, and close enough for any photos.
@@ -54,6 +54,7 @@ class Recipe:
         validation: Share of DATA kept out of training to watch progress.
         seed: Of initial weights, split, order and augmentation.
         bf16: Compute in bfloat16 where the processor is faster at it.
+        init_sha256: Of the weights that training starts from; none starts from scratch.
     """
 
     schedule: tuple[tuple[int, int], ...]
@@ -68,6 +69,7 @@ class Recipe:
     validation: float = 0.02
     seed: int = 0
     bf16: bool = False
+    init_sha256: str | None = None
 
     @property
     def epochs(self) -> int:
@@ -105,6 +107,12 @@ class Trainer:
         self.step_count, self.seconds = 0, 0.0
         self.mean = torch.tensor(MEAN).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(STD).view(1, 3, 1, 1) * 255
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take another model's weights; its last layer only if it has as many classes."""
+        own = self.model.state_dict()
+        self.model.load_state_dict({k: state[k] if state[k].shape == v.shape else v for k, v in own.items()})
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def learning_rate(self) -> float:
         """Linear warm-up, then cosine to zero."""
@@ -187,7 +195,14 @@ class Trainer:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
-def fit(images: LabelledImages, recipe: Recipe, augmentation: Augmentation, serve_px: int, checkpoint: Path) -> Trainer:
+def fit(
+    images: LabelledImages,
+    recipe: Recipe,
+    augmentation: Augmentation,
+    serve_px: int,
+    checkpoint: Path,
+    init: Mapping[str, Tensor] | None = None,
+) -> Trainer:
     """Train to the end of the schedule, from ``checkpoint`` if it exists.
 
     The order of the images and every crop derive from (seed, epoch, step), so a resumed
@@ -206,6 +221,8 @@ def fit(images: LabelledImages, recipe: Recipe, augmentation: Augmentation, serv
             f"{len(training)} training images do not fill one batch of {recipe.batch}: add images or use --batch"
         )
     trainer = Trainer(images.labels, recipe, per_epoch)
+    if init is not None:
+        trainer.start_from(init)
     if checkpoint.exists():
         trainer.resume(checkpoint)
         tqdm.write(f"resumed at step {trainer.step_count} of {recipe.epochs * per_epoch}")
@@ -263,6 +280,8 @@ def main() -> None:
     parser.add_argument("--schedule", type=parse_schedule, default="96:10,128:10", help="crop_px:epochs,…")
     parser.add_argument("--store-px", type=int, default=144, help="side at which images are kept in memory")
     parser.add_argument("--serve-px", type=int, default=160, help="side at which the weights want their images")
+    parser.add_argument("--crop-area", type=float, nargs=2, default=Augmentation.area, help="smallest and largest")
+    parser.add_argument("--init", type=spec_of, help="start from these weights: imagenet, demo or a .safetensors file")
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step")
     parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -270,24 +289,29 @@ def main() -> None:
     parser.add_argument("--version", default="1", help="names these weights in answers and metrics")
     parser.add_argument("--notes", default="", help="shown to users beside the model's name")
     options = parser.parse_args()
-    recipe = Recipe(
-        options.schedule,
-        options.store_px,
-        batch=options.batch,
-        peak_lr=options.peak_lr,
-        seed=options.seed,
-        bf16=options.bf16,
-    )
-    augmentation = Augmentation()
+    augmentation = Augmentation(area=tuple(options.crop_area))
     try:
+        model, origin = load_model(options.init) if options.init else (None, None)
+        recipe = Recipe(
+            options.schedule,
+            options.store_px,
+            batch=options.batch,
+            peak_lr=options.peak_lr,
+            seed=options.seed,
+            bf16=options.bf16,
+            init_sha256=origin.sha256 if origin else None,
+        )
         images = load_image_folder(options.data, recipe.store_px)
         options.out.mkdir(parents=True, exist_ok=True)
-        trainer = fit(images, recipe, augmentation, options.serve_px, options.out / "checkpoint.safetensors")
-    except (DatasetError, ValueError) as error:
+        checkpoint = options.out / "checkpoint.safetensors"
+        trainer = fit(images, recipe, augmentation, options.serve_px, checkpoint, model.state_dict() if model else None)
+    except (DatasetError, WeightsError, ValueError) as error:
         sys.exit(f"error: {error}")
     transform = ImageTransform(resize_px=options.serve_px, crop_px=options.serve_px, mean=MEAN, std=STD)
     card = {"name": "resnet18", "version": options.version, "labels": images.labels, "transform": transform}
     training = describe(images, trainer, augmentation, options.data)
+    if origin:
+        training["init"] = {"version": origin.version, "sha256": origin.sha256, "training": origin.training}
     publish(trainer.average, {**card, "training": training, "notes": options.notes}, options.out)
     print(f"{options.out}/model.safetensors and model.json; next: python -m serve_app.training.evaluate")
 
