@@ -58,7 +58,9 @@ def _photos(served: Json) -> list[Photo]:
         max_upload_size=most,
     )
     with paste:
-        pasted = st.chat_input("Click here and paste a picture (Ctrl+V)", accept_file="multiple", file_type=kinds)
+        pasted = st.chat_input(
+            "Click here, paste a picture (Ctrl+V) and press Enter", accept_file="multiple", file_type=kinds
+        )
         if pasted and pasted.files:
             st.session_state.setdefault("pasted", []).extend(pasted.files)
         given += st.session_state.get("pasted", [])

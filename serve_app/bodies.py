@@ -23,6 +23,8 @@ from serve_app.errors import (
     UnsupportedImageError,
 )
 
+# What programs send when nobody told them better: the second is what `curl --data-binary` says.
+RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
 
 
@@ -117,8 +119,8 @@ async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], 
     """
     limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
     query = dict(request.query_params)
-    kind = request.headers.get("content-type", "application/octet-stream").split(";")[0].strip().lower()
-    if kind.startswith("image/") or kind == "application/octet-stream":
+    kind = request.headers.get("content-type", RAW_TYPES[0]).split(";")[0].strip().lower()
+    if kind.startswith("image/") or kind in RAW_TYPES:
         parameters = parse_parameters(query)
         uploads = [Upload(None, await limited.body())]
         if uploads[0].encoded == b"":

@@ -71,6 +71,12 @@ def test_one_raw_image(http: TestClient) -> None:
     ]
 
 
+def test_curls_own_content_type_is_fine(http: TestClient) -> None:
+    """`curl --data-binary @photo.jpg` without -H says that it sends a form; the bytes say otherwise."""
+    curl = {"content-type": "application/x-www-form-urlencoded"}
+    assert http.post("/v1/classify", content=PHOTO, headers=curl).status_code == 200
+
+
 def test_three_kinds_of_body_agree(http: TestClient) -> None:
     """Raw, form and JSON give the same answer for the same bytes."""
     raw = http.post("/v1/classify", content=PHOTO, headers={"content-type": "application/octet-stream"}).json()
@@ -102,7 +108,7 @@ def test_many_images_keep_their_order_and_errors(http: TestClient) -> None:
         ({"json": {"inputs": [{"id": "a", "base64": ""}]}}, 400, "malformed"),
         ({"files": {"picture": PHOTO}}, 400, "malformed"),
         ({"files": {"images": PHOTO}, "headers": {"content-type": "multipart/form-data"}}, 400, "malformed"),
-        ({"data": {"top_k": "3"}, "files": {}}, 415, "unsupported_image"),
+        ({"data": {"top_k": "3"}}, 415, "unsupported_image"),
         ({"content": PHOTO, "headers": {"content-type": "text/plain"}}, 415, "unsupported_image"),
         ({"content": b"hello", "headers": JPEG}, 415, "unsupported_image"),
         ({"content": PHOTO[:2000], "headers": JPEG}, 422, "invalid_image"),

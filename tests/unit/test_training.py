@@ -17,8 +17,8 @@ from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import LabelledImages, load_image_folder
 from serve_app.training.evaluate import evaluate
 from serve_app.training.fit import Recipe, Trainer, fit, parse_schedule
-from serve_app.weights import sha256
-from tests.conftest import encode, make_picture
+from serve_app.weights import load_model, sha256
+from tests.conftest import LABELS, encode, make_picture
 
 RECIPE = Recipe(((16, 2), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validation=0.1)
 
@@ -84,6 +84,18 @@ def test_interrupted_training_ends_as_if_it_had_not_been(images: LabelledImages,
     assert resumed.step_count == whole.step_count == 4 * (72 // 8)
     for name, value in whole.average.items():
         assert torch.equal(value, resumed.average[name]), name
+
+
+def test_training_can_start_from_other_weights(weights: WeightsSpec) -> None:
+    """All layers are taken over; the last one only where the number of classes is the same."""
+    state = load_model(weights)[0].state_dict()
+    same, fewer = Trainer(LABELS, RECIPE, 9), Trainer(("a", "b"), RECIPE, 9)
+    for trainer in (same, fewer):
+        trainer.start_from(state)
+        assert torch.equal(trainer.model.conv1.weight, state["conv1.weight"])
+        assert torch.equal(trainer.average["layer4.1.bn2.running_var"], state["layer4.1.bn2.running_var"])
+    assert torch.equal(same.model.fc.weight, state["fc.weight"])
+    assert fewer.model.fc.weight.shape == (2, 512)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(images: LabelledImages, tmp_path: Path) -> None:
