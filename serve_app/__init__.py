@@ -2,7 +2,7 @@
 
 The files in the order in which a request meets them (``head -1 serve_app/*.py``):
 
-    api.py         Stage 1/3  HTTP in, HTTP out: bodies, parameters, limits, errors, health
+    api.py         Stage 1/3  HTTP in, HTTP out: routes, errors, health; bodies.py reads, answers.py writes
     preprocess.py  Stage 2/3  encoded bytes -> uint8 pixels of the model's crop
     batcher.py     Stage 3/3  single requests -> batches, the moment the model is free
     classifier.py  Stage 3/3  uint8 batch -> top-k labels (and class activation maps)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
@@ -18,26 +17,21 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem, to_result
 from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, Upload, parse_parameters, read_uploads
 from serve_app.errors import (
     DeadlineExceededError,
     InvalidParameterError,
-    OverloadedError,
     ServiceError,
     UnknownModelError,
 )
 from serve_app.preprocess import FORMATS
 from serve_app.schemas import (
-    ActivationMap,
     ClassifyResponse,
     Explain,
-    Explanation,
     ImageResult,
     ModelRef,
-    Prediction,
     Problem,
-    Summary,
-    Uncertainty,
 )
 from serve_app.service import Answer, Service
 from serve_app.stats import Stats
@@ -146,20 +140,20 @@ def create_app(service: Service) -> FastAPI:
         each result as it finishes, then a summary.
         """
         if any(kind in request.headers.get("accept", "") for kind in JSONL):
-            lines = _stream(await start(request), model, request.state.id)
+            lines = stream(await start(request), model, request.state.id)
             return StreamingResponse(lines, media_type=JSONL[0])
         results = await classify_all(request)
-        if refused := _refusal(results):
+        if refused := refusal(results):
             return problem_response(refused)
-        body = ClassifyResponse(id=request.state.id, model=model, results=results, summary=_summary(results))
-        headers = {"Server-Timing": _server_timing(results, request.state.start)}
+        body = ClassifyResponse(id=request.state.id, model=model, results=results, summary=summary_of(results))
+        headers = {"Server-Timing": server_timing(results, request.state.start)}
         return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
 
     @app.post("/predict", openapi_extra={"requestBody": BODIES}, responses=PROBLEMS, summary="The original app's shape")
     async def predict(request: Request) -> Response:
         """A list of `[label, probability]` pairs per image; a problem in the place of one that failed."""
         results = await classify_all(request)
-        if refused := _refusal(results):
+        if refused := refusal(results):
             return problem_response(refused)
         return JSONResponse(
             [
@@ -168,7 +162,7 @@ def create_app(service: Service) -> FastAPI:
                 else cast(Problem, result.error).model_dump()
                 for result in results
             ],
-            headers={"Server-Timing": _server_timing(results, request.state.start)},
+            headers={"Server-Timing": server_timing(results, request.state.start)},
         )
 
     @app.get("/healthz", summary="The process is up")
@@ -236,65 +230,6 @@ class Identify:
         await self._app(scope, receive, send_with_headers)
 
 
-def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:
-    """One answer as it goes over the wire."""
-    found, labels = answer.classification, service.card.labels
-    return ImageResult(
-        index=index,
-        id=name,
-        status="ok",
-        image=answer.image,
-        predictions=[
-            Prediction(label=labels[class_id], score=score, class_id=class_id)
-            for class_id, score in zip(found.class_ids, found.scores, strict=True)
-            if score >= parameters.min_score
-        ],
-        uncertainty=Uncertainty(
-            margin=found.margin,
-            entropy=found.entropy,
-            abstain=found.scores[0] < service.tuning.abstain_below,
-        ),
-        timings_ms={phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
-        batch_size=answer.batch_size,
-        explanation=_explanation(found.activation_map, labels) if found.activation_map else None,
-    )
-
-
-def to_problem(error: ServiceError, request_id: str | None) -> Problem:
-    """An error as RFC 9457 problem+json."""
-    return Problem(
-        type=f"/problems/{error.code.replace('_', '-')}",
-        title=error.title,
-        status=error.status,
-        code=error.code,
-        detail=str(error),
-        retryable=error.retryable,
-        request_id=request_id,
-    )
-
-
-def problem_response(problem: Problem) -> Response:
-    """A problem as a whole response; those worth trying again say when."""
-    return Response(
-        problem.model_dump_json(exclude_none=True),
-        problem.status,
-        {"Retry-After": "1"} if problem.status == OverloadedError.status else None,
-        "application/problem+json",
-    )
-
-
-def _explanation(found: ActivationMap, labels: Sequence[str]) -> Explanation:
-    rows, columns = found.values.shape
-    return Explanation(
-        class_id=found.class_id,
-        label=labels[found.class_id],
-        grid=(rows, columns),
-        values=found.values.tolist(),
-        bias=found.bias,
-        logit=found.logit,
-    )
-
-
 def _explain(parameters: Parameters) -> Explain:
     if parameters.explain == "none":
         return None
@@ -306,42 +241,6 @@ def _check_explained(parameters: Parameters, classes: int) -> None:
         raise InvalidParameterError(
             f"explain_class: {parameters.explain_class} is not a class id; they end at {classes - 1}"
         )
-
-
-def _summary(results: Sequence[ImageResult]) -> Summary:
-    ok = sum(result.status == "ok" for result in results)
-    return Summary(ok=ok, failed=len(results) - ok)
-
-
-def _refusal(results: Sequence[ImageResult]) -> Problem | None:
-    """The problem that is the whole answer: that of a single image, or overload of all."""
-    problems = [result.error for result in results if result.error]
-    alone = len(results) == 1
-    if len(problems) == len(results) and (alone or all(p.code == OverloadedError.code for p in problems)):
-        return problems[0]
-    return None
-
-
-def _server_timing(results: Sequence[ImageResult], start: float) -> str:
-    """Mean of each phase over the images, and the whole request's time, in ms."""
-    timed = [result.timings_ms for result in results if result.timings_ms]
-    phases = {phase: sum(t[phase] for t in timed) / len(timed) for phase in (timed[0] if timed else ())}
-    phases["total"] = (time.perf_counter() - start) * 1000
-    return ", ".join(f"{phase};dur={ms:.1f}" for phase, ms in phases.items())
-
-
-async def _stream(tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef, request_id: str) -> AsyncIterator[str]:
-    results = []
-    try:
-        for next_done in asyncio.as_completed(tasks):
-            result = await next_done
-            results.append(result)
-            yield result.model_dump_json(exclude_none=True) + "\n"
-        closing = ClassifyResponse(id=request_id, model=model, results=[], summary=_summary(results))
-        yield closing.model_dump_json(exclude={"results"}) + "\n"
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _handle_errors(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The stages on Ray Serve. Only this file and app.py know Ray."""
+"""The stages on Ray Serve. Only this file, app.py and the launcher know Ray."""
 
 from __future__ import annotations
 

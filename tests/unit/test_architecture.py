@@ -12,26 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *(
-        "errors",
-        "config",
-        "schemas",
-        "preprocess",
-        "batcher",
-        "cards",
-        "weights",
-        "classifier",
-        "service",
-        "stats",
-        "bodies",
-    ),
-    *("api", "deployments", "app", "launch_weights", "__main__"),
-    *("training.data", "training.augment", "training.fit", "training.evaluate"),
+    *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights", "classifier"),
+    *("service", "stats", "bodies", "answers", "api", "deployments", "app", "launch_weights", "__main__"),
+    *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
 )
+TRAINING = {name for name in ORDER if name.startswith("training.")}
 OWNERS = {
     "ray": {"deployments", "app", "__main__"},
     "fastapi": {"api", "deployments"},
-    "torch": {"classifier", "weights", "training.data", "training.augment", "training.fit", "training.evaluate"},
+    "torch": {"classifier", "weights", *TRAINING},
     "PIL": {"preprocess"},
 }
 
@@ -65,7 +54,7 @@ def test_imports_point_one_way(name: str) -> None:
     inner = {n.removeprefix("serve_app.") for n in imports(modules()[name]) if n.startswith("serve_app.")}
     below = set(ORDER[: ORDER.index(name)])
     if name.startswith("training."):
-        below -= {"api", "bodies", "deployments", "app", "service", "stats"}
+        below -= {"answers", "api", "bodies", "deployments", "app", "service", "stats"}
     assert {n for n in inner if n in ORDER} <= below
 
 
@@ -85,7 +74,14 @@ def test_the_page_knows_only_http() -> None:
 
 def test_stages_open_with_their_number() -> None:
     """`head -1 serve_app/*.py` prints the path of a request."""
-    for name, stage in (("api", 1), ("bodies", 1), ("preprocess", 2), ("batcher", 3), ("classifier", 3)):
+    for name, stage in (
+        ("api", 1),
+        ("bodies", 1),
+        ("answers", 1),
+        ("preprocess", 2),
+        ("batcher", 3),
+        ("classifier", 3),
+    ):
         assert modules()[name].read_text().startswith(f'"""Stage {stage}/3 · ')
 
 

@@ -16,7 +16,8 @@ from serve_app.errors import DatasetError
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import LabelledImages, load_image_folder
 from serve_app.training.evaluate import evaluate
-from serve_app.training.fit import Recipe, Trainer, fit, parse_schedule
+from serve_app.training.fit import fit, parse_schedule
+from serve_app.training.trainer import Recipe, Trainer
 from serve_app.weights import load_model, sha256
 from tests.conftest import LABELS, encode, make_picture
 
