@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -29,7 +30,7 @@ class Photo:
 
     name: str
     data: bytes = field(repr=False)
-    key: str = ""
+    key: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive the key."""
@@ -126,7 +127,7 @@ class Client:
             except ProblemError as error:
                 reason = error.problem
             except ServerDownError as error:
-                reason = {"title": "No answer", "detail": str(error), "code": "server_down"}
+                reason = {"title": "No answer", "detail": str(error), "code": "server_down", "retryable": True}
             for row in sorted(open_rows):
                 yield {"index": row, "id": photos[row].name, "status": "error", "error": reason or _LOST}
 
@@ -145,28 +146,40 @@ class Client:
         )
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
-        try:
+        with self._answering():
             response = self._http.request(method, path, **request)
             _raise_problem(response)
             answer: Json = response.json()
-        except (httpx2.HTTPError, json.JSONDecodeError) as error:
-            raise ServerDownError(f"{self.url} does not answer as the API ({_reason(error)})") from error
         return answer
 
     def _stream(self, photos: Sequence[Photo]) -> Iterator[Json]:
         files = [("images", (photo.name, photo.data)) for photo in photos]
         accept = {"Accept": "application/jsonl"}
+        with (
+            self._answering(),
+            self._http.stream("POST", "/v1/classify", files=files, headers=accept) as response,
+        ):
+            if response.is_error:
+                response.read()
+            _raise_problem(response)
+            yield from map(json.loads, response.iter_lines())
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Whatever is no answer of the API becomes ServerDownError."""
         try:
-            with self._http.stream("POST", "/v1/classify", files=files, headers=accept) as response:
-                if response.is_error:
-                    response.read()
-                _raise_problem(response)
-                yield from map(json.loads, response.iter_lines())
+            yield
         except (httpx2.HTTPError, json.JSONDecodeError) as error:
-            raise ServerDownError(f"{self.url} does not answer as the API ({_reason(error)})") from error
+            reason = str(error) or type(error).__name__
+            raise ServerDownError(f"{self.url} does not answer as the API ({reason})") from error
 
 
-_LOST: Json = {"title": "No result", "detail": "the stream ended before this image's result came", "code": "lost"}
+_LOST: Json = {
+    "title": "No result",
+    "detail": "the stream ended before this image's result came",
+    "code": "lost",
+    "retryable": True,
+}
 
 
 def _raise_problem(response: httpx2.Response) -> None:
@@ -188,7 +201,3 @@ def _chunks(photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterabl
         size += weight
     if rows:
         yield rows
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -32,14 +32,15 @@ def show_many(client: Client, photos: Sequence[Photo], served: Json) -> None:
     model = served["models"][0]
     answers: dict[Any, Json] = st.session_state.setdefault("many", {})
     _classify_missing(client, photos, served, answers)
-    rows = _rows(photos, answers, model["version"])
+    results = [answers[(photo.key, model["version"])] for photo in photos]
+    rows = _rows(photos, results)
     failed = rows[rows["state"] == FAILED]
     columns = st.columns(4)
     columns[0].metric("Photos", len(rows))
     columns[1].metric("Classified", len(rows) - len(failed))
     columns[2].metric("Not sure", int((rows["state"] == UNSURE).sum()))
     columns[3].metric("Failed", len(failed))
-    retryable = [i for i in failed.index if answers[(photos[i].key, model["version"])]["error"].get("retryable")]
+    retryable = [i for i in failed.index if results[i]["error"].get("retryable")]
     if retryable and st.button("Try the failed ones again", icon=":material/refresh:"):
         for i in retryable:
             answers.pop((photos[i].key, model["version"]), None)
@@ -51,8 +52,8 @@ def show_many(client: Client, photos: Sequence[Photo], served: Json) -> None:
     elif view == "Table":
         _show_table(shown, photos)
     else:
-        _show_cards(client, shown, photos, answers, model)
-    _show_downloads(shown, photos, answers, model["version"])
+        _show_cards(client, shown, photos, results, model)
+    _show_downloads(shown, photos, results)
 
 
 def _classify_missing(client: Client, photos: Sequence[Photo], served: Json, answers: dict[Any, Json]) -> None:
@@ -71,11 +72,10 @@ def _classify_missing(client: Client, photos: Sequence[Photo], served: Json, ans
     bar.empty()
 
 
-def _rows(photos: Sequence[Photo], answers: dict[Any, Json], version: str) -> pd.DataFrame:
+def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
     """One row per photo: name, state, class, score, reason; the index is its place in ``photos``."""
     rows: list[tuple[Any, ...]] = []
-    for photo in photos:
-        result = answers[(photo.key, version)]
+    for photo, result in zip(photos, results, strict=True):
         if result["status"] == "error":
             problem = result["error"]
             rows.append((photo.name, FAILED, None, None, f"{problem.get('title')}: {problem.get('detail')}"))
@@ -114,7 +114,7 @@ def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_cards(
-    client: Client, shown: pd.DataFrame, photos: Sequence[Photo], answers: dict[Any, Json], model: Json
+    client: Client, shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json], model: Json
 ) -> None:
     pages = -(-len(shown) // PER_PAGE)
     page = st.pagination(pages, key="many-page") if pages > 1 else 1
@@ -128,7 +128,7 @@ def _show_cards(
                 if thumbnail:
                     st.image(thumbnail, width="stretch")
                 if row["state"] == FAILED:
-                    show_problem(row["name"], answers[(photos[i].key, model["version"])]["error"])
+                    show_problem(row["name"], results[i]["error"])
                     continue
                 unsure = " · not sure" if row["state"] == UNSURE else ""
                 st.progress(row["score"], f"**{row['class']}** · {row['score']:.0%}{unsure}")
@@ -163,8 +163,8 @@ def _show_table(shown: pd.DataFrame, photos: Sequence[Photo]) -> None:
     )
 
 
-def _show_downloads(shown: pd.DataFrame, photos: Sequence[Photo], answers: dict[Any, Json], version: str) -> None:
-    full = [{**answers[(photos[i].key, version)], "index": int(i), "id": photos[i].name} for i in shown.index]
+def _show_downloads(shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json]) -> None:
+    full = [{**results[i], "index": int(i), "id": photos[i].name} for i in shown.index]
     csv, raw, _ = st.columns([1, 1, 4])
     csv.download_button("CSV", shown.to_csv(index=False), "predictions.csv", "text/csv", icon=":material/download:")
     raw.download_button(

@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--store-px", type=int, default=144, help="side at which images are kept in memory")
     parser.add_argument("--serve-px", type=int, default=160, help="side at which the weights want their images")
     parser.add_argument("--crop-area", type=float, nargs=2, default=Augmentation.area, help="smallest and largest")
-    parser.add_argument("--init", type=spec_of, help="start from these weights: imagenet, demo or a .safetensors file")
+    parser.add_argument("--init", help="start from these weights: imagenet, demo or a .safetensors file")
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step")
     parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     augmentation = Augmentation(area=tuple(options.crop_area))
     try:
-        model, origin = load_model(options.init) if options.init else (None, None)
+        model, origin = load_model(spec_of(options.init)) if options.init else (None, None)
         recipe = Recipe(
             options.schedule,
             options.store_px,
@@ -140,7 +140,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         checkpoint = options.out / "checkpoint.safetensors"
         trainer = fit(images, recipe, augmentation, options.serve_px, checkpoint, model.state_dict() if model else None)
-    except (DatasetError, WeightsError, ValueError) as error:
+    except (DatasetError, WeightsError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     transform = ImageTransform(resize_px=options.serve_px, crop_px=options.serve_px, mean=MEAN, std=STD)
     card = {"name": "resnet18", "version": options.version, "labels": images.labels, "transform": transform}

@@ -85,6 +85,7 @@ def test_client_says_when_nobody_answers() -> None:
         nobody.models()
     (result,) = nobody.classify_many(photos(1), 4, 10**6)
     assert result["error"]["code"] == "server_down"
+    assert result["error"]["retryable"]
 
 
 def test_client_passes_problems_on(client: Client, service: LocalService) -> None:

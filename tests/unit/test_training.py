@@ -129,6 +129,14 @@ def test_too_few_images_are_refused(images: LabelledImages, tmp_path: Path) -> N
         fit(images, Recipe(((16, 1),), 24, validation=0.1), Augmentation(), 24, tmp_path / "c")
 
 
+def test_missing_weights_to_start_from_are_named(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve_app.training.fit", str(folder), str(tmp_path), "--init", "none.safetensors"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "none.safetensors" in done.stderr
+
+
 def test_schedule_text() -> None:
     assert parse_schedule("48:6,64:14") == ((48, 6), (64, 14))
     assert [RECIPE.crop_px(epoch) for epoch in range(4)] == [16, 16, 24, 24]
