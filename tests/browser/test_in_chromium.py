@@ -133,6 +133,8 @@ def test_camera(page: Page, running: Running) -> None:
     page.goto(running.page)
     page.get_by_role("tab", name="Camera").click()
     page.get_by_text("Use the camera").click()
+    # Until frames arrive, Streamlit's button is there but a click on it takes nothing.
+    page.wait_for_function("() => document.querySelector('video')?.readyState >= 2")
     page.get_by_role("button", name="Take Photo").click()
     expect(page.get_by_text("Top classes")).to_be_visible()
 
