@@ -17,23 +17,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem, to_result
-from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, Upload, parse_parameters, read_uploads
+from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem
+from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, parse_parameters, read_uploads
+from serve_app.config import AnswerTuning
 from serve_app.errors import (
-    DeadlineExceededError,
     InvalidParameterError,
     ServiceError,
     UnknownModelError,
 )
+from serve_app.fanout import FanOut, finish
+from serve_app.oip import create_router, error_response, speaks_v2
 from serve_app.preprocess import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
-    Explain,
     ImageResult,
     ModelRef,
     Problem,
 )
-from serve_app.service import Answer, Service
+from serve_app.service import Service
 from serve_app.stats import Stats
 
 JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
@@ -78,52 +79,17 @@ def create_app(service: Service) -> FastAPI:
         separate_input_output_schemas=False,
     )
     stats = Stats()
+    fan_out = FanOut(service, stats)
     model = ModelRef(name=service.card.name, version=service.card.version, sha256=service.card.sha256)
     _handle_errors(app)
 
     app.add_middleware(Identify, version=model.version)
-
-    async def answer(upload: Upload, parameters: Parameters) -> Answer:
-        if isinstance(upload.encoded, ServiceError):
-            raise upload.encoded
-        deadline_s = service.limits.deadline_s
-        try:
-            with stats.in_flight() as company:
-                async with asyncio.timeout(deadline_s):
-                    top_k = parameters.top_k or service.tuning.top_k
-                    return await service.classify(upload.encoded, top_k, _explain(parameters), company)
-        except TimeoutError:
-            raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
-
-    async def classify_one(index: int, upload: Upload, parameters: Parameters, request_id: str) -> ImageResult:
-        try:
-            answered = await answer(upload, parameters)
-        except ServiceError as error:
-            failure = error
-        except Exception:
-            log.exception("request %s, image %d", request_id, index)
-            failure = ServiceError("this image could not be classified; the server's log says why")
-        else:
-            stats.answered(answered)
-            return to_result(index, upload.id, answered, parameters, service)
-        stats.failed(failure)
-        return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
+    app.include_router(create_router(service, fan_out, model))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         uploads, parameters = await read_uploads(request, service.limits)
         _check_explained(parameters, len(service.card.labels))
-        return [
-            asyncio.create_task(classify_one(i, upload, parameters, request.state.id))
-            for i, upload in enumerate(uploads)
-        ]
-
-    async def classify_all(request: Request) -> list[ImageResult]:
-        tasks = await start(request)
-        try:
-            return await asyncio.gather(*tasks)
-        finally:  # when the client went away, nobody waits for the rest
-            for task in tasks:
-                task.cancel()
+        return fan_out.start(uploads, parameters, request.state.id)
 
     @app.post(
         "/v1/classify",
@@ -142,7 +108,7 @@ def create_app(service: Service) -> FastAPI:
         if any(kind in request.headers.get("accept", "") for kind in JSONL):
             lines = stream(await start(request), model, request.state.id)
             return StreamingResponse(lines, media_type=JSONL[0])
-        results = await classify_all(request)
+        results = await finish(await start(request))
         if refused := refusal(results):
             return problem_response(refused)
         body = ClassifyResponse(id=request.state.id, model=model, results=results, summary=summary_of(results))
@@ -152,7 +118,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/predict", openapi_extra={"requestBody": BODIES}, responses=PROBLEMS, summary="The original app's shape")
     async def predict(request: Request) -> Response:
         """A list of `[label, probability]` pairs per image; a problem in the place of one that failed."""
-        results = await classify_all(request)
+        results = await finish(await start(request))
         if refused := refusal(results):
             return problem_response(refused)
         return JSONResponse(
@@ -181,7 +147,7 @@ def create_app(service: Service) -> FastAPI:
         return {
             "models": [described],
             "limits": service.limits.model_dump(),
-            "defaults": service.tuning.model_dump(),
+            "defaults": service.tuning.model_dump(include=set(AnswerTuning.model_fields)),
             "formats": [name.lower() for name in FORMATS],
         }
 
@@ -230,12 +196,6 @@ class Identify:
         await self._app(scope, receive, send_with_headers)
 
 
-def _explain(parameters: Parameters) -> Explain:
-    if parameters.explain == "none":
-        return None
-    return "top" if parameters.explain_class is None else parameters.explain_class
-
-
 def _check_explained(parameters: Parameters, classes: int) -> None:
     if parameters.explain_class is not None and parameters.explain_class >= classes:
         raise InvalidParameterError(
@@ -244,14 +204,17 @@ def _check_explained(parameters: Parameters, classes: int) -> None:
 
 
 def _handle_errors(app: FastAPI) -> None:
-    """Answer every error as problem+json."""
+    """Answer every error as problem+json, or in the form of the Open Inference Protocol under /v2."""
 
     def request_id(request: Request) -> str | None:
         return getattr(request.state, "id", None)
 
+    def respond(request: Request, problem: Problem) -> Response:
+        return error_response(problem) if speaks_v2(request) else problem_response(problem)
+
     @app.exception_handler(ServiceError)
     async def ours(request: Request, error: ServiceError) -> Response:
-        return problem_response(to_problem(error, request_id(request)))
+        return respond(request, to_problem(error, request_id(request)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -272,7 +235,7 @@ def _handle_errors(app: FastAPI) -> None:
             retryable=False,
             request_id=request_id(request),
         )
-        response = problem_response(problem)
+        response = respond(request, problem)
         response.headers.update(error.headers or {})
         return response
 

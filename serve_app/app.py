@@ -19,6 +19,6 @@ def build_app(config: AppConfig) -> Application:
         WeightsError: No such weights.
     """
     card = load_card(config.weights)
-    preprocessor = Preprocessor.bind(card.transform, config.limits.max_pixels)
-    classifier = Classifier.bind(config.weights)
-    return Ingress.bind(preprocessor, classifier, card, config.limits)
+    classifier = Classifier.bind(config.weights, config.engine)
+    preprocessor = Preprocessor.bind(classifier, card.transform, config.limits.max_pixels)
+    return Ingress.bind(preprocessor, card, config.limits)

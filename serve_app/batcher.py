@@ -1,16 +1,20 @@
-"""Stage 3/3 · single requests -> batches, the moment the model is free.
+"""Stage 1/3 and 3/3 · single requests -> batches, the moment who takes them is free.
 
-A batch is formed when the model can take it and not before, so a queue makes full batches
-and an idle service adds no wait. One image waits for others only when its sender says that
-others are on their way, and never longer than ``max_wait_ms``.
+A batch is formed when it can be taken and not before, so a queue makes full batches and an
+idle service adds no wait. One image waits for others only when its sender says that others
+are on their way, and never longer than ``max_wait_ms``.
+
+The ingress sends images to the next stage this way, several in one call when there are
+several, and the classifier its model's batches.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -29,7 +33,7 @@ class Batched(Generic[Result]):
         value: What ``run`` returned for the item.
         batch_size: Items in the batch as formed.
         queue_s: From submission to the start of its batch.
-        model_s: Time the batch ran, retries included.
+        model_s: Time the batch ran.
     """
 
     value: Result
@@ -57,34 +61,40 @@ class _Waiting(Generic[Item, Result]):
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Feeds one blocking function with batches from many concurrent callers.
+    """Feeds one consumer with batches from many concurrent callers.
 
     Args:
-        run: Takes a list of items and returns as many results, in order. Called in one
-            dedicated thread, so that the event loop keeps answering.
+        run: Takes a list of items and gives as many results, in order; a result that is an
+            exception is raised to that item's caller, an exception raised to all.
         tuning: Batch size and wait; ``reconfigure`` changes them live.
+        lanes: Batches that may be in ``run`` at a time.
         on_batch: Called in the event loop after each batch.
+        weigh: Weight of an item.
+        max_weight: Most weight in one batch; an item that is heavier travels alone.
     """
 
     def __init__(
         self,
-        run: Callable[[Sequence[Item]], Sequence[Result]],
+        run: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
         tuning: BatchTuning,
+        lanes: int = 1,
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
+        weigh: Callable[[Item], int] = lambda item: 0,
+        max_weight: int = 0,
     ) -> None:
         """Start idle; the loop starts with the first ``submit``."""
-        self._run = run
-        self._tuning = tuning
-        self._on_batch = on_batch
+        self._run, self._on_batch = run, on_batch
+        self._weigh, self._max_weight = weigh, max_weight
         self._waiting: deque[_Waiting[Item, Result]] = deque()
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._changed = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
         self._loop: asyncio.Task[None] | None = None
+        self.reconfigure(tuning, lanes)
 
-    def reconfigure(self, tuning: BatchTuning) -> None:
+    def reconfigure(self, tuning: BatchTuning, lanes: int = 1) -> None:
         """Use other values from the next batch on."""
-        self._tuning = tuning
-        self._arrived.set()
+        self._tuning, self._lanes = tuning, lanes
+        self._changed.set()
 
     async def submit(self, item: Item, company: int = 1) -> Batched[Result]:
         """Add an item to the next batch and wait for its result.
@@ -94,72 +104,118 @@ class MicroBatcher(Generic[Item, Result]):
             company: Items that the caller knows to be on their way, this one included.
 
         Raises:
-            Exception: Whatever ``run`` raised for this item alone.
+            Exception: What ``run`` gave for this item, or raised.
         """
         if self._loop is None:
             self._loop = asyncio.create_task(self._serve())
         waiting: _Waiting[Item, Result] = _Waiting(item, company, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._arrived.set()
+        self._changed.set()
         return await waiting.future
 
     async def close(self) -> None:
-        """Stop the loop and the thread; items still waiting are cancelled."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        """Stop; items that wait or are in ``run`` are cancelled."""
+        tasks = [*self._running, *([self._loop] if self._loop else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for waiting in self._waiting:
             waiting.future.cancel()
-        self._thread.shutdown(wait=True)
 
     async def _serve(self) -> None:
         while True:
             batch = await self._form()
-            start = time.perf_counter()
-            results = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._isolate, [waiting.item for waiting in batch]
-            )
-            model_s = time.perf_counter() - start
-            queue_s = tuple(start - waiting.since for waiting in batch)
-            for waiting, result, queued in zip(batch, results, queue_s, strict=True):
-                if waiting.future.done():  # its caller went away meanwhile
-                    continue
-                if isinstance(result, Exception):
-                    waiting.future.set_exception(result)
-                else:
-                    waiting.future.set_result(Batched(result, len(batch), queued, model_s))
-            failed = sum(isinstance(result, Exception) for result in results)
-            self._on_batch(BatchRecord(len(batch), queue_s, model_s, failed))
+            task = asyncio.create_task(self._take(batch))
+            self._running.add(task)
+            task.add_done_callback(self._free)
+
+    def _free(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._changed.set()
+
+    async def _take(self, batch: list[_Waiting[Item, Result]]) -> None:
+        """Run one batch and hand its results out."""
+        start = time.perf_counter()
+        results: Sequence[Result | Exception]
+        try:
+            results = await self._run([waiting.item for waiting in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(batch)} items gave {len(results)} results")
+        except Exception as error:
+            results = [error] * len(batch)
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        model_s = time.perf_counter() - start
+        queue_s = tuple(start - waiting.since for waiting in batch)
+        for waiting, result, queued in zip(batch, results, queue_s, strict=True):
+            if waiting.future.done():  # its caller went away meanwhile
+                continue
+            if isinstance(result, Exception):
+                waiting.future.set_exception(result)
+            else:
+                waiting.future.set_result(Batched(result, len(batch), queued, model_s))
+        failed = sum(isinstance(result, Exception) for result in results)
+        self._on_batch(BatchRecord(len(batch), queue_s, model_s, failed))
 
     async def _form(self) -> list[_Waiting[Item, Result]]:
-        """Wait until a batch is worth running and take it from the queue."""
+        """Wait until a lane is free and a batch worth running; take it from the queue."""
         while True:
-            while self._waiting and self._waiting[0].future.done():
-                self._waiting.popleft()  # nobody waits for it any more
-            if self._waiting:
-                # The newest arrival knows best who else is on the way.
-                wanted = min(self._tuning.max_batch, self._waiting[-1].company)
-                patience = self._waiting[0].since + self._tuning.max_wait_ms / 1000 - time.perf_counter()
-                if len(self._waiting) >= wanted or patience <= 0:
-                    break
+            self._changed.clear()
+            patience = None
+            if len(self._running) < self._lanes:
+                while self._waiting and self._waiting[0].future.done():
+                    self._waiting.popleft()  # nobody waits for it any more
+                if self._waiting:
+                    # The newest arrival knows best who else is on the way.
+                    wanted = min(self._tuning.max_batch, self._waiting[-1].company)
+                    patience = self._waiting[0].since + self._tuning.max_wait_ms / 1000 - time.perf_counter()
+                    if len(self._waiting) >= wanted or patience <= 0:
+                        return self._pop()
+            if patience is None:
+                await self._changed.wait()
             else:
-                patience = None
-            self._arrived.clear()
-            try:
-                await asyncio.wait_for(self._arrived.wait(), patience)
-            except TimeoutError:
-                continue
-        live: list[_Waiting[Item, Result]] = []
-        while self._waiting and len(live) < self._tuning.max_batch:
-            waiting = self._waiting.popleft()
-            if not waiting.future.done():
-                live.append(waiting)
-        return live
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), patience)
 
-    def _isolate(self, items: Sequence[Item]) -> list[Result | Exception]:
-        """Run a batch; when it raises, run its halves, so that only the culprit fails."""
+    def _pop(self) -> list[_Waiting[Item, Result]]:
+        batch: list[_Waiting[Item, Result]] = []
+        weight = 0
+        while self._waiting and len(batch) < self._tuning.max_batch:
+            waiting = self._waiting[0]
+            if not waiting.future.done():
+                weight += self._weigh(waiting.item)
+                if batch and weight > self._max_weight > 0:
+                    break
+                batch.append(waiting)
+            self._waiting.popleft()
+        return batch
+
+
+class InThread(Generic[Item, Result]):
+    """A blocking function as a MicroBatcher's ``run``: one dedicated thread per lane.
+
+    The event loop keeps answering meanwhile. A batch that raises is run again in halves,
+    so that only the culprit fails.
+    """
+
+    def __init__(self, run: Callable[[list[Item]], Sequence[Result]], threads: int = 1) -> None:
+        """Start the threads with the first batch."""
+        self._run = run
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="model")
+
+    async def __call__(self, items: list[Item]) -> Sequence[Result | Exception]:
+        """Run a batch; the culprits' results are what they raised."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._isolate, items)
+
+    def close(self) -> None:
+        """Wait for the batches that run, and end the threads."""
+        self._threads.shutdown(wait=True)
+
+    def _isolate(self, items: list[Item]) -> list[Result | Exception]:
         try:
-            results = list(self._run(items))
+            results = self._run(items)
             if len(results) != len(items):
                 raise RuntimeError(f"{len(items)} items gave {len(results)} results")
         except Exception as error:

@@ -131,14 +131,13 @@ async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], 
     elif kind == "application/json":
         body = await _read_json(limited)
         parameters = parse_parameters(query, body.parameters)
-        uploads = [Upload(each.id, _decode_base64(each.b64)) for each in body.inputs]
+        uploads = [Upload(each.id, decode_base64(each.b64)) for each in body.inputs]
     else:
         raise UnsupportedImageError(
             f"content type {kind!r}: send image/*, application/octet-stream, multipart/form-data or application/json"
         )
-    if len(uploads) > limits.max_images:
-        raise TooLargeError(f"{len(uploads)} images in one request; the limit is {limits.max_images}")
-    return [_check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
+    check_count(len(uploads), limits)
+    return [check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
 
 
 async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, str]]:
@@ -170,14 +169,26 @@ async def _read_json(request: LimitedRequest) -> JsonBody:
         raise MalformedRequestError(f"the JSON body: {describe(error, JsonBody)}") from None
 
 
-def _decode_base64(text: str) -> bytes | ServiceError:
+def decode_base64(text: str) -> bytes | ServiceError:
+    """Decode one image of a JSON body, or say why it is none."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         return MalformedRequestError(f"b64: {error}")
 
 
-def _check_size(upload: Upload, limit: int) -> Upload:
+def check_count(images: int, limits: Limits) -> None:
+    """Check how many images a request holds.
+
+    Raises:
+        TooLargeError: More than the limit (413).
+    """
+    if images > limits.max_images:
+        raise TooLargeError(f"{images} images in one request; the limit is {limits.max_images}")
+
+
+def check_size(upload: Upload, limit: int) -> Upload:
+    """Give an upload back, as an error if it has more bytes than the limit."""
     if isinstance(upload.encoded, bytes) and len(upload.encoded) > limit:
         return Upload(upload.id, TooLargeError(_over("the image", len(upload.encoded), limit)))
     return upload

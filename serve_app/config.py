@@ -1,13 +1,13 @@
 """Every knob that is not fixed by the weights, with its unit, default and one sentence.
 
 ``AppConfig`` is ``args:`` in a Serve config file: a change restarts the application.
-``BatchTuning`` and ``AnswerTuning`` are ``user_config:`` of a deployment: a change is live
+``BatchTuning`` and ``IngressTuning`` are ``user_config:`` of a deployment: a change is live
 within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deployments:``.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -40,6 +40,19 @@ class WeightsSpec(Knobs):
         return {"source": value} if isinstance(value, str) else value
 
 
+class EngineSpec(Knobs):
+    """How the model is run; a plain string is short for ``runtime`` alone."""
+
+    runtime: Literal["auto", "torch", "onnxruntime", "mnn"] = Field(
+        "auto", description="What runs the model; `auto` takes the GPU, else what is fastest on this CPU."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: object) -> object:
+        return {"runtime": value} if isinstance(value, str) else value
+
+
 class Limits(Knobs):
     """What one request may ask for."""
 
@@ -59,6 +72,7 @@ class AppConfig(Knobs):
     """``args:`` of the application in a Serve config file."""
 
     weights: WeightsSpec = WeightsSpec()
+    engine: EngineSpec = EngineSpec()
     limits: Limits = Limits()
 
 
@@ -75,12 +89,25 @@ class BatchTuning(Knobs):
 
 
 class AnswerTuning(Knobs):
-    """``user_config:`` of the Ingress."""
+    """What an answer holds when its request does not say."""
 
     top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
     abstain_below: float = Field(
         0.4, ge=0, le=1, description="Best scores under this are flagged as `abstain` (not sure)."
     )
+
+
+class IngressTuning(AnswerTuning):
+    """``user_config:`` of the Ingress."""
+
+    lanes: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="Groups of images that one ingress replica has under way at a time; images that come "
+        "while all lanes are taken leave together.",
+    )
+    max_group: int = Field(8, ge=1, le=64, description="Most images in one group.")
 
 
 def parse(kind: type[Model], values: Any) -> Model:

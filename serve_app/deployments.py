@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -16,40 +20,58 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.metrics import Counter, Histogram
 
 from serve_app.api import create_app
-from serve_app.batcher import Batched, BatchRecord, MicroBatcher
-from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec, parse
+from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
+from serve_app.config import AnswerTuning, BatchTuning, EngineSpec, IngressTuning, Limits, MiB, WeightsSpec, parse
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError
 from serve_app.preprocess import preprocess
 from serve_app.schemas import Classification, ClassifyItem, Explain, ImageTransform, ModelCard, PreprocessedImage
-from serve_app.service import Answer
+from serve_app.service import Answer, Wanted
 
+log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
 PING_TIMEOUT_S = 2.0
+MAX_CALL_BYTES = 32 * MiB  # half of what configs/ray.env lets a call carry
 SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 
 
-# Queues are bounded so that overload is refused, not piled up; a request of 64 images must
-# fit. The counts of ongoing requests are what keeps the next batch ready while one runs.
-@serve.deployment(max_ongoing_requests=16, max_queued_requests=1024)
+# Queues are bounded so that overload is refused, not piled up. A call carries a group of
+# images and lasts until they are classified.
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Preprocessor:
-    """Stage 2: decodes uploads, one at a time per replica."""
+    """Stage 2: decodes uploads, one at a time per replica, and hands the crops on."""
 
-    def __init__(self, transform: ImageTransform, max_pixels: int) -> None:
+    def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:
         """Start the thread that decodes, so that the replica keeps answering health checks."""
-        self._transform, self._max_pixels = transform, max_pixels
+        self._classifier, self._transform, self._max_pixels = classifier, transform, max_pixels
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
-    async def __call__(self, encoded: bytes) -> tuple[PreprocessedImage, float] | ServiceError:
-        """Decode one image; returns it with the time it took in ms, or what is wrong with it.
+    async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
+        """Decode and classify images that came together.
 
-        A bad image is an ordinary answer here: raised, it would be logged as a crash.
+        Returns:
+            For each, its answer or what is wrong with it: a bad image is an ordinary answer
+            here; raised, it would be logged as a crash.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._decode, encoded)
+        decoded = await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: [self._decode(each.encoded) for each in wanted]
+        )
+        good = [
+            (each, *image_and_ms)
+            for each, image_and_ms in zip(wanted, decoded, strict=True)
+            if not isinstance(image_and_ms, ServiceError)
+        ]
+        answers: Iterator[Answer | ServiceError] = iter(await self._classify(good, company) if good else ())
+        return [failed if isinstance(failed, ServiceError) else next(answers) for failed in decoded]
 
     async def ping(self) -> None:
-        """Answer."""
+        """Answer, if the next stage does.
+
+        Raises:
+            NotReadyError: It does not.
+        """
+        await _ping(self._classifier, "classify")
 
     def _decode(self, encoded: bytes) -> tuple[PreprocessedImage, float] | ServiceError:
         start = time.perf_counter()
@@ -59,23 +81,47 @@ class Preprocessor:
             return error
         return image, (time.perf_counter() - start) * 1000
 
+    async def _classify(
+        self, good: list[tuple[Wanted, PreprocessedImage, float]], company: int
+    ) -> list[Answer | ServiceError]:
+        pixels = np.stack([image.pixels for _, image, _ in good])
+        asked = [(each.top_k, each.explain) for each, _, _ in good]
+        call: Awaitable[list[Batched[Classification] | ServiceError]]
+        call = self._classifier.remote(pixels, asked, max(company, len(good)))
+        try:
+            found = await _call(call, "classify")
+        except ServiceError as error:
+            return [error] * len(good)
+        return [
+            batched
+            if isinstance(batched, ServiceError)
+            else Answer(
+                image.info,
+                batched.value,
+                {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000},
+                batched.batch_size,
+            )
+            for (_, image, decode_ms), batched in zip(good, found, strict=True)
+        ]
+
 
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
 
-    def __init__(self, weights: WeightsSpec) -> None:
-        """Load, verify and warm the model.
+    def __init__(self, weights: WeightsSpec, engine: EngineSpec) -> None:
+        """Load, verify and warm the model; it uses the cores that Ray gave this replica.
 
         Raises:
-            WeightsError: Fails this deployment, and the application with it.
+            WeightsError, EngineError: Fails this deployment, and the application with it.
         """
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
         from serve_app.classifier import ResNetEngine
         from serve_app.weights import load_model
 
         model, card = load_model(weights)
-        self._engine = ResNetEngine(model, card)
+        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
+        self._engine = ResNetEngine(model, card, engine, threads=max(1, int(assigned.get("CPU", 1))))
         tuning = BatchTuning()
         self._engine.warm_up(tuning.max_batch)
         self._size = _histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, card.version)
@@ -86,19 +132,35 @@ class Classifier:
         self._failed = Counter("classifier_failed_images", "Images whose batch raised.", ("version",))
         self._failed.set_default_tags({"version": card.version})
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
-            self._engine.classify, tuning, self._record
+            InThread(self._engine.classify), tuning, on_batch=self._record
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new BatchTuning values, at once."""
         self._batcher.reconfigure(parse(BatchTuning, user_config))
 
-    async def __call__(self, item: ClassifyItem, company: int) -> Batched[Classification]:
-        """Classify one image in the next batch; see MicroBatcher for ``company``."""
-        return await self._batcher.submit(item, company)
+    async def __call__(
+        self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int
+    ) -> list[Batched[Classification] | ServiceError]:
+        """Classify crops in the next batches.
+
+        Args:
+            pixels: uint8, (N, crop_px, crop_px, 3).
+            asked: For each, top_k and the class to explain.
+            company: See MicroBatcher.
+        """
+        items = [ClassifyItem(crop, *each) for crop, each in zip(pixels, asked, strict=True)]
+        return await asyncio.gather(*(self._one(item, company) for item in items))
 
     async def ping(self) -> None:
         """Answer."""
+
+    async def _one(self, item: ClassifyItem, company: int) -> Batched[Classification] | ServiceError:
+        try:
+            return await self._batcher.submit(item, company)
+        except Exception:
+            log.exception("the model failed on an image")
+            return ServiceError("the model failed on this image; the server's log says why")
 
     def _record(self, batch: BatchRecord) -> None:
         self._size.observe(batch.size)
@@ -112,40 +174,45 @@ class Classifier:
 @serve.deployment(max_ongoing_requests=256, max_queued_requests=1024)
 @serve.ingress()
 class Ingress:
-    """Stage 1: HTTP, and the way of an image through the other stages."""
+    """Stage 1: HTTP, and the way of an image to the other stages."""
 
-    def __init__(self, preprocessor: Handle, classifier: Handle, card: ModelCard, limits: Limits) -> None:
-        """Keep the handles; the app is built by Serve through the hook below."""
-        self.card, self.limits, self.tuning = card, limits, AnswerTuning()
-        self._preprocessor, self._classifier = preprocessor, classifier
+    def __init__(self, preprocessor: Handle, card: ModelCard, limits: Limits) -> None:
+        """Keep the handle; the app is built by Serve through the hook below."""
+        self.card, self.limits = card, limits
+        self.tuning: AnswerTuning = IngressTuning()
+        self._preprocessor = preprocessor
+        self._company = 1
         self._was_ready = False
+        self._groups: MicroBatcher[Wanted, Answer] = MicroBatcher(
+            self._send, *_grouping(IngressTuning()), weigh=lambda wanted: len(wanted.encoded), max_weight=MAX_CALL_BYTES
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Serve the HTTP app, once per replica."""
         return create_app(self)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new AnswerTuning values, at once."""
-        self.tuning = parse(AnswerTuning, user_config)
+        """Take new IngressTuning values, at once."""
+        self.tuning = tuning = parse(IngressTuning, user_config)
+        self._groups.reconfigure(*_grouping(tuning))
 
     async def classify(self, encoded: bytes, top_k: int, explain: Explain, company: int) -> Answer:
         """See Service.classify."""
         if not self._was_ready:  # else requests would wait their whole deadline for a model that never comes
             await self.check_ready()
-        decoded = await _call(self._preprocessor.remote(encoded), "preprocess")
-        if isinstance(decoded, ServiceError):
-            raise decoded
-        image, decode_ms = decoded
-        item = ClassifyItem(image.pixels, top_k, explain)
-        batched: Batched[Classification] = await _call(self._classifier.remote(item, company), "classify")
-        timings = {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
-        return Answer(image.info, batched.value, timings, batched.batch_size)
+        self._company = company
+        sent = await self._groups.submit(Wanted(encoded, top_k, explain))
+        answer = sent.value
+        timings = {**answer.timings_ms, "queue": answer.timings_ms["queue"] + sent.queue_s * 1000}
+        return replace(answer, timings_ms=timings)
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
-        stages = {"preprocess": self._preprocessor, "classify": self._classifier}
-        await asyncio.gather(*(self._ping(stage, handle) for stage, handle in stages.items()))
+        await _ping(self._preprocessor, "preprocess")
         self._was_ready = True
+
+    async def _send(self, wanted: list[Wanted]) -> list[Answer | ServiceError]:
+        return await _call(self._preprocessor.remote(wanted, self._company), "preprocess")
 
     async def describe(self) -> dict[str, Any]:
         """See Service.describe."""
@@ -156,12 +223,17 @@ class Ingress:
             for name, one in app.deployments.items()
         }
 
-    async def _ping(self, stage: str, handle: Handle) -> None:
-        try:
-            async with asyncio.timeout(PING_TIMEOUT_S):
-                await _call(handle.ping.remote(), stage)
-        except TimeoutError:
-            raise NotReadyError(f"the {stage} stage does not answer yet") from None
+
+def _grouping(tuning: IngressTuning) -> tuple[BatchTuning, int]:
+    return BatchTuning(max_batch=tuning.max_group, max_wait_ms=0), tuning.lanes
+
+
+async def _ping(handle: Handle, stage: str) -> None:
+    try:
+        async with asyncio.timeout(PING_TIMEOUT_S):
+            await _call(handle.ping.remote(), stage)
+    except TimeoutError:
+        raise NotReadyError(f"the {stage} stage does not answer yet") from None
 
 
 async def _call(response: Awaitable[Value], stage: str) -> Value:

@@ -11,6 +11,7 @@ ServiceError                    500 internal
 ├── OverloadedError             503 overloaded           (retryable)
 ├── NotReadyError               503 not_ready            (retryable)
 ├── DeadlineExceededError       504 deadline_exceeded    (retryable)
+├── EngineError                 an engine that cannot run here; fails a deployment, never a request
 ├── DatasetError                a folder of images that cannot be trained or evaluated on
 └── WeightsError                weights that cannot be had; fails a deployment, never a request
 
@@ -89,6 +90,10 @@ class DeadlineExceededError(ServiceError):
     """No answer within the time allowed."""
 
     status, code, title, retryable = 504, "deadline_exceeded", "Deadline exceeded", True
+
+
+class EngineError(ServiceError):
+    """The configured way to run the model cannot be had on this machine."""
 
 
 class DatasetError(ServiceError):

@@ -10,6 +10,21 @@ from serve_app.schemas import Classification, Explain, ImageInfo, ModelCard
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """One image on its way to the other stages.
+
+    Attributes:
+        encoded: The file as uploaded.
+        top_k: Classes wanted.
+        explain: Class to explain, ``"top"`` or none.
+    """
+
+    encoded: bytes
+    top_k: int
+    explain: Explain
+
+
+@dataclass(frozen=True)
 class Answer:
     """One image, classified.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from serve_app.batcher import MicroBatcher
+from serve_app.batcher import InThread, MicroBatcher
 from serve_app.classifier import ResNetEngine
 from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec
 from serve_app.errors import NotReadyError, ServiceError
@@ -27,7 +27,9 @@ class LocalService:
         model, self.card = load_model(weights)
         self.limits, self.tuning = limits or Limits(), AnswerTuning()
         engine = ResNetEngine(model, self.card)
-        self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(engine.classify, BatchTuning())
+        self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
+            InThread(engine.classify), BatchTuning()
+        )
         self.failing: Exception | None = None
         self.delay_s = 0.0
 

@@ -12,15 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights", "classifier"),
-    *("service", "stats", "bodies", "answers", "api", "deployments", "app", "launch_weights", "__main__"),
+    *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights"),
+    *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.select", "classifier"),
+    *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api", "deployments", "app"),
+    *("launch_weights", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
+BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 OWNERS = {
     "ray": {"deployments", "app", "__main__"},
-    "fastapi": {"api", "deployments"},
-    "torch": {"classifier", "weights", *TRAINING},
+    "fastapi": {"api", "deployments", "oip"},
+    "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
+    "onnx": {"backbones.graph"},
     "PIL": {"preprocess"},
 }
 
@@ -54,7 +58,7 @@ def test_imports_point_one_way(name: str) -> None:
     inner = {n.removeprefix("serve_app.") for n in imports(modules()[name]) if n.startswith("serve_app.")}
     below = set(ORDER[: ORDER.index(name)])
     if name.startswith("training."):
-        below -= {"answers", "api", "bodies", "deployments", "app", "service", "stats"}
+        below -= {"answers", "api", "bodies", "deployments", "app", "fanout", "oip", "service", "stats", "tensors"}
     assert {n for n in inner if n in ORDER} <= below
 
 
@@ -78,8 +82,10 @@ def test_stages_open_with_their_number() -> None:
         ("api", 1),
         ("bodies", 1),
         ("answers", 1),
+        ("fanout", 1),
+        ("tensors", 1),
+        ("oip", 1),
         ("preprocess", 2),
-        ("batcher", 3),
         ("classifier", 3),
     ):
         assert modules()[name].read_text().startswith(f'"""Stage {stage}/3 · ')

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve_app.batcher import BatchRecord, MicroBatcher
+from serve_app.batcher import BatchRecord, InThread, MicroBatcher
 from serve_app.config import BatchTuning
 
 
@@ -29,7 +29,7 @@ class Model:
 
 
 async def test_results_reach_their_callers() -> None:
-    batcher = MicroBatcher(Model(), BatchTuning(max_batch=4))
+    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=4))
     results = await asyncio.gather(*(batcher.submit(i, 50) for i in range(50)))
     assert [result.value for result in results] == [2 * i for i in range(50)]
     await batcher.close()
@@ -38,7 +38,7 @@ async def test_results_reach_their_callers() -> None:
 async def test_a_busy_model_gathers_full_batches() -> None:
     """While one batch runs, the next fills up to the maximum."""
     model = Model(0.02)
-    batcher = MicroBatcher(model, BatchTuning(max_batch=8, max_wait_ms=0))
+    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=8, max_wait_ms=0))
     results = await asyncio.gather(*(batcher.submit(i) for i in range(33)))
     assert [len(batch) for batch in model.batches] == [8, 8, 8, 8, 1]
     assert max(result.batch_size for result in results) == 8
@@ -47,7 +47,7 @@ async def test_a_busy_model_gathers_full_batches() -> None:
 
 async def test_alone_means_no_wait() -> None:
     """A single image does not wait for company that nobody announced."""
-    batcher = MicroBatcher(Model(), BatchTuning(max_batch=8, max_wait_ms=1000))
+    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=1000))
     result = await batcher.submit(1)
     assert result.queue_s < 0.2
     await batcher.close()
@@ -56,7 +56,7 @@ async def test_alone_means_no_wait() -> None:
 async def test_announced_company_is_waited_for() -> None:
     """Images that are on their way share the batch of the first."""
     model = Model()
-    batcher = MicroBatcher(model, BatchTuning(max_batch=8, max_wait_ms=1000))
+    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=8, max_wait_ms=1000))
 
     async def late(i: int) -> None:
         await asyncio.sleep(0.02 * i)
@@ -69,7 +69,7 @@ async def test_announced_company_is_waited_for() -> None:
 
 async def test_the_wait_has_an_end() -> None:
     """Company that never comes costs max_wait_ms, not more."""
-    batcher = MicroBatcher(Model(), BatchTuning(max_batch=8, max_wait_ms=50))
+    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=50))
     result = await batcher.submit(1, company=5)
     assert 0.04 < result.queue_s < 0.5
     await batcher.close()
@@ -78,7 +78,7 @@ async def test_the_wait_has_an_end() -> None:
 async def test_a_failure_costs_only_its_own_item() -> None:
     """One bad item among sixteen: fifteen results, one error, and the batcher goes on."""
     records: list[BatchRecord] = []
-    batcher = MicroBatcher(Model(), BatchTuning(max_batch=16), records.append)
+    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=16), on_batch=records.append)
     results = await asyncio.gather(
         *(batcher.submit(-1 if i == 5 else i, 16) for i in range(16)), return_exceptions=True
     )
@@ -90,7 +90,7 @@ async def test_a_failure_costs_only_its_own_item() -> None:
 
 
 async def test_a_wrong_number_of_results_is_an_error() -> None:
-    batcher = MicroBatcher(lambda items: [], BatchTuning())
+    batcher = MicroBatcher(InThread(lambda items: []), BatchTuning())
     with pytest.raises(RuntimeError, match="1 items gave 0 results"):
         await batcher.submit(1)
     await batcher.close()
@@ -99,7 +99,7 @@ async def test_a_wrong_number_of_results_is_an_error() -> None:
 async def test_work_nobody_waits_for_is_not_done() -> None:
     """A caller that gives up while queued leaves the queue."""
     model = Model(0.05)
-    batcher = MicroBatcher(model, BatchTuning(max_batch=1))
+    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=1))
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.01)
     second, third = (asyncio.create_task(batcher.submit(i)) for i in (2, 3))
@@ -112,7 +112,7 @@ async def test_work_nobody_waits_for_is_not_done() -> None:
 
 async def test_tuning_is_live() -> None:
     model = Model(0.01)
-    batcher = MicroBatcher(model, BatchTuning(max_batch=1))
+    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=1))
     await asyncio.gather(*(batcher.submit(i) for i in range(4)))
     batcher.reconfigure(BatchTuning(max_batch=4))
     await asyncio.gather(*(batcher.submit(i, 4) for i in range(4)))
@@ -129,7 +129,7 @@ async def test_the_event_loop_stays_free() -> None:
         time.sleep(0.05)
         return items
 
-    batcher = MicroBatcher(run, BatchTuning())
+    batcher = MicroBatcher(InThread(run), BatchTuning())
     ticks = 0
 
     async def tick() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serve_app.config import AnswerTuning, BatchTuning, Limits
+from serve_app.config import BatchTuning, EngineSpec, IngressTuning, Limits
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 HOMES: dict[str, type[BaseModel]] = {
+    "`args: {engine: …}`": EngineSpec,
     "`args: {limits: …}`": Limits,
-    "`user_config` of Ingress": AnswerTuning,
+    "`user_config` of Ingress": IngressTuning,
     "`user_config` of Classifier": BatchTuning,
 }
 

@@ -1,0 +1,80 @@
+"""Stage 1/3 · the images of one request -> the other stages, all at once; each comes back as its own result."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from serve_app.answers import to_problem, to_result
+from serve_app.bodies import Parameters, Upload
+from serve_app.errors import DeadlineExceededError, ServiceError
+from serve_app.schemas import Explain, ImageResult
+from serve_app.service import Answer, Service
+from serve_app.stats import Stats
+
+log = logging.getLogger("serve_app")
+
+
+class FanOut:
+    """Classifies the images of a request concurrently, each under the deadline and counted."""
+
+    def __init__(self, service: Service, stats: Stats) -> None:
+        """Send images to this service and count them in these totals."""
+        self._service, self._stats = service, stats
+
+    def start(
+        self, uploads: Sequence[Upload], parameters: Parameters, request_id: str
+    ) -> list[asyncio.Task[ImageResult]]:
+        """Send all images on their way; no task of these raises.
+
+        Args:
+            uploads: The images in their order.
+            parameters: What the client asked for, the same for all of them.
+            request_id: Names the request in logs and errors.
+        """
+        return [
+            asyncio.create_task(self._one(index, upload, parameters, request_id))
+            for index, upload in enumerate(uploads)
+        ]
+
+    async def _one(self, index: int, upload: Upload, parameters: Parameters, request_id: str) -> ImageResult:
+        try:
+            answered = await self._answer(upload, parameters)
+        except ServiceError as error:
+            failure = error
+        except Exception:
+            log.exception("request %s, image %d", request_id, index)
+            failure = ServiceError("this image could not be classified; the server's log says why")
+        else:
+            self._stats.answered(answered)
+            return to_result(index, upload.id, answered, parameters, self._service)
+        self._stats.failed(failure)
+        return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
+
+    async def _answer(self, upload: Upload, parameters: Parameters) -> Answer:
+        if isinstance(upload.encoded, ServiceError):
+            raise upload.encoded
+        deadline_s = self._service.limits.deadline_s
+        try:
+            with self._stats.in_flight() as company:
+                async with asyncio.timeout(deadline_s):
+                    top_k = parameters.top_k or self._service.tuning.top_k
+                    return await self._service.classify(upload.encoded, top_k, _explain(parameters), company)
+        except TimeoutError:
+            raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
+
+
+async def finish(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:
+    """Wait for all results; when the client went away, nobody waits for the rest."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _explain(parameters: Parameters) -> Explain:
+    if parameters.explain == "none":
+        return None
+    return "top" if parameters.explain_class is None else parameters.explain_class

@@ -1,0 +1,176 @@
+"""Stage 1/3 · the Open Inference Protocol v2, as KServe and Triton speak it: a second door to the same stages.
+
+Specification: KServe, "Open Inference Protocol", HTTP/REST; Triton's extensions "binary tensor data",
+"classification" and "model configuration". In JSON an image is its file in base64, because JSON cannot
+hold bytes; as binary data it is the file itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from serve_app.answers import server_timing
+from serve_app.bodies import LimitedRequest, Parameters
+from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.fanout import FanOut, finish
+from serve_app.preprocess import FORMATS
+from serve_app.schemas import ModelRef, Problem
+from serve_app.service import Service
+from serve_app.tensors import INPUT, JSON_LENGTH, OUTPUTS, inflate, read_infer, write_infer
+
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
+DESCRIPTIONS = {
+    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 of it in JSON, "
+    "the bytes themselves as binary data. The shape [N] is taken as [N, 1].",
+    "label": "Class names, best first; as many as the request's parameter top_k says.",
+    "score": "Softmax probabilities, 0-1; with the parameter classification, strings score:class_id:label.",
+    "class_id": "Places of the classes among the model's labels.",
+}
+CONFIG_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
+INFER_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "example": {
+                "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["<base64 of a JPEG>"]}],
+                "parameters": {"top_k": 3},
+            }
+        },
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": title, "content": {"application/json": {"example": {"error": "what is wrong"}}}}
+    for status, title in {
+        400: "Malformed request",
+        404: "Unknown model or version",
+        413: "Too many bytes, images or pixels",
+        415: "Not an accepted image format",
+        422: "Corrupt image",
+        503: "Overloaded or not ready; see Retry-After",
+        504: "Deadline exceeded; see Retry-After",
+    }.items()
+}
+
+
+def speaks_v2(request: Request) -> bool:
+    """Whether a request is for this door, and wants its errors in this protocol's form."""
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_response(problem: Problem, where: str = "") -> Response:
+    """A problem in this protocol's form; what is worth trying again says when.
+
+    Args:
+        problem: What went wrong.
+        where: In front of the message, for example which image.
+    """
+    retry = {"Retry-After": "1"} if problem.retryable else None
+    return JSONResponse({"error": where + problem.detail}, problem.status, retry)
+
+
+def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRouter:
+    """Build the routes under ``/v2``.
+
+    Args:
+        service: Whatever classifies.
+        fan_out: Classifies the images of a request.
+        served: Name and version of the one model.
+    """
+
+    async def check_name(name: str) -> None:
+        if name != served.name:
+            raise UnknownModelError(f"no model {name!r} here; there is {served.name!r}")
+
+    async def check_version(version: str) -> None:
+        if version != served.version:
+            raise UnknownModelError(f"no version {version!r} of {served.name!r} here; there is {served.version!r}")
+
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+    model = APIRouter(responses={404: ERRORS[404]})
+
+    @router.get("", summary="Server metadata")
+    async def server(request: Request) -> dict[str, Any]:
+        return {"name": "serve_app", "version": request.app.version, "extensions": EXTENSIONS}
+
+    @router.get("/health/live", summary="The process is up")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get("/health/ready", responses={503: ERRORS[503]}, summary="Every stage is up and the model is warm")
+    async def ready() -> dict[str, bool]:
+        await service.check_ready()
+        return {"ready": True}
+
+    @router.post("/repository/index", summary="The one model and its state")
+    async def index() -> list[dict[str, str]]:
+        state, reason = "READY", ""
+        try:
+            await service.check_ready()
+        except NotReadyError as error:
+            state, reason = "UNAVAILABLE", str(error)
+        return [{"name": served.name, "version": served.version, "state": state, "reason": reason}]
+
+    @model.get("", summary="Model metadata: inputs and outputs")
+    async def metadata() -> dict[str, Any]:
+        inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}]
+        outputs = [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()]
+        return {
+            "name": served.name,
+            "versions": [served.version],
+            "platform": "pytorch",
+            "inputs": [tensor | {"description": DESCRIPTIONS[INPUT]} for tensor in inputs],
+            "outputs": [tensor | {"description": DESCRIPTIONS[str(tensor["name"])]} for tensor in outputs],
+        }
+
+    @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is warm")
+    async def model_ready() -> dict[str, Any]:
+        await service.check_ready()
+        return {"name": served.name, "ready": True}
+
+    @model.get("/config", summary="Model configuration, as far as perf_analyzer asks")
+    async def config() -> dict[str, Any]:
+        return {
+            "name": served.name,
+            "platform": "pytorch",
+            "max_batch_size": service.limits.max_images,
+            "input": [{"name": INPUT, "data_type": CONFIG_TYPES["BYTES"], "dims": [1]}],
+            "output": [
+                {"name": name, "data_type": CONFIG_TYPES[datatype], "dims": [-1]} for name, datatype in OUTPUTS.items()
+            ],
+            "dynamic_batching": {},
+        }
+
+    @model.post("/infer", openapi_extra={"requestBody": INFER_BODY}, responses=ERRORS, summary="Classify images")
+    async def infer(request: Request) -> Response:
+        """One tensor `image` of encoded files in, `label`, `score` and `class_id` out.
+
+        Images are base64 in `data`, or binary data after the JSON. If one image fails, the
+        request fails with that image's status, and the error says which one it was.
+        """
+        limits = service.limits
+        body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        if coding:
+            body = await asyncio.to_thread(inflate, body, coding, limits.max_body_bytes)
+        asked, uploads = read_infer(body, request.headers.get(JSON_LENGTH), limits)
+        top_k = asked.parameters.top_k or service.tuning.top_k
+        most = max([top_k, *(output.parameters.classification or 0 for output in asked.outputs)])
+        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state.id))
+        for result in results:
+            if result.error:
+                return error_response(result.error, f"image {result.index}: ")
+        response = write_infer(asked, [result.predictions or [] for result in results], top_k, served)
+        response.headers["Server-Timing"] = server_timing(results, request.state.start)
+        return response
+
+    router.include_router(model, prefix="/models/{name}", dependencies=[Depends(check_name)])
+    of_version = [Depends(check_name), Depends(check_version)]
+    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=of_version)
+    return router
