@@ -46,6 +46,9 @@ class EngineSpec(Knobs):
     runtime: Literal["auto", "torch", "onnxruntime", "mnn"] = Field(
         "auto", description="What runs the model; `auto` takes the GPU, else what is fastest on this CPU."
     )
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
+        "auto", description="Of the arithmetic; `auto` is fp16 on a GPU and fp32 on a CPU."
+    )
 
     @model_validator(mode="before")
     @classmethod

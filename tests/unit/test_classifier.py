@@ -11,7 +11,6 @@ from serve_app.config import EngineSpec, WeightsSpec
 from serve_app.schemas import ClassifyItem, Explain
 from serve_app.weights import load_model
 
-
 RUNTIMES = ("torch", "onnxruntime", "mnn")
 
 
