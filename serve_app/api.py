@@ -143,7 +143,8 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/models", summary="What is served, and within which limits")
     async def models() -> dict[str, Any]:
         card = service.card
-        described = card.model_dump(mode="json", exclude={"labels"}) | {"classes": len(card.labels)}
+        described = card.model_dump(mode="json", exclude={"labels": True, "int8": {"ranges"}})
+        described["classes"] = len(card.labels)
         return {
             "models": [described],
             "limits": service.limits.model_dump(),

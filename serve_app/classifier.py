@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.models import ResNet
 
+from serve_app.backbones.cuda import CudaBackbone
+from serve_app.backbones.cuda_lanes import CudaLanes
+from serve_app.backbones.head import Head
 from serve_app.backbones.select import build
 from serve_app.config import EngineSpec
-from serve_app.schemas import ActivationMap, Classification, ClassifyItem, ModelCard
+from serve_app.schemas import Classification, ClassifyItem, ModelCard
 
 
 class ResNetEngine:
-    """A ResNet-18 in the fastest form that this machine can run, with exact answers."""
+    """A ResNet-18 in the fastest form that this machine can run."""
 
-    def __init__(self, model: ResNet, card: ModelCard, spec: EngineSpec | None = None, threads: int = 1) -> None:
+    def __init__(self, model: ResNet, card: ModelCard, spec: EngineSpec | None = None, cores: int = 1) -> None:
         """Prepare a model; it is changed in place.
 
         Args:
             model: In eval mode.
             card: The model's transform.
-            spec: Runtime and precision; by default the fastest that is exact.
-            threads: CPU threads that one batch may use.
+            spec: Runtime and precision; by default fp16 on a GPU, else the fastest that is exact.
+            cores: CPU cores that its batches share.
 
         Raises:
             EngineError: The runtime cannot be had here.
         """
-        torch.set_num_threads(threads)
         self.crop_px = card.transform.crop_px
-        weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
-        self._backbone = build(model, card, spec or EngineSpec(), threads)
-        self._weight, self._bias = weight.to(self._backbone.device), bias.to(self._backbone.device)
+        self._backbone = build(model, card, spec or EngineSpec(), cores)
+        self._head = Head(model.fc, self._backbone.device)
+        self._gpu: CudaLanes | None = None
+        if isinstance(self._backbone, CudaBackbone):
+            self._gpu = CudaLanes(self._backbone, self._head, self.crop_px)
+        self._warm = 0  # images in the largest batch that was tried
+
+    @property
+    def lanes(self) -> int:
+        """How many batches may be in ``classify`` at a time, each in a thread of its own."""
+        return self._backbone.lanes
 
     @property
     def runtime(self) -> str:
@@ -41,39 +51,25 @@ class ResNetEngine:
         return self._backbone.name
 
     def warm_up(self, batch: int) -> None:
-        """Pay for lazy initialisation before the first request does."""
+        """Pay for lazy initialisation before the first request does; again only for larger batches."""
+        if batch <= self._warm:
+            return
+        if self._gpu:
+            self._gpu.warm_up(batch)
         blank = np.zeros((self.crop_px, self.crop_px, 3), np.uint8)
-        for size in {1, batch}:
-            self.classify([ClassifyItem(blank, 1, "top")] * size)
+        sizes = [size for size in (1, batch) for _ in range(self.lanes)]
+        with ThreadPoolExecutor(self.lanes) as threads:
+            list(threads.map(lambda size: self.classify([ClassifyItem(blank, 1, "top")] * size), sizes))
+        self._warm = batch
 
     @torch.inference_mode()
     def classify(self, items: Sequence[ClassifyItem]) -> list[Classification]:
-        """Classify a batch; results keep its order.
-
-        A class activation map costs one product of the last feature map with one row of
-        the last layer: the head is average-pool -> linear, so the map's mean plus the
-        bias is the logit, exactly (tests/unit/test_classifier.py::test_map_adds_up).
-        """
+        """Classify a batch; results keep its order."""
+        if self._gpu:
+            return self._gpu(items)
         features = self._backbone(np.stack([item.pixels for item in items]))
-        logits = torch.addmm(self._bias, features.mean((2, 3)), self._weight.T)
-        probabilities = logits.softmax(1)
-        entropy = torch.special.entr(probabilities).sum(1).tolist()
-        k = min(max(2, *(item.top_k for item in items)), probabilities.shape[1])
-        best = probabilities.topk(k)
-        results = []
-        for i, (item, scores, ids) in enumerate(zip(items, best.values.tolist(), best.indices.tolist(), strict=True)):
-            explained = ids[0] if item.explain == "top" else item.explain
-            results.append(
-                Classification(
-                    class_ids=tuple(ids[: item.top_k]),
-                    scores=tuple(scores[: item.top_k]),
-                    margin=scores[0] - scores[1],
-                    entropy=entropy[i],
-                    activation_map=None if explained is None else self._map(features[i], logits[i], explained),
-                )
-            )
-        return results
-
-    def _map(self, features: Tensor, logits: Tensor, class_id: int) -> ActivationMap:
-        values = torch.einsum("c,chw->hw", self._weight[class_id], features)
-        return ActivationMap(class_id, values.cpu().numpy(), self._bias[class_id].item(), logits[class_id].item())
+        best = self._head.best(features, self._head.k(items)).numpy()
+        if not (explained := self._head.explained(items, best)):
+            return self._head.answers(items, best)
+        maps = self._head.maps(features[[*explained]], torch.tensor([*explained.values()]))
+        return self._head.answers(items, best, maps.numpy())

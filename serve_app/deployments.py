@@ -40,12 +40,12 @@ MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 # images and lasts until they are classified.
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Preprocessor:
-    """Stage 2: decodes uploads, one at a time per replica, and hands the crops on."""
+    """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
 
     def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:
-        """Start the thread that decodes, so that the replica keeps answering health checks."""
+        """Start the threads that decode, so that the replica keeps answering health checks."""
         self._classifier, self._transform, self._max_pixels = classifier, transform, max_pixels
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(_cores(), thread_name_prefix="decode")
 
     async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """Decode and classify images that came together.
@@ -54,8 +54,9 @@ class Preprocessor:
             For each, its answer or what is wrong with it: a bad image is an ordinary answer
             here; raised, it would be logged as a crash.
         """
-        decoded = await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: [self._decode(each.encoded) for each in wanted]
+        loop = asyncio.get_running_loop()
+        decoded = await asyncio.gather(
+            *(loop.run_in_executor(self._threads, self._decode, each.encoded) for each in wanted)
         )
         good = [
             (each, *image_and_ms)
@@ -120,8 +121,7 @@ class Classifier:
         from serve_app.weights import load_model
 
         model, card = load_model(weights)
-        assigned: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call] # Ray leaves it untyped
-        self._engine = ResNetEngine(model, card, engine, threads=max(1, int(assigned.get("CPU", 1))))
+        self._engine = ResNetEngine(model, card, engine, _cores())
         tuning = BatchTuning()
         self._engine.warm_up(tuning.max_batch)
         self._size = _histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, card.version)
@@ -132,12 +132,12 @@ class Classifier:
         self._failed = Counter("classifier_failed_images", "Images whose batch raised.", ("version",))
         self._failed.set_default_tags({"version": card.version})
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
-            InThread(self._engine.classify), tuning, on_batch=self._record
+            InThread(self._engine.classify, self._engine.lanes), tuning, self._engine.lanes, self._record
         )
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new BatchTuning values, at once."""
-        self._batcher.reconfigure(parse(BatchTuning, user_config))
+        self._batcher.reconfigure(parse(BatchTuning, user_config), self._engine.lanes)
 
     async def __call__(
         self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int
@@ -244,6 +244,17 @@ async def _call(response: Awaitable[Value], stage: str) -> Value:
         raise OverloadedError(f"too many images wait for the {stage} stage; try again") from error
     except (DeploymentUnavailableError, RayActorError) as error:
         raise NotReadyError(f"the {stage} stage is not available; try again") from error
+
+
+def _cores() -> int:
+    """CPU cores for this replica: those that Ray reserved for it, or all of its node if it reserved none."""
+    context = ray.get_runtime_context()
+    reserved: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call] # Ray leaves it so
+    if cores := int(reserved.get("CPU", 0)):
+        return cores
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it so
+    here = next(node for node in nodes if node["NodeID"] == context.get_node_id())
+    return max(1, int(here["Resources"].get("CPU", 1)))
 
 
 def _histogram(name: str, description: str, boundaries: list[float], version: str) -> Histogram:

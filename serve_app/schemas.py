@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
 class Schema(BaseModel):
@@ -30,6 +30,35 @@ class ImageTransform(Schema):
         return self
 
 
+class Int8Cost(Schema):
+    """What int8 changes, measured on images that calibrated nothing."""
+
+    images: int = Field(gt=0, description="Held-out images that it was measured on.")
+    agreement: float = Field(ge=0, le=1, description="Share of them whose best class is float32's.")
+    mean_score_difference: float = Field(description="Mean over images of their largest change of a class's score.")
+    largest_score_difference: float = Field(description="Largest change of any class's score.")
+    top1: float | None = Field(default=None, description="Share that int8 has right, if the classes are known.")
+    top1_fp32: float | None = Field(default=None, description="Share that float32 has right.")
+
+
+class Int8Calibration(Schema):
+    """How far each activation goes, so that int8 knows its steps."""
+
+    method: str = Field(description="How the ranges were chosen.")
+    images: int = Field(gt=0, description="Images that it was made from.")
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 over their names and contents.")
+    cost: Int8Cost | None = Field(default=None, description="None until it is measured.")
+    ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
+        description="Lowest and highest value of each activation in the graph that backbones.graph writes."
+    )
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Int8Calibration:
+        if wrong := [name for name, (lowest, highest) in self.ranges.items() if lowest > highest]:
+            raise ValueError(f"ranges end below their start: {', '.join(wrong)}")
+        return self
+
+
 class ModelCard(Schema):
     """Everything a model carries besides its numbers; ``<weights>.json`` beside the safetensors file."""
 
@@ -41,6 +70,7 @@ class ModelCard(Schema):
     training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
+    int8: Int8Calibration | None = Field(default=None, description="Written by `python -m serve_app.quantize`.")
 
 
 class ImageInfo(Schema):

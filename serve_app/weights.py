@@ -64,8 +64,33 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
     save_file(half, path)
     complete = ModelCard(**card, sha256=sha256(path))
-    path.with_suffix(".json").write_text(json.dumps(complete.model_dump(mode="json"), indent=2) + "\n")
+    _write_card(complete, path)
     return complete
+
+
+def republish(spec: WeightsSpec, card: ModelCard, folder: Path) -> WeightsSpec:
+    """Write weights once more, with another card: the same file, or torchvision's numbers as safetensors.
+
+    Args:
+        spec: The weights.
+        card: What is to stand beside them.
+        folder: Made if it is missing; may be the weights' own.
+
+    Returns:
+        The weights written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if spec.source == "imagenet":
+        path = folder / "imagenet.safetensors"
+        save_file(dict(_imagenet_state()), path)
+    else:
+        source = _local_copy(weights_uri(spec), card.sha256)
+        path = folder / source.name
+        if not (path.exists() and path.samefile(source)):
+            shutil.copyfile(source, path)
+    digest = sha256(path)
+    _write_card(card.model_copy(update={"sha256": digest}), path)
+    return WeightsSpec(source=str(path), sha256=digest)
 
 
 def spec_of(text: str) -> WeightsSpec:
@@ -86,6 +111,10 @@ def sha256(path: Path) -> str:
 def imagenet_file() -> Path:
     """Where torchvision keeps the ImageNet weights once they are downloaded."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(IMAGENET.url).path).name
+
+
+def _write_card(card: ModelCard, weights: Path) -> None:
+    weights.with_suffix(".json").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _imagenet_state() -> Mapping[str, Tensor]:

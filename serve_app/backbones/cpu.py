@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Protocol
+from queue import SimpleQueue
+from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,10 +26,12 @@ class Backbone(Protocol):
     Attributes:
         name: Of the runtime.
         device: Where the features are.
+        lanes: How many batches it takes at a time, each from a thread of its own.
     """
 
     name: str
     device: torch.device
+    lanes: int
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """Run a batch.
@@ -42,10 +47,11 @@ class Backbone(Protocol):
 class TorchBackbone:
     """PyTorch in channels-last memory, which saves a CPU memory traffic. Runs everywhere."""
 
-    name, device = "torch", CPU
+    name, device, lanes = "torch", CPU, 1
 
-    def __init__(self, model: ResNet, transform: ImageTransform) -> None:
-        """Prepare a folded model; its memory layout is changed in place."""
+    def __init__(self, model: ResNet, transform: ImageTransform, threads: int) -> None:
+        """Prepare a folded model; its memory layout is changed in place. The threads are the whole process's."""
+        torch.set_num_threads(threads)
         model.to(memory_format=torch.channels_last)
         self._features = nn.Sequential(*list(model.children())[:-2])
         # Pixels arrive as 0-255, mean and std are meant for 0-1.
@@ -61,14 +67,16 @@ class TorchBackbone:
 class OnnxRuntimeBackbone:
     """ONNX Runtime: blocked direct convolutions, the fastest where the CPU has AVX-512."""
 
-    name, device = "onnxruntime", CPU
+    name, device, lanes = "onnxruntime", CPU, 1
 
-    def __init__(self, graph: bytes | Path, threads: int) -> None:
-        """Load a graph as backbones.graph writes it."""
+    def __init__(self, graph: bytes | Path, threads: int, settings: Mapping[str, str] | None = None) -> None:
+        """Load a graph as backbones.graph or backbones.int8 writes it; settings are ONNX Runtime's own."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        for name, value in (settings or {}).items():
+            options.add_session_config_entry(name, value)
         # A thread that spins while it waits takes the core from the stages that share it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = graph if isinstance(graph, bytes) else str(graph)
@@ -83,30 +91,83 @@ class MnnBackbone:
     """MNN: Winograd convolutions, the fastest where the CPU stops at AVX2.
 
     Only its runtime and its compiled converter are used: its Python tools call home and
-    install packages when they run.
+    install packages when they run. Of its two interfaces this is the one that lets go of
+    Python's lock while it runs.
     """
 
-    name, device = "mnn", CPU
-    _PRECISE: ClassVar = {"backend": "CPU", "precision": "high"}
+    name, device, lanes = "mnn", CPU, 1
 
     def __init__(self, graph: bytes, threads: int) -> None:
         """Convert and load a graph as backbones.graph writes it."""
         import _tools as converter  # MNN's own, compiled
-        from MNN import expr
-        from MNN import nn as mnn
+        import MNN
 
-        self._expr = expr
+        self._mnn = MNN
         with tempfile.TemporaryDirectory() as folder:
             source, converted = Path(folder, "graph.onnx"), Path(folder, "graph.mnn")
             source.write_bytes(graph)
             converter.mnnconvert(
                 ["", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
             )
-            runtime = mnn.create_runtime_manager(({**self._PRECISE, "numThread": threads},))
-            self._net = mnn.load_module_from_file(str(converted), [PIXELS], [FEATURES], runtime_manager=runtime)
+            self._interpreter = MNN.Interpreter(str(converted))
+        self._session = self._interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
+        self._pixels = self._interpreter.getSessionInput(self._session, PIXELS)
+        self._shape: tuple[int, ...] = ()
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """See Backbone."""
-        # NCHW is MNN's word for "leave the axes alone".
-        given = self._expr.const(pixels, pixels.shape, self._expr.NCHW, self._expr.uint8)
-        return torch.from_numpy(self._net.forward([given])[0].read().copy())
+        """See Backbone. Not for two threads at a time."""
+        mnn, interpreter = self._mnn, self._interpreter
+        if pixels.shape != self._shape:
+            interpreter.resizeTensor(self._pixels, pixels.shape)
+            interpreter.resizeSession(self._session)
+            self._shape = pixels.shape
+        axes = self._pixels.getDimensionType()
+        self._pixels.copyFrom(mnn.Tensor(pixels.shape, mnn.Halide_Type_Uint8, pixels, axes))
+        interpreter.runSession(self._session)
+        found = interpreter.getSessionOutput(self._session, FEATURES)
+        features = np.empty(found.getShape(), np.float32)
+        host = mnn.Tensor(features.shape, mnn.Halide_Type_Float, features, mnn.Tensor_DimensionType_Caffe)
+        found.copyToHostTensor(host)
+        return torch.from_numpy(host.getNumpyData().copy())
+
+
+class Lanes:
+    """Several batches at a time, one core each; a batch that is alone gets all cores.
+
+    So a queue is worked off without threads that wait for each other, and a lone image
+    does not leave cores idle.
+    """
+
+    device = CPU
+
+    def __init__(self, make: Callable[[int], Backbone], cores: int) -> None:
+        """Make one backbone per core, and one for all.
+
+        Args:
+            make: Makes a backbone for so many threads.
+            cores: What the batches share.
+        """
+        self._wide = make(cores)
+        self.name, self.lanes = self._wide.name, cores
+        self._narrow: SimpleQueue[Backbone] = SimpleQueue()
+        for _ in range(cores):
+            self._narrow.put(make(1))
+        self._lock = Lock()
+        self._running = 0
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        """See Backbone; for at most ``lanes`` threads at a time."""
+        with self._lock:
+            alone = self._running == 0
+            self._running += 1
+        try:
+            if alone:
+                return self._wide(pixels)
+            narrow = self._narrow.get()
+            try:
+                return narrow(pixels)
+            finally:
+                self._narrow.put(narrow)
+        finally:
+            with self._lock:
+                self._running -= 1

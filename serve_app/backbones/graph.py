@@ -1,18 +1,23 @@
-"""A ResNet-18 up to its last feature map, as an ONNX graph that takes raw pixels."""
+"""A ResNet-18 up to its last feature map, as an ONNX graph that takes raw pixels.
+
+onnx is imported when a graph is written: an engine that needs none runs without it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 from serve_app.schemas import ImageTransform
+
+if TYPE_CHECKING:
+    import onnx
+    from onnx import TensorProto
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12: what every runtime since 2022 reads
 PIXELS, FEATURES = "pixels", "features"
@@ -37,6 +42,9 @@ class _Writer:
     constants: list[TensorProto] = field(default_factory=list)
 
     def write(self, model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
+        import onnx
+        from onnx import TensorProto, helper
+
         pixels = self.op("Cast", [PIXELS], "float", to=TensorProto.FLOAT)
         planes = self.op("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
         # Pixels arrive as 0-255, mean and std are meant for 0-1.
@@ -77,10 +85,14 @@ class _Writer:
         return self.op("Relu", [y], f"{name}.relu") if relu else y
 
     def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, values: np.ndarray) -> str:
+        from onnx import numpy_helper
+
         self.constants.append(numpy_helper.from_array(values, name))
         return name
 

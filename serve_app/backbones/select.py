@@ -4,62 +4,72 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torchvision.models import ResNet
 
-from serve_app.backbones.cpu import Backbone, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone
+from serve_app.backbones.cpu import Backbone, Lanes, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone
+from serve_app.backbones.cuda import TYPES, gpu_found, on_gpu
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
+from serve_app.backbones.int8 import int8_maker
 from serve_app.config import EngineSpec
 from serve_app.errors import EngineError
 from serve_app.schemas import ModelCard
 
 log = logging.getLogger("serve_app")
+Maker = Callable[[int], Backbone]
 TOLERANCE = 1e-3  # largest error of a feature, as a share of the largest feature
 ROUNDS = 4
 BATCHES = (1, 8)
 
 
-def build(model: ResNet, card: ModelCard, spec: EngineSpec, threads: int) -> Backbone:
+def build(model: ResNet, card: ModelCard, spec: EngineSpec, cores: int) -> Backbone:
     """Build a backbone from a model, which is changed in place.
 
     Args:
         model: In eval mode, on the CPU.
         card: The model's transform.
         spec: Which runtime, which precision.
-        threads: CPU threads that one batch may use.
+        cores: CPU cores that its batches share.
 
     Raises:
         EngineError: It cannot be had here; the message is one sentence.
     """
     fold(model)
-    graph = to_onnx(model, card.transform).SerializeToString()
-    makers: dict[str, Callable[[], Backbone]] = {
-        "torch": lambda: TorchBackbone(model, card.transform),
-        "onnxruntime": lambda: OnnxRuntimeBackbone(graph, threads),
-        "mnn": lambda: MnnBackbone(graph, threads),
+    if spec.runtime == "cuda" or (spec.runtime == "auto" and spec.precision in TYPES and gpu_found()):
+        return on_gpu(model, card.transform, spec.precision)
+    if spec.precision in ("fp16", "bf16"):
+        raise EngineError(f"engine {spec.runtime}: precision {spec.precision} needs a GPU; a CPU has fp32 and int8")
+    written = to_onnx(model, card.transform)
+    graph = written.SerializeToString()
+    makers: dict[str, Maker] = {
+        "torch": lambda threads: TorchBackbone(model, card.transform, threads),
+        "onnxruntime": lambda threads: OnnxRuntimeBackbone(graph, threads),
+        "mnn": lambda threads: MnnBackbone(graph, threads),
     }
-    if spec.runtime != "auto":
-        try:
-            return makers[spec.runtime]()
-        except ImportError as error:
-            raise EngineError(f"engine {spec.runtime}: not installed here ({error})") from error
-    return _fastest(makers, card.transform.crop_px)
+    if spec.precision == "int8":
+        name, makers = "onnxruntime", {"onnxruntime": int8_maker(written, card, spec.runtime)}
+    else:
+        name = spec.runtime if spec.runtime != "auto" else fastest(makers, card.transform.crop_px)
+    try:
+        return makers[name](cores) if name == "torch" or cores == 1 else Lanes(makers[name], cores)
+    except ImportError as error:
+        raise EngineError(f"engine {name}: not installed here ({error})") from error
 
 
-def _fastest(makers: dict[str, Callable[[], Backbone]], crop_px: int) -> Backbone:
-    """Of those that can be had and agree with torch, the one that takes the least time."""
+def fastest(makers: Mapping[str, Maker], crop_px: int) -> str:
+    """Name the one that takes the least time on one core, of those that can be had and agree with torch."""
     samples = [np.random.default_rng(n).integers(0, 256, (n, crop_px, crop_px, 3), np.uint8) for n in BATCHES]
-    reference = makers["torch"]()
+    reference = makers["torch"](1)
     with torch.inference_mode():
         expected = [reference(sample) for sample in samples]
-        found: dict[Backbone, float] = {}
+        seconds: dict[str, float] = {}
         for name, make in makers.items():
             try:
-                backbone = reference if name == "torch" else make()
+                backbone = reference if name == "torch" else make(1)
             except ImportError as error:
                 log.info("engine %s: not installed here (%s)", name, error)
                 continue
@@ -70,9 +80,9 @@ def _fastest(makers: dict[str, Callable[[], Backbone]], crop_px: int) -> Backbon
             if not worst < TOLERANCE:
                 log.warning("engine %s: answers differ by %.1e and are not used", name, worst)
                 continue
-            found[backbone] = sum(_best_time(backbone, sample) / len(sample) for sample in samples)
-    best = min(found, key=lambda backbone: found[backbone])
-    log.info("engine %s: %s", best.name, {b.name: f"{s / len(BATCHES) * 1000:.1f} ms" for b, s in found.items()})
+            seconds[name] = sum(_best_time(backbone, sample) / len(sample) for sample in samples) / len(samples)
+    best = min(seconds, key=lambda name: seconds[name])
+    log.info("engine %s; ms per image: %s", best, {name: round(s * 1000, 1) for name, s in seconds.items()})
     return best
 
 

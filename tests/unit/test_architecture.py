@@ -13,10 +13,12 @@ ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
     *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights"),
-    *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.select", "classifier"),
+    *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
+    *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier"),
     *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api", "deployments", "app"),
     *("launch_weights", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
+    "quantize",
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
@@ -24,7 +26,8 @@ OWNERS = {
     "ray": {"deployments", "app", "__main__"},
     "fastapi": {"api", "deployments", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
-    "onnx": {"backbones.graph"},
+    "onnx": {"backbones.graph", "backbones.int8"},
+    "onnxruntime": {"backbones.cpu", "backbones.int8"},
     "PIL": {"preprocess"},
 }
 
@@ -101,7 +104,7 @@ def test_nothing_happens_on_import(tmp_path: Path) -> None:
         "sys.path.insert(0, sys.argv[1])\n"
         "import ray, torch, torchvision, fastapi_offline, yaml, psutil, httpx2, fsspec\n"
         "sys.addaudithook(hook)\n"
-        "import serve_app.app, serve_app.__main__, serve_app.training.evaluate\n"
+        "import serve_app.app, serve_app.__main__, serve_app.training.evaluate, serve_app.quantize\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,12 +18,13 @@ from torch import Tensor
 from torchvision.models import resnet18
 
 from serve_app.backbones import select
+from serve_app.backbones.cpu import Lanes
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
 from serve_app.classifier import ResNetEngine
 from serve_app.config import EngineSpec, WeightsSpec
 from serve_app.errors import EngineError
-from serve_app.schemas import ImageTransform
+from serve_app.schemas import ClassifyItem, ImageTransform
 from serve_app.weights import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +34,7 @@ TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(
 class Fake:
     """A backbone of known speed and known error."""
 
-    device = torch.device("cpu")
+    device, lanes = torch.device("cpu"), 1
 
     def __init__(self, name: str, seconds: float, error: float = 0.0) -> None:
         self.name, self._seconds, self._error = name, seconds, error
@@ -42,23 +46,77 @@ class Fake:
         return torch.ones(len(pixels), 512, 1, 1) + self._error
 
 
-def missing() -> Fake:
+def missing(threads: int) -> Fake:
     raise ImportError("no module named mnn")
 
 
+def taking(seconds: float, error: float = 0.0) -> Callable[[int], Fake]:
+    return lambda threads: Fake("fake", seconds, error)
+
+
 @pytest.mark.parametrize(
-    ("makers", "taken"),
+    ("torch_s", "mnn", "taken"),
     [
-        ({"torch": lambda: Fake("torch", 0.02), "mnn": lambda: Fake("mnn", 0.001)}, "mnn"),
-        ({"torch": lambda: Fake("torch", 0.001), "mnn": lambda: Fake("mnn", 0.02)}, "torch"),
-        ({"torch": lambda: Fake("torch", 0.02), "mnn": lambda: Fake("mnn", 0.001, error=0.01)}, "torch"),
-        ({"torch": lambda: Fake("torch", 0.02), "mnn": lambda: Fake("mnn", 0.001, error=float("nan"))}, "torch"),
-        ({"torch": lambda: Fake("torch", 0.02), "mnn": missing}, "torch"),
+        (0.02, taking(0.001), "mnn"),
+        (0.001, taking(0.02), "torch"),
+        (0.02, taking(0.001, error=0.01), "torch"),
+        (0.02, taking(0.001, error=float("nan")), "torch"),
+        (0.02, missing, "torch"),
     ],
     ids=("faster", "slower", "wrong", "not a number", "not installed"),
 )
-def test_auto_takes_the_fastest_that_agrees(makers: dict[str, Callable[[], Fake]], taken: str) -> None:
-    assert select._fastest(makers, 8).name == taken
+def test_auto_takes_the_fastest_that_agrees(torch_s: float, mnn: Callable[[int], Fake], taken: str) -> None:
+    assert select.fastest({"torch": taking(torch_s), "mnn": mnn}, 8) == taken
+
+
+def test_lanes_share_the_cores() -> None:
+    """A lone batch gets all cores; two at a time one each; the answers go to their callers."""
+    made: list[int] = []
+    used: list[int] = []
+    both = threading.Barrier(2)
+
+    def make(threads: int) -> Fake:
+        made.append(threads)
+
+        class Counting(Fake):
+            def __call__(self, pixels: np.ndarray) -> Tensor:
+                used.append(threads)
+                if pixels[0, 0, 0, 0]:
+                    both.wait(10)
+                return torch.full((len(pixels), 512, 1, 1), float(pixels[0, 0, 0, 1]))
+
+        return Counting("fake", 0)
+
+    lanes = Lanes(make, 2)
+    assert made == [2, 1, 1]
+    assert lanes.lanes == 2
+    lanes(np.zeros((1, 2, 2, 3), np.uint8))
+    assert used == [2]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda i: lanes(np.full((1, 2, 2, 3), i, np.uint8)), (1, 2)))
+    assert [float(one[0, 0, 0, 0]) for one in found] == [1, 2]
+    assert sorted(used) == [1, 2, 2]
+    lanes(np.zeros((1, 2, 2, 3), np.uint8))
+    assert used[-1] == 2
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "mnn"])
+def test_concurrent_batches_get_their_own_answers(weights: WeightsSpec, runtime: Any) -> None:
+    """Three cores, three threads, batches of changing size: each as if it were alone."""
+    if runtime == "mnn":
+        pytest.importorskip("MNN", reason="no build of MNN for this platform")
+    engine = ResNetEngine(*load_model(weights), EngineSpec(runtime=runtime), cores=3)
+    random = np.random.default_rng(0)
+    batches = [
+        [ClassifyItem(random.integers(0, 256, (96, 96, 3), np.uint8), 3) for _ in range(size)]
+        for size in (1, 3, 2, 1, 4, 2) * 3
+    ]
+    alone = [engine.classify(batch) for batch in batches]
+    with ThreadPoolExecutor(engine.lanes) as threads:
+        together = list(threads.map(engine.classify, batches))
+    for one, other in zip(alone, together, strict=True):
+        assert [answer.class_ids for answer in one] == [answer.class_ids for answer in other]
+        np.testing.assert_allclose([a.scores for a in one], [a.scores for a in other], atol=1e-4)
 
 
 def test_a_missing_runtime_is_one_sentence(weights: WeightsSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +152,7 @@ def test_no_runtime_calls_out() -> None:
         "sys.addaudithook(lambda event, args: print('CALLED', event, args) if event in bad else None)\n"
         "engine = ResNetEngine(*load_model(WeightsSpec(source='demo')), EngineSpec())\n"
         "engine.warm_up(2)\n"
+        "ResNetEngine(*load_model(WeightsSpec(source='demo')), EngineSpec(precision='int8')).warm_up(2)\n"
         "print('RAN', engine.runtime, sorted(name for name in sys.modules if name.startswith('MNN.tools')))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

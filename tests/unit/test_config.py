@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private import ray_constants
 from ray.serve import schema
 from ray.serve._private import constants
 
@@ -89,7 +90,7 @@ def test_the_files_differ_only_in_capacity() -> None:
 
 def test_the_env_file_names_switches_that_ray_has() -> None:
     """A renamed switch would be ignored in silence."""
-    source = Path(constants.__file__).read_text()
+    source = Path(constants.__file__).read_text() + Path(ray_constants.__file__).read_text()
     lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
     names = [line.split("=")[0] for line in lines if line and not line.startswith("#")]
     assert len(names) > 4
