@@ -1,13 +1,13 @@
-# make run · make test · make check · make fmt
+# make run · make test · make check · make fmt · make bench · make bench-scaling
 PYTHON ?= python3
 PORT ?= 8000
 PAGE_PORT ?= 8501
 WEIGHTS ?= auto
 BIN := .venv/bin
 
-.PHONY: help setup run test check fmt
+.PHONY: help setup run test check fmt bench bench-scaling plots
 help: ## print the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 setup: ## make .venv with the pinned packages; done by the others when needed
 	@$(PYTHON) setup_venv.py
@@ -27,3 +27,13 @@ check: setup ## lint and type-check; changes nothing
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: plots ## measure the service against its peers, see benchmarks/README.md
+	@$(BIN)/python -m benchmarks.serving $(ARGS)
+
+bench-scaling: plots ## measure how the service scales, see benchmarks/README.md
+	@$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+plots: setup
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -83,9 +83,18 @@ def check_ports(*ports: int) -> None:
                 probe.bind(("127.0.0.1", port))
             except OSError as error:
                 raise StartError(
-                    f"port {port} cannot be used ({error.strerror}): stop the program that listens there, "
+                    f"port {port} cannot be used ({error.strerror}): stop {listener(port)}, "
                     f"or choose another port with `make run {flag}=…`"
                 ) from None
+
+
+def listener(port: int) -> str:
+    """Name what listens on a port; HAProxy outlives a service that was killed."""
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr[1:2] == (port,) and each.pid:
+                return f"{psutil.Process(each.pid).name()} (process {each.pid})"
+    return "the program that listens there"
 
 
 def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:

@@ -137,7 +137,9 @@ class Classifier:
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take new BatchTuning values, at once."""
-        self._batcher.reconfigure(parse(BatchTuning, user_config), self._engine.lanes)
+        tuning = parse(BatchTuning, user_config)
+        self._engine.warm_up(tuning.max_batch)
+        self._batcher.reconfigure(tuning, self._engine.lanes)
 
     async def __call__(
         self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int

@@ -1,0 +1,1 @@
+"""Measurements of the running service, alone and against others; README.md says which and how."""

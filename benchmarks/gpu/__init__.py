@@ -1,0 +1,1 @@
+"""Checks and times the GPU engine in one run: ``python -m benchmarks.gpu``."""
