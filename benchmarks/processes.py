@@ -94,7 +94,7 @@ class Tree:
         psutil.wait_procs([self._leader], STOP_TIMEOUT_S)
         psutil.wait_procs(self.processes(), GRACE_S)
         left = self.processes()
-        self.left_behind = [label(process, self._leader.pid) for process in left]
+        self.left_behind = [label(process, self._leader) for process in left]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -107,7 +107,7 @@ class Tree:
         total: dict[str, float] = defaultdict(float)
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                total[label(process, self._leader.pid)] += process.memory_full_info().pss / 2**20
+                total[label(process, self._leader)] += process.memory_full_info().pss / 2**20
         return {name: round(value, 1) for name, value in total.items()}
 
     def cpu_s(self) -> dict[psutil.Process, tuple[str, float]]:
@@ -116,7 +116,7 @@ class Tree:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                seconds[process] = label(process, self._leader.pid), times.user + times.system
+                seconds[process] = label(process, self._leader), times.user + times.system
         return seconds
 
 
@@ -176,8 +176,8 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
-def label(process: psutil.Process, leader: int) -> str:
-    """A readable name for what a process does."""
+def label(process: psutil.Process, leader: psutil.Process) -> str:
+    """A readable name for what a process does; ``leader`` is the one that was started."""
     try:
         command = " ".join(process.cmdline()) or process.name()
     except psutil.Error:
@@ -185,7 +185,11 @@ def label(process: psutil.Process, leader: int) -> str:
     for part, name in NAMES.items():
         if part in command:
             return name or command.rpartition(":")[2].strip()
-    return "main" if process.pid == leader else "other"
+    if process == leader:
+        return "main"
+    with contextlib.suppress(psutil.Error):
+        return "forked" if process.cmdline() == leader.cmdline() else "other"
+    return "other"
 
 
 def end_on_signals() -> None:

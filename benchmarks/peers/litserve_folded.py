@@ -1,6 +1,7 @@
 """LitServe tuned: the folded model, uint8 crops and the quickest setting that a sweep found.
 
-Swept on two cores with 16 clients: README.md says how to sweep again elsewhere.
+One worker whose torch has all cores. Swept on two cores with 16 clients and with one: README.md says
+how to sweep again elsewhere.
 """
 
 # No `from __future__ import annotations` here: LitServe hands the request's type hint to FastAPI as it is.
@@ -15,9 +16,9 @@ from fastapi import Body
 
 from benchmarks.peers import common
 
-WORKERS = int(os.environ.get("PEER_WORKERS", os.cpu_count() or 1))
-THREADS = int(os.environ.get("PEER_THREADS", 1))
-BATCH = int(os.environ.get("PEER_BATCH", 4))
+WORKERS = int(os.environ.get("PEER_WORKERS", 1))
+THREADS = int(os.environ.get("PEER_THREADS", os.cpu_count() or 1))
+BATCH = int(os.environ.get("PEER_BATCH", 8))
 WAIT_S = float(os.environ.get("PEER_WAIT_MS", 0)) / 1000
 API_SERVERS = int(os.environ.get("PEER_API_SERVERS", 1))
 FAST_QUEUE = os.environ.get("PEER_FAST_QUEUE", "0") == "1"

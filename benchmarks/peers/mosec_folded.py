@@ -1,8 +1,8 @@
 """mosec tuned, the strongest opponent: the folded model, uint8 crops and the quickest setting of a sweep.
 
-Two stages with raw bytes between them, or one (``PEER_STAGES=1``) that decodes and classifies in the
-same process. Swept on two cores with 16 clients, where one stage with batches of 8 is as quick but
-less even; README.md says how to sweep again elsewhere.
+Decoders beside one worker whose torch has all cores; or (``PEER_STAGES=1``) one stage that decodes and
+classifies in the same process. Swept on two cores with 16 clients and with one: README.md says how to
+sweep again elsewhere.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from benchmarks.peers import common
 
 STAGES = int(os.environ.get("PEER_STAGES", 2))
 CORES = os.cpu_count() or 1
-DECODERS = int(os.environ.get("PEER_DECODERS", -(-CORES // 8)))
-WORKERS = int(os.environ.get("PEER_WORKERS", CORES))
-THREADS = int(os.environ.get("PEER_THREADS", 1))
-BATCH = int(os.environ.get("PEER_BATCH", 4))
+DECODERS = int(os.environ.get("PEER_DECODERS", CORES))
+WORKERS = int(os.environ.get("PEER_WORKERS", 1))
+THREADS = int(os.environ.get("PEER_THREADS", CORES))
+BATCH = int(os.environ.get("PEER_BATCH", 8))
 WAIT_MS = int(os.environ.get("PEER_WAIT_MS", 1))
 
 
