@@ -10,7 +10,7 @@ The files in the order in which a request meets them (``head -1 serve_app/*.py``
     classifier.py  Stage 3/3  uint8 batch -> top-k labels (and class activation maps)
 
 Around them: ``cards.py`` and ``weights.py`` find and verify a model, ``config.py`` holds every knob,
-``schemas.py`` the wire types, ``errors.py`` what can go wrong. ``deployments.py`` puts the
+``schemas.py`` the wire types, ``errors.py`` what can go wrong. ``deployments/`` puts the
 stages on Ray Serve and ``app.py`` is the whole graph on one screen. ``training/`` makes
 weights. ``python -m serve_app`` starts everything on this machine.
 """

@@ -6,7 +6,9 @@ from ray.serve import Application
 
 from serve_app.cards import load_card
 from serve_app.config import AppConfig
-from serve_app.deployments import Classifier, Ingress, Preprocessor
+from serve_app.deployments.classifier import Classifier
+from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.preprocessor import Preprocessor
 
 
 def build_app(config: AppConfig) -> Application:

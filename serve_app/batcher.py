@@ -68,6 +68,8 @@ class MicroBatcher(Generic[Item, Result]):
             exception is raised to that item's caller, an exception raised to all.
         tuning: Batch size and wait; ``reconfigure`` changes them live.
         lanes: Batches that may be in ``run`` at a time.
+        spread: Split what is there, and what is on its way, evenly over the lanes: for lanes that
+            are cores of their own, so that none idles while another works on a long batch.
         on_batch: Called in the event loop after each batch.
         weigh: Weight of an item.
         max_weight: Most weight in one batch; an item that is heavier travels alone.
@@ -78,12 +80,13 @@ class MicroBatcher(Generic[Item, Result]):
         run: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
         tuning: BatchTuning,
         lanes: int = 1,
+        spread: bool = False,
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
     ) -> None:
         """Start idle; the loop starts with the first ``submit``."""
-        self._run, self._on_batch = run, on_batch
+        self._run, self._spread, self._on_batch = run, spread, on_batch
         self._weigh, self._max_weight = weigh, max_weight
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._changed = asyncio.Event()
@@ -168,21 +171,25 @@ class MicroBatcher(Generic[Item, Result]):
                 while self._waiting and self._waiting[0].future.done():
                     self._waiting.popleft()  # nobody waits for it any more
                 if self._waiting:
-                    # The newest arrival knows best who else is on the way.
-                    wanted = min(self._tuning.max_batch, self._waiting[-1].company)
+                    company = self._waiting[-1].company  # the newest arrival knows best who else is on the way
+                    most = self._share(max(company, len(self._waiting)))
                     patience = self._waiting[0].since + self._tuning.max_wait_ms / 1000 - time.perf_counter()
-                    if len(self._waiting) >= wanted or patience <= 0:
-                        return self._pop()
+                    if len(self._waiting) >= min(most, company) or patience <= 0:
+                        return self._pop(most)
             if patience is None:
                 await self._changed.wait()
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), patience)
 
-    def _pop(self) -> list[_Waiting[Item, Result]]:
+    def _share(self, items: int) -> int:
+        """How many of these items the next batch may hold."""
+        return min(self._tuning.max_batch, -(-items // self._lanes) if self._spread else items)
+
+    def _pop(self, most: int) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
         weight = 0
-        while self._waiting and len(batch) < self._tuning.max_batch:
+        while self._waiting and len(batch) < most:
             waiting = self._waiting[0]
             if not waiting.future.done():
                 weight += self._weigh(waiting.item)

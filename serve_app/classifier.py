@@ -46,6 +46,11 @@ class ResNetEngine:
         return self._backbone.lanes
 
     @property
+    def lanes_are_cores(self) -> bool:
+        """Whether each lane has a core of its own, instead of all sharing a GPU."""
+        return self._gpu is None
+
+    @property
     def runtime(self) -> str:
         """What runs the model."""
         return self._backbone.name

@@ -57,10 +57,10 @@ class FanOut:
             raise upload.encoded
         deadline_s = self._service.limits.deadline_s
         try:
-            with self._stats.in_flight() as company:
+            with self._stats.in_flight():
                 async with asyncio.timeout(deadline_s):
                     top_k = parameters.top_k or self._service.tuning.top_k
-                    return await self._service.classify(upload.encoded, top_k, _explain(parameters), company)
+                    return await self._service.classify(upload.encoded, top_k, _explain(parameters))
         except TimeoutError:
             raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
 

@@ -48,14 +48,13 @@ class Service(Protocol):
     limits: Limits
     tuning: AnswerTuning
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain, company: int) -> Answer:
+    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
         """Classify one image.
 
         Args:
             encoded: The file as uploaded.
             top_k: Classes wanted.
             explain: Class to explain, ``"top"`` or none.
-            company: Images known to be on their way, this one included.
 
         Raises:
             ServiceError: Of the kind that says what went wrong.

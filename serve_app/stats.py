@@ -28,11 +28,11 @@ class Stats:
         self._recent: deque[dict[str, float]] = deque(maxlen=RECENT)
 
     @contextmanager
-    def in_flight(self) -> Iterator[int]:
-        """Count an image as under way; gives how many are, this one included."""
+    def in_flight(self) -> Iterator[None]:
+        """Count an image as under way."""
         self._in_flight += 1
         try:
-            yield self._in_flight
+            yield
         finally:
             self._in_flight -= 1
 

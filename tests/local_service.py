@@ -33,12 +33,12 @@ class LocalService:
         self.failing: Exception | None = None
         self.delay_s = 0.0
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain, company: int) -> Answer:
+    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing
         image = preprocess(encoded, self.card.transform, self.limits.max_pixels)
-        batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain), company)
+        batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain))
         times = {"decode": 1.0, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
         return Answer(image.info, batched.value, times, batched.batch_size)
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
+from threading import Condition
 from typing import Protocol
 
 import numpy as np
@@ -132,10 +132,11 @@ class MnnBackbone:
 
 
 class Lanes:
-    """Several batches at a time, one core each; a batch that is alone gets all cores.
+    """Several batches at a time, one core each; a batch that finds the engine idle gets all cores.
 
     So a queue is worked off without threads that wait for each other, and a lone image
-    does not leave cores idle.
+    does not leave cores idle. What comes while one batch has all cores waits for it: more
+    threads than cores cost several times their work, as runtimes spin where they wait.
     """
 
     device = CPU
@@ -152,22 +153,24 @@ class Lanes:
         self._narrow: SimpleQueue[Backbone] = SimpleQueue()
         for _ in range(cores):
             self._narrow.put(make(1))
-        self._lock = Lock()
-        self._running = 0
+        self._changed = Condition()
+        self._running, self._all_taken = 0, False
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """See Backbone; for at most ``lanes`` threads at a time."""
-        with self._lock:
+        with self._changed:
             alone = self._running == 0
+            self._changed.wait_for(lambda: not self._all_taken)
+            self._all_taken = alone
             self._running += 1
+        backbone = self._wide if alone else self._narrow.get()
         try:
-            if alone:
-                return self._wide(pixels)
-            narrow = self._narrow.get()
-            try:
-                return narrow(pixels)
-            finally:
-                self._narrow.put(narrow)
+            return backbone(pixels)
         finally:
-            with self._lock:
+            with self._changed:
                 self._running -= 1
+                if alone:
+                    self._all_taken = False
+                    self._changed.notify_all()
+                else:
+                    self._narrow.put(backbone)

@@ -15,16 +15,18 @@ ORDER = (
     *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier"),
-    *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api", "deployments", "app"),
+    *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api"),
+    *("deployments.calls", "deployments.classifier", "deployments.preprocessor", "deployments.ingress", "app"),
     *("launch_weights", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
+DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 OWNERS = {
-    "ray": {"deployments", "app", "__main__"},
-    "fastapi": {"api", "deployments", "oip"},
+    "ray": {*DEPLOYMENTS, "app", "__main__"},
+    "fastapi": {"api", "deployments.ingress", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
@@ -61,7 +63,7 @@ def test_imports_point_one_way(name: str) -> None:
     inner = {n.removeprefix("serve_app.") for n in imports(modules()[name]) if n.startswith("serve_app.")}
     below = set(ORDER[: ORDER.index(name)])
     if name.startswith("training."):
-        below -= {"answers", "api", "bodies", "deployments", "app", "fanout", "oip", "service", "stats", "tensors"}
+        below -= {"answers", "api", "bodies", *DEPLOYMENTS, "app", "fanout", "oip", "service", "stats", "tensors"}
     assert {n for n in inner if n in ORDER} <= below
 
 
@@ -90,6 +92,9 @@ def test_stages_open_with_their_number() -> None:
         ("oip", 1),
         ("preprocess", 2),
         ("classifier", 3),
+        ("deployments.ingress", 1),
+        ("deployments.preprocessor", 2),
+        ("deployments.classifier", 3),
     ):
         assert modules()[name].read_text().startswith(f'"""Stage {stage}/3 · ')
 

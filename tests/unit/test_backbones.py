@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_lanes_share_the_cores() -> None:
     """A lone batch gets all cores; two at a time one each; the answers go to their callers."""
     made: list[int] = []
     used: list[int] = []
-    both = threading.Barrier(2)
+    alone_may_end, both = threading.Event(), threading.Barrier(2)
 
     def make(threads: int) -> Fake:
         made.append(threads)
@@ -81,21 +82,34 @@ def test_lanes_share_the_cores() -> None:
         class Counting(Fake):
             def __call__(self, pixels: np.ndarray) -> Tensor:
                 used.append(threads)
-                if pixels[0, 0, 0, 0]:
+                if threads == 2:
+                    alone_may_end.wait(10)
+                else:
                     both.wait(10)
-                return torch.full((len(pixels), 512, 1, 1), float(pixels[0, 0, 0, 1]))
+                return torch.full((len(pixels), 512, 1, 1), float(pixels[0, 0, 0, 0]))
 
         return Counting("fake", 0)
 
     lanes = Lanes(make, 2)
     assert made == [2, 1, 1]
     assert lanes.lanes == 2
-    lanes(np.zeros((1, 2, 2, 3), np.uint8))
-    assert used == [2]
+
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(lambda i: lanes(np.full((1, 2, 2, 3), i, np.uint8)), (1, 2)))
-    assert [float(one[0, 0, 0, 0]) for one in found] == [1, 2]
-    assert sorted(used) == [1, 2, 2]
+
+        def submit(value: int) -> Future[Tensor]:
+            return threads.submit(lanes, np.full((1, 2, 2, 3), value, np.uint8))
+
+        first = submit(1)
+        while not used:
+            time.sleep(0.001)
+        second = submit(2)
+        time.sleep(0.05)
+        assert used == [2]  # the second waits
+        alone_may_end.set()
+        first.result(10)
+        third = submit(3)
+        assert [float(each.result(10)[0, 0, 0, 0]) for each in (first, second, third)] == [1, 2, 3]
+    assert used == [2, 1, 1]
     lanes(np.zeros((1, 2, 2, 3), np.uint8))
     assert used[-1] == 2
 

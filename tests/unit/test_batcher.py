@@ -67,6 +67,20 @@ async def test_announced_company_is_waited_for() -> None:
     await batcher.close()
 
 
+async def test_few_items_are_spread_over_the_lanes() -> None:
+    """Two cores and eight images: four each, and a batch that runs does not take what the other core could."""
+    records: list[BatchRecord] = []
+    batcher = MicroBatcher(
+        InThread(Model(), 2), BatchTuning(max_batch=8), lanes=2, spread=True, on_batch=records.append
+    )
+    await asyncio.gather(*(batcher.submit(i, 8) for i in range(8)))
+    assert [record.size for record in records] == [4, 4]
+    records.clear()
+    await asyncio.gather(*(batcher.submit(i, 64) for i in range(16)))  # many more are coming: no reason to split
+    assert [record.size for record in records] == [8, 8]
+    await batcher.close()
+
+
 async def test_the_wait_has_an_end() -> None:
     """Company that never comes costs max_wait_ms, not more."""
     batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=50))
