@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray._private import ray_constants
+from ray._private import log_monitor, ray_constants
+from ray.dashboard.modules.reporter import reporter_consts
 from ray.serve import schema
 from ray.serve._private import constants
 
@@ -90,7 +91,8 @@ def test_the_files_differ_only_in_capacity() -> None:
 
 def test_the_env_file_names_switches_that_ray_has() -> None:
     """A renamed switch would be ignored in silence."""
-    source = Path(constants.__file__).read_text() + Path(ray_constants.__file__).read_text()
+    modules = (constants, ray_constants, log_monitor, reporter_consts)
+    source = "".join(Path(module.__file__).read_text() for module in modules)
     lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
     names = [line.split("=")[0] for line in lines if line and not line.startswith("#")]
     assert len(names) > 4
