@@ -64,7 +64,7 @@ class Ingress:
         self._was_ready = True
 
     async def _send(self, wanted: list[Wanted]) -> list[Answer | ServiceError]:
-        return await call(self._preprocessor.remote(wanted, self._under_way), "preprocess")
+        return await call(lambda: self._preprocessor.remote(wanted, self._under_way), "preprocess")
 
     async def describe(self) -> dict[str, Any]:
         """See Service.describe."""
