@@ -38,10 +38,8 @@ class Cluster:
             transport: Stands in for the network in tests.
         """
         self.address = address.rstrip("/")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx2.Client(
-            base_url=self.address, headers=headers, timeout=REQUEST_TIMEOUT_S, transport=transport
-        )
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._transport = transport
 
     def state(self) -> State:
         """What Serve runs now.
@@ -81,7 +79,8 @@ class Cluster:
 
     def _ask(self, method: str, body: Config | None = None) -> httpx2.Response:
         try:
-            response = self._client.request(method, "/api/serve/applications/", json=body)
+            with httpx2.Client(headers=self._headers, timeout=REQUEST_TIMEOUT_S, transport=self._transport) as client:
+                response = client.request(method, f"{self.address}/api/serve/applications/", json=body)
         except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise RefusedError(
                 f"no Ray dashboard answers at {self.address} ({error}): start Ray or a tunnel to it, or name it "

@@ -51,7 +51,8 @@ def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[s
             "status": status,
             "message": "",
             "last_deployed_time_s": at,
-            "deployed_app_config": copy.deepcopy(app),
+            # Ray copies the file's logging_config into each application.
+            "deployed_app_config": copy.deepcopy({"logging_config": config["logging_config"], **app}),
             "deployments": deployments,
         }
     return {"applications": apps, "target_capacity": None, "http_options": config.get("http_options")}
@@ -255,7 +256,7 @@ def test_the_previous_config_comes_back(config: Config, cause: str) -> None:
     reason = {"failed": "boom", "late": "not live within 0 s: classify is DEPLOYING", "smoke test": "not finite"}[cause]
     with pytest.raises(DeployError, match=rf"{reason}.*; the previous config is live$"):
         deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), service)
-    assert ray.puts[1] == {"applications": config["applications"]}
+    assert ray.puts[1] == previous_config(state_of(config))
 
 
 def test_a_way_back_that_fails_too_is_said(config: Config) -> None:
@@ -266,7 +267,7 @@ def test_a_way_back_that_fails_too_is_said(config: Config) -> None:
     ) as e:
         deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), FakeService("no answer", "none either"))
     (path,) = [Path(word.rstrip(",")) for word in str(e.value).split() if "previous-" in word]
-    assert yaml.safe_load(path.read_text()) == {"applications": config["applications"]}
+    assert yaml.safe_load(path.read_text()) == previous_config(state_of(config))
     assert path.stat().st_mode & 0o077 == 0
     path.unlink()
 
