@@ -35,6 +35,7 @@ def config() -> Config:
 def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[str, Any]:
     """What Ray tells when a config is live."""
     apps = {}
+    shared = {key: config[key] for key in ("logging_config",) if key in config}
     for app in config["applications"]:
         deployments = {
             one["name"]: {
@@ -52,7 +53,7 @@ def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[s
             "message": "",
             "last_deployed_time_s": at,
             # Ray copies the file's logging_config into each application.
-            "deployed_app_config": copy.deepcopy({"logging_config": config["logging_config"], **app}),
+            "deployed_app_config": copy.deepcopy(shared | app),
             "deployments": deployments,
         }
     return {"applications": apps, "target_capacity": None, "http_options": config.get("http_options")}
