@@ -7,7 +7,7 @@ CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 
-.PHONY: help setup run deploy test check fmt bench bench-scaling plots
+.PHONY: help setup run deploy test test-nodes check fmt bench bench-scaling plots
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
@@ -23,6 +23,9 @@ deploy: setup ## bring CONFIG to the Ray at ADDRESS, or back what ran before; AR
 test: setup ## run all tests
 	@echo "· running the tests: unit, served (real Ray), browser (real Chromium)"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
+	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)
 
 check: setup ## lint and type-check; changes nothing
 	$(BIN)/ruff check .

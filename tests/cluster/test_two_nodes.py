@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from tests.cluster.nodes import Head, Node
 from tests.conftest import make_photo
 from tests.constant_load import ConstantLoad
 from tests.running import ROOT, free_port
+
+pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 
 RATE = 10
 # docs/operate.md promises it: a request that fails later than this after a node is lost is a bug.
