@@ -176,7 +176,7 @@ def test_images_are_named_by_digest(manifests: list[Manifest]) -> None:
 
 
 def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
-    """No root, no privilege, no API token but for the autoscaler's, memory bounded."""
+    """No root, no privilege, nothing to write but volumes, no API token but the autoscaler's, memory bounded."""
     for name, template in pods(manifests).items():
         spec = template["spec"]
         (container,) = spec["containers"]
@@ -184,6 +184,8 @@ def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in spec["volumes"]}
         assert "memory" in container["resources"]["limits"]
         assert name == "head" or spec["automountServiceAccountToken"] is False
 
