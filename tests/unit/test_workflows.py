@@ -93,9 +93,10 @@ def test_a_failed_deployment_goes_back() -> None:
     """Once clients were moved, a failed test launches the commit before, by the same command."""
     steps = WORKFLOWS["deploy"]["jobs"]["production"]["steps"]
     up, test, mark, back = steps[-4:]
+    assert test["id"] == "test"
     assert "curl --fail" in test["run"]
     assert "serve:production" in mark["run"]
-    assert back["if"] == "${{ failure() && steps.up.outcome == 'success' && steps.before.outputs.commit != '' }}"
+    assert back["if"] == "${{ failure() && steps.test.outcome == 'failure' && steps.before.outputs.commit != '' }}"
     command = r"\.venv/bin/python -m cluster up --yes --set \"image=.*\" --set \"page_image=.*\""
     assert re.search(command, up["run"])
     assert re.search(command, back["run"])
