@@ -66,8 +66,8 @@ def render(settings: Settings, outputs: Mapping[str, str], private_key: Path, cl
         raise ClusterError(f"stack {settings.name} has no output {error}: run `python -m cluster up`") from None
     try:
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
-    except KeyError as error:
-        raise ClusterError(f"{TEMPLATE.name}: nothing is known for the placeholder {error}") from None
+    except (KeyError, ValueError) as error:
+        raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
     config["docker"]["run_options"] += [f"--env={name}={value}" for name, value in ray_environment().items()]
     return check(config)
 
