@@ -72,7 +72,8 @@ def up(settings: Settings, options: argparse.Namespace) -> None:
     config = ray_config(account, settings.cluster)
     say(f"nodes of {settings.cluster}")
     try:
-        launcher.ray("up", config, "--yes", "--no-restart")  # of what runs already, only the capacity changes
+        # What runs already is not restarted: only its capacity changes.
+        launcher.ray("up", config, "--yes", "--no-restart", "--no-config-cache")
         if settings.page_image:
             launcher.start_page(config, settings.page_image)
         say(f"deploying {options.config.name}")

@@ -100,7 +100,7 @@ def ray(command: str, config: Path, *arguments: str) -> None:
     Raises:
         ClusterError: It failed.
     """
-    if subprocess.run([*RAY, command, "--no-config-cache", *arguments, str(config)], env=environment()).returncode:
+    if subprocess.run([*RAY, command, *arguments, str(config)], env=environment()).returncode:
         raise ClusterError(f"`ray {command} {config}` failed; its output is above")
 
 

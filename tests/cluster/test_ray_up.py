@@ -130,7 +130,7 @@ def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     account = MockedAccount(settings)
     account.put_stack()
     config = cli.ray_config(account, settings.cluster)
-    launcher.ray("up", config, "--yes", "--no-restart")
+    launcher.ray("up", config, "--yes", "--no-restart", "--no-config-cache")
     return Launched(account, config, folder)
 
 
