@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from botocore.exceptions import BotoCoreError, ClientError, WaiterError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster import launcher
 from cluster.aws import Account
@@ -15,6 +15,7 @@ from cluster.costs import cost_table
 from cluster.settings import ClusterError, Settings, read_settings
 
 FOLDER = launcher.ROOT / ".cluster"
+LAUNCH_TIMEOUT_S = 1800  # nodes have to start and to pull the image before replicas can
 
 
 def main() -> None:
@@ -23,10 +24,12 @@ def main() -> None:
     try:
         settings = read_settings(options.settings, options.set)
         {"cost": cost, "up": up, "deploy": deploy, "status": status, "down": down}[options.verb](settings, options)
-    except (ClientError, BotoCoreError, WaiterError) as error:
+    except (ClientError, BotoCoreError) as error:
         sys.exit(f"error: AWS: {' '.join(str(error).split())}")
     except ClusterError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; `python -m cluster status` says what runs")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +66,7 @@ def up(settings: Settings, options: argparse.Namespace) -> None:
     Raises:
         ClusterError: It failed; what served before still does, and new nodes are gone again.
     """
+    launcher.check_tools()
     cost(settings)
     confirm(f"launch {settings.cluster}?", options.yes)
     account = Account(settings)
@@ -77,9 +81,9 @@ def up(settings: Settings, options: argparse.Namespace) -> None:
         if settings.page_image:
             launcher.start_page(config, settings.page_image)
         say(f"deploying {options.config.name}")
-        launcher.deploy(config, options.config)
+        launcher.deploy(config, options.config, "--timeout-s", str(LAUNCH_TIMEOUT_S))
         account.send_clients_to(settings.cluster)
-    except (ClusterError, ClientError, WaiterError):
+    except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
         if settings.cluster not in before and not options.keep:
             say("that failed; ending the new nodes")
             launcher.ray("down", config, "--yes")
@@ -88,7 +92,7 @@ def up(settings: Settings, options: argparse.Namespace) -> None:
         say(f"ending {old}")
         launcher.ray("down", ray_config(account, old), "--yes")
     address = account.outputs().get("Address")
-    say(f"up: {f'https:// your name for {address}' if address else 'no load balancer; use tunnels'}")
+    say(f"up; point the certificate's name at {address}" if address else "up, without a load balancer")
 
 
 def deploy(settings: Settings, options: argparse.Namespace) -> None:
@@ -97,6 +101,7 @@ def deploy(settings: Settings, options: argparse.Namespace) -> None:
     Raises:
         ClusterError: It was not deployed.
     """
+    launcher.check_tools()
     flags = ["--dry-run"] if options.dry_run else []
     launcher.deploy(running_config(Account(settings), settings), options.config, *flags)
 
@@ -107,6 +112,7 @@ def status(settings: Settings, _options: argparse.Namespace) -> None:
     Raises:
         ClusterError: Nothing runs.
     """
+    launcher.check_tools()
     account = Account(settings)
     config = running_config(account, settings)
     for node in account.nodes():
@@ -116,6 +122,7 @@ def status(settings: Settings, _options: argparse.Namespace) -> None:
 
 def down(settings: Settings, options: argparse.Namespace) -> None:
     """End every node, then delete stack and key."""
+    launcher.check_tools()
     account = Account(settings)
     outputs = account.outputs()
     clusters = sorted(account.clusters())

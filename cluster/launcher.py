@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import string
@@ -30,6 +31,17 @@ PAGE = (
     "--env API_URL=http://127.0.0.1:8000 --env STREAMLIT_SERVER_ADDRESS=0.0.0.0 "
     "--env STREAMLIT_SERVER_BASE_URL_PATH=page {image}"
 )
+
+
+def check_tools() -> None:
+    """Find out that the launcher's programs are here before anything costs money.
+
+    Raises:
+        ClusterError: Names the one that is missing.
+    """
+    for tool, what in (("aws", "the AWS command line, version 2"), ("ssh", "OpenSSH"), ("rsync", "rsync")):
+        if shutil.which(tool) is None:
+            raise ClusterError(f"`{tool}` is not on PATH: install {what}, the nodes are reached with it")
 
 
 def template() -> dict[str, Any]:

@@ -143,6 +143,14 @@ def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
     assert {f"--env={name}={value}" for name, value in launcher.ray_environment().items()} <= set(options)
 
 
+def test_a_missing_program_is_named_before_anything_is_launched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="`aws` is not on PATH: install the AWS command line, version 2"):
+        launcher.check_tools()
+
+
 # ---- costs
 
 
@@ -257,6 +265,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Settings)
     monkeypatch.setattr(cli, "Account", lambda _settings: made)
     monkeypatch.setattr(cli, "FOLDER", tmp_path / "made")
     monkeypatch.setattr(launcher, "ray", ray)
+    monkeypatch.setattr(launcher, "check_tools", lambda: None)
     return made
 
 
