@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -23,7 +24,9 @@ def main() -> None:
     options = parser().parse_args()
     try:
         settings = read_settings(options.settings, options.set)
-        {"cost": cost, "up": up, "deploy": deploy, "status": status, "down": down}[options.verb](settings, options)
+        verbs: dict[str, Callable[[Settings, argparse.Namespace], None]]
+        verbs = {"cost": cost, "up": up, "deploy": deploy, "status": status, "down": down}
+        verbs[options.verb](settings, options)
     except (ClientError, BotoCoreError) as error:
         sys.exit(f"error: AWS: {' '.join(str(error).split())}")
     except ClusterError as error:
@@ -55,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def cost(settings: Settings, _options: argparse.Namespace | None = None) -> None:
+def cost(settings: Settings, _options: argparse.Namespace) -> None:
     """Print what it costs."""
     print(cost_table(launcher.template(), settings.region, load_balancer=bool(settings.certificate)))
 
@@ -67,7 +70,7 @@ def up(settings: Settings, options: argparse.Namespace) -> None:
         ClusterError: It failed; what served before still does, and new nodes are gone again.
     """
     launcher.check_tools()
-    cost(settings)
+    cost(settings, options)
     confirm(f"launch {settings.cluster}?", options.yes)
     account = Account(settings)
     say("stack")
