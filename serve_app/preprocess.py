@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from serve_app.errors import ImageTooLargeError, InvalidImageError, UnsupportedImageError
 from serve_app.schemas import ImageInfo, ImageTransform, PreprocessedImage
@@ -21,6 +30,19 @@ FORMATS = {
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
 EXIF_ORIENTATION = 0x0112
+
+# What no honest file reaches. Pillow reads a file piece by piece, and libjpeg visits every block of
+# the picture for every scan, however few bytes the piece or scan has.
+MAX_READS = 100_000  # an 8 kB piece takes about four; 20 MB in such pieces takes 10 000
+MAX_EXIF_SEGMENTS = 64  # each is appended to a copy of those before
+MAX_JPEG_SEGMENTS = 20_000
+MAX_SCANS = 20  # of a JPEG that has max_pixels; a smaller one may have more
+MAX_STRIPS = 20_000  # of a TIFF, or tiles
+JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
+EOI, SOS, ARITHMETIC = 0xD9, 0xDA, range(0xC9, 0xD0)
+
+# Pixels are converted in squares of this side, so that the copies on the way stay small.
+TILE_PX = 2048
 
 # EXIF orientation -> the operation that turns the stored picture upright (EXIF 2.32, 4.6.4).
 UPRIGHT = {
@@ -66,20 +88,16 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
         # Pillow warns about odd metadata and large pictures; both are decided here.
         warnings.simplefilter("ignore")
         image = _open(encoded, max_pixels)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageTooLargeError(
-                f"the header declares {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-                f"the limit is {max_pixels / 1e6:.1f}"
-            )
+        orientation = _orientation(image)
         try:
-            orientation = _orientation(image)
-            info = ImageInfo(format=str(image.format).lower(), width=width, height=height, orientation=orientation)
             rgb = to_rgb(image)
-            crop = _resize_and_crop(rgb, transform, orientation)
-        except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError) as error:
-            # What Pillow's decoders raise on broken data; none of these is ours.
+            # Pillow has turned a TIFF upright by now.
+            turned = image.format == "TIFF"
+            crop = _resize_and_crop(rgb, transform, 1 if turned else orientation)
+        except DECODER_ERRORS as error:
             raise InvalidImageError(f"the {image.format} data is truncated or corrupt ({error})") from error
+    width, height = image.size[::-1] if turned and orientation > 4 else image.size
+    info = ImageInfo(format=str(image.format).lower(), width=width, height=height, orientation=orientation)
     return PreprocessedImage(np.asarray(crop), info)
 
 
@@ -92,31 +110,111 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _depth_to_8_bit(image).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        # Premultiplied modes only convert to their straight twin first.
-        straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-        rgba = (image.convert(straight) if straight else image).convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    convert = _converter(image)
+    rgb = Image.new("RGB", image.size)
+    for box in _tiles(image.size):
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
 
 
-def _open(encoded: bytes, max_pixels: int) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(encoded), formats=tuple(FORMATS))
-    except UnidentifiedImageError as error:
-        for name, beginnings in FORMATS.items():
-            if encoded.startswith(beginnings):
-                raise InvalidImageError(f"begins like {name}, but its header is truncated or corrupt") from error
+class _Reader(io.BytesIO):
+    """A file that can be read only so often: Pillow's loops over chunks, blocks, segments and tags end here."""
+
+    _left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise InvalidImageError("its header and data are in too many pieces; save it again")
+        return super().read(size)
+
+
+class _TiffImageFile(TiffImageFile):
+    """A TIFF whose strips and tiles are counted before Pillow lists them and libtiff makes room for them."""
+
+    def _setup(self) -> None:
+        tags = self.tag_v2
+        pieces = max(len(np.atleast_1d(tags.get(tag, ()))) for tag in (273, 324))  # offsets of strips, tiles
+        if pieces > MAX_STRIPS:
+            raise InvalidImageError(f"a TIFF of {pieces} strips or tiles; at most {MAX_STRIPS} are read")
+        super()._setup()  # type: ignore[no-untyped-call] # Pillow leaves it so
+
+
+READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": _TiffImageFile,
+}
+# What Pillow's decoders raise on broken data; none of these is ours.
+DECODER_ERRORS = (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError)
+
+
+def _open(encoded: bytes, max_pixels: int) -> ImageFile:
+    """Read the header, and refuse what would take too long or too much room to decode."""
+    kind = next((name for name, beginnings in FORMATS.items() if encoded.startswith(beginnings)), None)
+    if kind is None:
         raise UnsupportedImageError(
             f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image (the {len(encoded)} bytes start with {encoded[:8]!r})"
-        ) from error
+        )
+    scans = _scans(encoded) if kind == "JPEG" else 1
+    try:
+        image = READERS[kind](_Reader(encoded))
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(f"the header declares over {max_pixels / 1e6:.0f} megapixels, the limit") from error
-    except (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError) as error:
-        raise InvalidImageError(f"the image's header is truncated or corrupt ({error})") from error
+    except DECODER_ERRORS as error:
+        raise InvalidImageError(f"begins like {kind}, but its header is truncated or corrupt ({error})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"the header declares {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+            f"the limit is {max_pixels / 1e6:.1f}"
+        )
+    if scans * width * height > MAX_SCANS * max_pixels:
+        raise InvalidImageError(f"a JPEG of {width} x {height} in {scans} scans; save it again with fewer")
+    if isinstance(image, TiffImageFile):
+        _check_tiles(image, max_pixels)
+    if image.tile and image.tile[0].codec_name == "bmp_rle":
+        raise UnsupportedImageError("a BMP with run-length encoding; save it without, or as PNG")
+    return image
+
+
+def _scans(encoded: bytes) -> int:
+    """Count a JPEG's scans, as libjpeg finds them.
+
+    Raises:
+        InvalidImageError: More segments than it may have, or arithmetic coding, which is slow.
+    """
+    at, segments, scans = 2, 0, 0
+    while found := JPEG_SEGMENT.search(encoded, at):
+        marker, body = found[1][0], found.end()
+        segments += 1
+        if marker == EOI:
+            break
+        if marker in ARITHMETIC:
+            raise InvalidImageError("a JPEG with arithmetic coding; save it again without")
+        if segments > MAX_JPEG_SEGMENTS:
+            raise InvalidImageError(f"a JPEG of more than {MAX_JPEG_SEGMENTS} segments; save it again")
+        scans += marker == SOS
+        at = body + int.from_bytes(encoded[body : body + 2])
+    if encoded.count(b"Exif\0\0") > MAX_EXIF_SEGMENTS:
+        raise InvalidImageError(f"a JPEG with more than {MAX_EXIF_SEGMENTS} Exif segments; save it again without")
+    return scans
+
+
+def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
+    """Refuse tiles that are much larger than the picture: libtiff makes room for whole ones."""
+    tags = image.tag_v2
+    pixels = 1
+    for side, tile in ((256, 322), (257, 323)):  # width, length
+        whole, piece = tags[side], tags.get(tile)
+        pixels *= -(-whole // piece) * piece if isinstance(piece, int) and piece > 0 else whole
+    if pixels > 2 * max_pixels:
+        raise ImageTooLargeError(
+            f"the TIFF's tiles cover {pixels / 1e6:.1f} megapixels; twice the limit is {2 * max_pixels / 1e6:.1f}"
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -127,15 +225,45 @@ def _orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def _depth_to_8_bit(image: Image.Image) -> Image.Image:
-    """Map 16-bit, 32-bit and float greyscale to 8-bit by the range its format uses."""
-    values = np.asarray(image).astype(np.float64)
+def _tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    width, height = size
+    for top in range(0, height, TILE_PX):
+        for left in range(0, width, TILE_PX):
+            yield left, top, min(left + TILE_PX, width), min(top + TILE_PX, height)
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of any part of this picture."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        scale = _depth_scale(image)
+        return lambda part: _depth_to_8_bit(part, scale)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        return _on_white
+    return lambda part: part.convert("RGB")
+
+
+def _on_white(part: Image.Image) -> Image.Image:
+    # Premultiplied modes only convert to their straight twin first.
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(part.mode)
+    rgba = (part.convert(straight) if straight else part).convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _depth_scale(image: Image.Image) -> float:
+    """What 16-bit, 32-bit and float greyscale is multiplied with, by the range its format uses."""
+    if image.mode.startswith("I;16"):
+        return 255 / 65535
+    parts = (np.asarray(image.crop(box)) for box in _tiles(image.size))
+    brightest = max(float(np.nan_to_num(part).max()) for part in parts)
     if image.mode == "F":
-        values = np.nan_to_num(values)
-        scale = 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
-    else:
-        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max(initial=0.0) > 255 else 1.0
-    return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
+        return 255.0 if brightest <= 1.0 else 1.0
+    return 255 / 65535 if brightest > 255 else 1.0
+
+
+def _depth_to_8_bit(part: Image.Image, scale: float) -> Image.Image:
+    values = np.nan_to_num(np.asarray(part).astype(np.float64))
+    return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation: int) -> Image.Image:
