@@ -27,7 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.fanout import FanOut, finish
 from serve_app.oip import create_router, error_response, speaks_v2
-from serve_app.preprocess import FORMATS
+from serve_app.opening import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
     ImageResult,

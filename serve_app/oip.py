@@ -18,7 +18,7 @@ from serve_app.answers import server_timing
 from serve_app.bodies import LimitedRequest, Parameters
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.fanout import FanOut, finish
-from serve_app.preprocess import FORMATS
+from serve_app.opening import FORMATS
 from serve_app.schemas import ModelRef, Problem
 from serve_app.service import Service
 from serve_app.tensors import INPUT, JSON_LENGTH, OUTPUTS, inflate, read_infer, write_infer

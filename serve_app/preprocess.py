@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from serve_app.errors import ImageTooLargeError, InvalidImageError, UnsupportedImageError
+from serve_app.errors import InvalidImageError
+from serve_app.opening import DECODER_ERRORS, open_image
 from serve_app.schemas import ImageInfo, ImageTransform, PreprocessedImage
 
-# Accepted formats and how their files begin.
-FORMATS = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "WEBP": (b"RIFF",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "BMP": (b"BM",),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-}
 EXIF_ORIENTATION = 0x0112
-
-# What no honest file reaches. Pillow reads a file piece by piece, and libjpeg visits every block of
-# the picture for every scan, however few bytes the piece or scan has.
-MAX_READS = 100_000  # an 8 kB piece takes about four; 20 MB in such pieces takes 10 000
-MAX_EXIF_SEGMENTS = 64  # each is appended to a copy of those before
-MAX_JPEG_SEGMENTS = 20_000
-MAX_SCANS = 20  # of a JPEG that has max_pixels; a smaller one may have more
-MAX_STRIPS = 20_000  # of a TIFF, or tiles
-JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
-EOI, SOS, ARITHMETIC = 0xD9, 0xDA, range(0xC9, 0xD0)
 
 # Pixels are converted in squares of this side, so that the copies on the way stay small.
 TILE_PX = 2048
@@ -65,6 +38,10 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
     Scaling and mean/std wait for the classifier's device: a quarter of the bytes of
     float32 cross to the next stage.
 
+    One decode is bounded whatever the file says: at most 24 bytes of memory for each pixel
+    of ``max_pixels`` (WebP takes 17, a progressive JPEG 11), and about five seconds for the
+    worst files within the default limits. A replica decodes one image per core at a time.
+
     Args:
         encoded: One JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file, known by its
             content. EXIF orientation is honoured; transparency is laid on white; every
@@ -76,18 +53,19 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
         UnsupportedImageError: Not an image in those formats (415).
         ImageTooLargeError: The header declares more than ``max_pixels``; nothing has
             been decoded yet (413).
-        InvalidImageError: Empty, truncated or corrupt (422).
+        InvalidImageError: Empty, truncated, corrupt or made to be slow to decode (422).
 
     Source:
         torchvision's ImageClassification transforms; parity is held by
-        tests/unit/test_preprocess.py::test_equals_torchvision.
+        tests/unit/test_preprocess.py::test_equals_torchvision, the bounds by
+        tests/unit/test_hostile_images.py.
     """
     if not encoded:
         raise InvalidImageError("the image is empty (0 bytes)")
     with warnings.catch_warnings():
         # Pillow warns about odd metadata and large pictures; both are decided here.
         warnings.simplefilter("ignore")
-        image = _open(encoded, max_pixels)
+        image = open_image(encoded, max_pixels)
         orientation = _orientation(image)
         try:
             rgb = to_rgb(image)
@@ -115,106 +93,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     for box in _tiles(image.size):
         rgb.paste(convert(image.crop(box)), box)
     return rgb
-
-
-class _Reader(io.BytesIO):
-    """A file that can be read only so often: Pillow's loops over chunks, blocks, segments and tags end here."""
-
-    _left = MAX_READS
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise InvalidImageError("its header and data are in too many pieces; save it again")
-        return super().read(size)
-
-
-class _TiffImageFile(TiffImageFile):
-    """A TIFF whose strips and tiles are counted before Pillow lists them and libtiff makes room for them."""
-
-    def _setup(self) -> None:
-        tags = self.tag_v2
-        pieces = max(len(np.atleast_1d(tags.get(tag, ()))) for tag in (273, 324))  # offsets of strips, tiles
-        if pieces > MAX_STRIPS:
-            raise InvalidImageError(f"a TIFF of {pieces} strips or tiles; at most {MAX_STRIPS} are read")
-        super()._setup()  # type: ignore[no-untyped-call] # Pillow leaves it so
-
-
-READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": _TiffImageFile,
-}
-# What Pillow's decoders raise on broken data; none of these is ours.
-DECODER_ERRORS = (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError)
-
-
-def _open(encoded: bytes, max_pixels: int) -> ImageFile:
-    """Read the header, and refuse what would take too long or too much room to decode."""
-    kind = next((name for name, beginnings in FORMATS.items() if encoded.startswith(beginnings)), None)
-    if kind is None:
-        raise UnsupportedImageError(
-            f"not a JPEG, PNG, WebP, GIF, BMP or TIFF image (the {len(encoded)} bytes start with {encoded[:8]!r})"
-        )
-    scans = _scans(encoded) if kind == "JPEG" else 1
-    try:
-        image = READERS[kind](_Reader(encoded))
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"the header declares over {max_pixels / 1e6:.0f} megapixels, the limit") from error
-    except DECODER_ERRORS as error:
-        raise InvalidImageError(f"begins like {kind}, but its header is truncated or corrupt ({error})") from error
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLargeError(
-            f"the header declares {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-            f"the limit is {max_pixels / 1e6:.1f}"
-        )
-    if scans * width * height > MAX_SCANS * max_pixels:
-        raise InvalidImageError(f"a JPEG of {width} x {height} in {scans} scans; save it again with fewer")
-    if isinstance(image, TiffImageFile):
-        _check_tiles(image, max_pixels)
-    if image.tile and image.tile[0].codec_name == "bmp_rle":
-        raise UnsupportedImageError("a BMP with run-length encoding; save it without, or as PNG")
-    return image
-
-
-def _scans(encoded: bytes) -> int:
-    """Count a JPEG's scans, as libjpeg finds them.
-
-    Raises:
-        InvalidImageError: More segments than it may have, or arithmetic coding, which is slow.
-    """
-    at, segments, scans = 2, 0, 0
-    while found := JPEG_SEGMENT.search(encoded, at):
-        marker, body = found[1][0], found.end()
-        segments += 1
-        if marker == EOI:
-            break
-        if marker in ARITHMETIC:
-            raise InvalidImageError("a JPEG with arithmetic coding; save it again without")
-        if segments > MAX_JPEG_SEGMENTS:
-            raise InvalidImageError(f"a JPEG of more than {MAX_JPEG_SEGMENTS} segments; save it again")
-        scans += marker == SOS
-        at = body + int.from_bytes(encoded[body : body + 2])
-    if encoded.count(b"Exif\0\0") > MAX_EXIF_SEGMENTS:
-        raise InvalidImageError(f"a JPEG with more than {MAX_EXIF_SEGMENTS} Exif segments; save it again without")
-    return scans
-
-
-def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
-    """Refuse tiles that are much larger than the picture: libtiff makes room for whole ones."""
-    tags = image.tag_v2
-    pixels = 1
-    for side, tile in ((256, 322), (257, 323)):  # width, length
-        whole, piece = tags[side], tags.get(tile)
-        pixels *= -(-whole // piece) * piece if isinstance(piece, int) and piece > 0 else whole
-    if pixels > 2 * max_pixels:
-        raise ImageTooLargeError(
-            f"the TIFF's tiles cover {pixels / 1e6:.1f} megapixels; twice the limit is {2 * max_pixels / 1e6:.1f}"
-        )
 
 
 def _orientation(image: Image.Image) -> int:

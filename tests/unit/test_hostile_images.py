@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve_app.preprocess import MAX_READS, MAX_SCANS, preprocess, to_rgb
+from serve_app.opening import MAX_READS, MAX_SCANS
+from serve_app.preprocess import preprocess, to_rgb
 from tests.conftest import encode, make_picture
 from tests.fuzz import bombs
 from tests.fuzz.mutate import mutate, valid_files
