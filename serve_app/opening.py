@@ -139,7 +139,7 @@ class _TiffImageFile(TiffImageFile):
             offsets = self.tag_v2.get(tag)
             if isinstance(offsets, tuple) and len(offsets) > MAX_STRIPS:
                 raise InvalidImageError(f"a TIFF of {len(offsets)} strips or tiles; at most {MAX_STRIPS} are read")
-        super()._setup()  # type: ignore[no-untyped-call] # Pillow leaves it so
+        super()._setup()
 
 
 READERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -39,17 +40,19 @@ class Outcome:
 
 
 def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
-    """Send bytes, close our half of the connection as a broken client does, and read the status."""
+    """Send bytes and read the status; a request that is cut short ends with our half of the connection closed."""
     start = time.perf_counter()
     answer = b""
     with socket.create_connection(address, TIMEOUT_S) as connection:
         try:
             connection.sendall(raw)
-            connection.shutdown(socket.SHUT_WR)
+        except ConnectionError:  # refused before its end; TCP may then lose the answer
+            kind = f"cut off by the server: {kind}"
+        with suppress(OSError):
+            if kind.startswith("cut"):
+                connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(65536):
                 answer += part
-        except ConnectionError:
-            pass  # refused early: the answer may have come first
     words = answer.partition(b"\r\n")[0].split()
     status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     return Outcome(kind, status, time.perf_counter() - start)
