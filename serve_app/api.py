@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem
-from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, parse_parameters, read_uploads
+from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, body_schema, parse_parameters, read_uploads
 from serve_app.config import AnswerTuning
 from serve_app.errors import (
     InvalidParameterError,
@@ -27,7 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.fanout import FanOut, finish
 from serve_app.oip import create_router, error_response, speaks_v2
-from serve_app.preprocess import FORMATS
+from serve_app.opening import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
     ImageResult,
@@ -45,7 +45,11 @@ FORM_BODY = {
     "schema": {
         "type": "object",
         "required": [FILE_FIELDS[0]],
-        "properties": {FILE_FIELDS[0]: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "properties": {
+            FILE_FIELDS[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+            **Parameters.model_json_schema()["properties"],
+        },
+        "additionalProperties": False,
     }
 }
 BODIES: dict[str, Any] = {
@@ -54,7 +58,7 @@ BODIES: dict[str, Any] = {
         "image/*": IMAGE_BODY,
         "application/octet-stream": IMAGE_BODY,
         "multipart/form-data": FORM_BODY,
-        "application/json": {"schema": JsonBody.model_json_schema()},
+        "application/json": {"schema": body_schema(JsonBody)},
     },
 }
 PROBLEMS: dict[int | str, dict[str, Any]] = {
