@@ -1,11 +1,13 @@
-# make run · make test · make check · make fmt · make bench · make bench-scaling
+# make run · make deploy · make test · make check · make fmt · make bench · make bench-scaling
 PYTHON ?= python3
 PORT ?= 8000
 PAGE_PORT ?= 8501
 WEIGHTS ?= auto
+CONFIG ?= configs/local.yaml
+ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 
-.PHONY: help setup run test check fmt bench bench-scaling plots
+.PHONY: help setup run deploy test test-nodes check fmt bench bench-scaling plots
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
@@ -15,9 +17,15 @@ setup: ## make .venv with the pinned packages; done by the others when needed
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
 	@exec $(BIN)/python -m serve_app --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS)
 
+deploy: setup ## bring CONFIG to the Ray at ADDRESS, or back what ran before; ARGS=--dry-run only says what would change
+	@exec $(BIN)/python -m serve_app.deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
+
 test: setup ## run all tests
 	@echo "· running the tests: unit, served (real Ray), browser (real Chromium)"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
+	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)
 
 check: setup ## lint and type-check; changes nothing
 	$(BIN)/ruff check .

@@ -20,7 +20,10 @@ from typing import Any
 
 import httpx2
 import psutil
-import yaml
+
+from serve_app.deploy import serve_config
+from serve_app.deploy.rollout import Cluster, DeployError
+from serve_app.deploy.serve_config import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
@@ -54,14 +57,14 @@ def main() -> None:
             say(f"ready in {time.monotonic() - started:.0f} s")
             print(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
-                f"\n  Ctrl-C stops both. Live changes: serve deploy -a {dashboard} configs/local.yaml\n",
+                f"\n  Ctrl-C stops both. Live changes: make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}\n",
                 flush=True,
             )
             while True:
                 time.sleep(1)
     except KeyboardInterrupt:
         pass
-    except StartError as error:
+    except (StartError, ConfigError, DeployError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -101,17 +104,16 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     """Read a Serve config file and fill in what the command line decides.
 
     Raises:
-        StartError: The file is missing or no YAML mapping.
+        ConfigError: The file is missing or no Serve config.
     """
-    try:
-        config = yaml.safe_load(path.read_text())
-        config["http_options"] = {**config.get("http_options", {}), "port": port}
-        app = config["applications"][0]
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
-        raise StartError(f"{path} cannot be read as a Serve config: {error}") from None
+    config = serve_config.read(path)
+    if not config["applications"]:
+        raise ConfigError(f"{path} cannot be read as a Serve config: its list of `applications` is empty")
+    app = config["applications"][0]
+    config["http_options"] = {**config.get("http_options", {}), "port": port}
     if weights != "config":
         app.setdefault("args", {})["weights"] = choose_weights() if weights == "auto" else weights
-    return dict(config)
+    return config
 
 
 def choose_weights() -> str:
@@ -134,7 +136,9 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
     """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
 
     Raises:
-        StartError: Ray does not start, or an application fails to deploy.
+        ConfigError: The config is not valid.
+        DeployError: An application fails to deploy.
+        StartError: The API does not answer.
     """
     say("starting Ray")
     ours: list[psutil.Process] = []
@@ -150,7 +154,8 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
         end_on_signals()  # Ray has put its own in their place
         say("deploying ingress, preprocess and classify")
         dashboard = f"http://{context.dashboard_url}"
-        deploy(dashboard, config)
+        serve_config.check(config)
+        Cluster(dashboard).apply(config, DEPLOY_TIMEOUT_S)
         api = f"http://127.0.0.1:{port}"
         wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
         yield api, dashboard
@@ -187,38 +192,6 @@ def environment(folder: Path) -> dict[str, str]:
             free.bind(("127.0.0.1", 0))
             found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
     return found
-
-
-def deploy(dashboard: str, config: dict[str, Any]) -> None:
-    """Do what `serve deploy` does, and wait for the outcome.
-
-    Raises:
-        StartError: An application failed; says why.
-    """
-    url = f"{dashboard}/api/serve/applications/"
-    response = httpx2.put(url, json=config, timeout=60)
-    if response.status_code != 200:
-        raise StartError(f"Ray refused the config: {response.text.strip()}")
-    deadline = time.monotonic() + DEPLOY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        apps = httpx2.get(url, timeout=30).json()["applications"]
-        if apps and all(app["status"] == "RUNNING" for app in apps.values()):
-            return
-        for name, app in apps.items():
-            if reason := failure(app):
-                raise StartError(f"application {name} failed to deploy: {reason}")
-        time.sleep(0.3)
-    raise StartError(f"not deployed within {DEPLOY_TIMEOUT_S} s: {apps}")
-
-
-def failure(app: dict[str, Any]) -> str | None:
-    """Find the sentence that says why an application failed, under Ray's traceback."""
-    messages: list[str] = [app["message"], *(one["message"] for one in app["deployments"].values())]
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    for line in lines:
-        if "WeightsError: " in line:
-            return line.partition("WeightsError: ")[2]
-    return "\n".join(lines) if app["status"] == "DEPLOY_FAILED" else None
 
 
 @contextlib.contextmanager

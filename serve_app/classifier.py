@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from serve_app.backbones.cuda_lanes import CudaLanes
 from serve_app.backbones.head import Head
 from serve_app.backbones.select import build
 from serve_app.config import EngineSpec
+from serve_app.errors import EngineError
 from serve_app.schemas import Classification, ClassifyItem, ModelCard
 
 
@@ -56,7 +58,11 @@ class ResNetEngine:
         return self._backbone.name
 
     def warm_up(self, batch: int) -> None:
-        """Pay for lazy initialisation before the first request does; again only for larger batches."""
+        """Pay for lazy initialisation before the first request does; again only for larger batches.
+
+        Raises:
+            EngineError: The model answers, but not with numbers.
+        """
         if batch <= self._warm:
             return
         if self._gpu:
@@ -64,7 +70,9 @@ class ResNetEngine:
         blank = np.zeros((self.crop_px, self.crop_px, 3), np.uint8)
         sizes = [size for size in (1, batch) for _ in range(self.lanes)]
         with ThreadPoolExecutor(self.lanes) as threads:
-            list(threads.map(lambda size: self.classify([ClassifyItem(blank, 1, "top")] * size), sizes))
+            answers = list(threads.map(lambda size: self.classify([ClassifyItem(blank, 1, "top")] * size), sizes))
+        if not all(math.isfinite(one.scores[0]) for batch_of in answers for one in batch_of):
+            raise EngineError("the model answers a blank image with scores that are not finite: its weights are broken")
         self._warm = batch
 
     @torch.inference_mode()

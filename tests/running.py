@@ -28,7 +28,7 @@ class Running:
     Attributes:
         api: Base URL of the HTTP API.
         page: URL of the page.
-        dashboard: URL that `serve deploy -a` takes.
+        dashboard: URL of Ray.
         output: What the launcher has printed so far.
         process: make, above the launcher.
         mark: In the environment of every process that it started.
@@ -79,7 +79,7 @@ def start() -> Iterator[Running]:
         )
         try:
             text = _wait_for(output.name, "Ctrl-C stops both", process)
-            (dashboard,) = re.findall(r"serve deploy -a (\S+)", text)
+            (dashboard,) = re.findall(r"ADDRESS=(\S+)", text)
             urls = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{page_port}"
             yield Running(*urls, dashboard, Path(output.name), process, mark)
         finally:

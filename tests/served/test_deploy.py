@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.__main__ import failure
+from serve_app.deploy.rollout import failure
 from tests.conftest import make_photo, publish_random
 from tests.running import Running
 

@@ -17,6 +17,7 @@ ORDER = (
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier"),
     *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api"),
     *("deployments.calls", "deployments.classifier", "deployments.preprocessor", "deployments.ingress", "app"),
+    *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.smoke", "deploy.__main__"),
     *("launch_weights", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
@@ -25,12 +26,12 @@ TRAINING = {name for name in ORDER if name.startswith("training.")}
 DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 OWNERS = {
-    "ray": {*DEPLOYMENTS, "app", "__main__"},
+    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__"},
     "fastapi": {"api", "deployments.ingress", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
-    "PIL": {"preprocess"},
+    "PIL": {"preprocess", "deploy.smoke"},
 }
 
 
@@ -109,7 +110,8 @@ def test_nothing_happens_on_import(tmp_path: Path) -> None:
         "sys.path.insert(0, sys.argv[1])\n"
         "import ray, torch, torchvision, fastapi_offline, yaml, psutil, httpx2, fsspec\n"
         "sys.addaudithook(hook)\n"
-        "import serve_app.app, serve_app.__main__, serve_app.training.evaluate, serve_app.quantize\n"
+        "import serve_app.app, serve_app.__main__, serve_app.deploy.__main__\n"
+        "import serve_app.training.evaluate, serve_app.quantize\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=True

@@ -8,6 +8,7 @@ import torch
 
 from serve_app.classifier import ResNetEngine
 from serve_app.config import EngineSpec, WeightsSpec
+from serve_app.errors import EngineError
 from serve_app.schemas import ClassifyItem, Explain
 from serve_app.weights import load_model
 
@@ -108,3 +109,12 @@ def test_uncertainty_comes_from_all_scores(engine: ResNetEngine) -> None:
 
 def test_warm_up_runs(engine: ResNetEngine) -> None:
     engine.warm_up(4)
+
+
+def test_weights_that_give_no_numbers_never_serve(weights: WeightsSpec) -> None:
+    """A model that answers NaN fails while it loads, so the version before keeps serving."""
+    model, card = load_model(weights)
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    with pytest.raises(EngineError, match="not finite"):
+        ResNetEngine(model, card).warm_up(2)

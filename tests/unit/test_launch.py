@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import setup_venv
-from serve_app.__main__ import StartError, check_ports, failure, read_config
+from serve_app.__main__ import StartError, check_ports, read_config
+from serve_app.deploy.serve_config import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,9 +31,9 @@ def test_a_busy_port_is_named() -> None:
 def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
     for text in ("", "applications: []", "{"):
         (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(StartError, match=r"c\.yaml cannot be read as a Serve config"):
+        with pytest.raises(ConfigError, match=r"c\.yaml cannot be read as a Serve config"):
             read_config(tmp_path / "c.yaml", 8000, "demo")
-    with pytest.raises(StartError, match=r"none\.yaml"):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
         read_config(tmp_path / "none.yaml", 8000, "demo")
 
 
@@ -40,17 +41,6 @@ def test_the_command_line_decides_port_and_weights() -> None:
     config = read_config(ROOT / "configs" / "local.yaml", 1234, "imagenet")
     assert config["http_options"]["port"] == 1234
     assert config["applications"][0]["args"]["weights"] == "imagenet"
-
-
-def test_a_failed_deployment_is_one_sentence() -> None:
-    """Ray's traceback is long; what was wrong stands at its end."""
-    trace = (
-        "Failed to update\nRayTaskError\n  File x\nserve_app.errors.WeightsError: weights x: sha256 is 1, expected 2\n"
-    )
-    app = {"status": "DEPLOYING", "message": "", "deployments": {"Classifier": {"message": trace}}}
-    assert failure(app) == "weights x: sha256 is 1, expected 2"
-    assert failure({"status": "DEPLOYING", "message": "", "deployments": {}}) is None
-    assert failure({"status": "DEPLOY_FAILED", "message": "why", "deployments": {}}) == "why"
 
 
 def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Real Ray nodes on one machine, each with processes, address and environment of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from tests.running import ROOT, free_port
+
+START_TIMEOUT_S = 90
+OBJECT_STORE_BYTES = 200_000_000
+
+
+class Node:
+    """`ray start --block`, as on any machine of a cluster.
+
+    Attributes:
+        host: A loopback address that only this node uses; not 127.0.0.1, which Ray replaces by the machine's.
+    """
+
+    def __init__(self, number: int, folder: Path, options: list[str], api_port: int) -> None:
+        self.host = f"127.0.0.{number}"
+        files = folder / f"n{number}"
+        files.mkdir(exist_ok=True)
+        self.output = files / "output"
+        with self.output.open("w") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+                    *("--node-ip-address", self.host, "--num-cpus", "4", "--resources", '{"model": 2}'),
+                    *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+                    *("--dashboard-agent-listen-port", str(free_port()), *options),
+                ],
+                cwd=ROOT,
+                env=environment(files, api_port),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End all its processes at once, as a power cut does."""
+        with suppress(psutil.NoSuchProcess):
+            mine = psutil.Process(self._process.pid)
+            found = [mine, *mine.children(recursive=True)]
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.wait(20)
+
+
+class Head(Node):
+    """The node that also runs Ray's control plane.
+
+    Attributes:
+        address: Of Ray, for the other nodes.
+        dashboard: Of Ray, for the deploy command.
+    """
+
+    def __init__(self, folder: Path, api_port: int) -> None:
+        port, dashboard_port = free_port(), free_port()
+        options = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
+        options += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder / "r")]
+        super().__init__(2, folder, options, api_port)
+        self.address, self.dashboard = f"{self.host}:{port}", f"http://127.0.0.1:{dashboard_port}"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with suppress(httpx2.HTTPError):
+                if httpx2.get(f"{self.dashboard}/api/serve/applications/", timeout=10).status_code == 200:
+                    return
+            time.sleep(0.5)
+        self.kill()
+        raise RuntimeError(f"Ray did not start: {self.output.read_text()}")
+
+
+def environment(files: Path, api_port: int) -> dict[str, str]:
+    """configs/ray.env, and what two nodes on one machine may not share."""
+    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    found |= {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),  # the head keeps http_options.port
+    }
+    ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
+    return found | {f"RAY_SERVE_{name}": str(free_port()) for name in ports}
