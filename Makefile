@@ -7,7 +7,7 @@ CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 
-.PHONY: help setup run deploy test test-nodes check fmt bench bench-scaling plots
+.PHONY: help setup run deploy test test-nodes test-containers check fmt bench bench-scaling plots images up down
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
@@ -31,6 +31,9 @@ check: setup ## lint and type-check; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 fmt: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
@@ -41,6 +44,18 @@ bench: plots ## measure the service against its peers, see benchmarks/README.md
 
 bench-scaling: plots ## measure how the service scales, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+images: ## build the two container images
+	@GIT_SHA=$$(git rev-parse HEAD) docker compose build
+
+up: images ## start API and page in containers; COMPOSE_PROFILES=gpu takes the GPU
+	@docker compose up --wait --wait-timeout 300 || { docker compose logs --tail 5; exit 1; }
+
+down: ## stop and remove the containers; ARGS=--volumes forgets downloaded weights too
+	@docker compose down $(ARGS)
+
+test-containers: setup ## build both images and try them for real, needs Docker and 10 GB
+	@CONTAINERS=1 $(BIN)/python -m pytest -s tests/containers $(ARGS)
 
 plots: setup
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \

@@ -42,8 +42,11 @@ def main() -> None:
         if any(system and system.own_environment for name in wanted if (system := systems[name])):
             peers_python()
         run: dict[str, Any] = {"machine": machine.describe(sys.argv[1:]), "ours": list(mine), "rounds": []}
+        if options.add:
+            run = earlier(options.out, run)
+        first = len(run["rounds"])
         with tqdm(total=options.rounds * len(wanted), unit="system") as progress:
-            for number in range(options.rounds):
+            for number in range(first, first + options.rounds):
                 results: dict[str, Any] = {}
                 run["rounds"].append(results)
                 for name in rotated(wanted, number):
@@ -63,6 +66,7 @@ def command_line() -> argparse.ArgumentParser:
     """All flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--add", action="store_true", help="add the rounds to those that --out holds already")
     parser.add_argument("--systems", help=f"of {CEILING},{OURS},{','.join(PEERS)}; separated by commas (default: all)")
     parser.add_argument(
         "--config", action="append", default=[], help="Serve config for ours; name=FILE, repeated, compares several"
@@ -129,6 +133,19 @@ def make_plan(options: argparse.Namespace, folder: Path) -> Plan:
     logs = folder / "logs"
     logs.mkdir()
     return Plan(images, files, weights, reference_top1(weights, files), options.seconds, options.clients, logs)
+
+
+def earlier(out: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The run that a folder holds, if it may go on: rounds of another code or machine say nothing about these."""
+    path = out / "serving.json"
+    if not path.is_file():
+        return run
+    found: dict[str, Any] = json.loads(path.read_text())
+    for name in ("commit", "cpu", "versions"):
+        was, now = found["machine"][name], run["machine"][name]
+        if was != now:
+            sys.exit(f"error: --add: {path} was measured with another {name}: {was}, now {now}")
+    return found
 
 
 def save(run: dict[str, Any], out: Path) -> None:

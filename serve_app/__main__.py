@@ -29,11 +29,16 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
 DOWNLOAD_TIMEOUT_S = 60
 PAGE_TIMEOUT_S = 60
+DRAIN_TIMEOUT_S = 35  # a request may take 30 (AppConfig limits.deadline_s)
 STOP_TIMEOUT_S = 15
 
 
 class StartError(Exception):
     """Why it could not start, in one sentence."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: stop, but finish the requests under way first."""
 
 
 def main() -> None:
@@ -45,15 +50,20 @@ def main() -> None:
         default="auto",
         help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says",
     )
+    parser.add_argument("--host", default="127.0.0.1", help="address that the API listens on")
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
+    parser.add_argument("--no-page", dest="page", action="store_false", help="serve the API only")
     options = parser.parse_args()
     end_on_signals()
     started = time.monotonic()
     try:
         check_ports(options.port, options.page_port)
         config = read_config(options.config, options.port, options.weights)
-        with serving(config, options.port) as (api, dashboard), page(api, options.page_port) as page_url:
+        config["http_options"]["host"] = options.host
+        with contextlib.ExitStack() as stack:
+            api, dashboard = stack.enter_context(serving(config, options.port))
+            page_url = stack.enter_context(page(api, options.page_port)) if options.page else "not started"
             say(f"ready in {time.monotonic() - started:.0f} s")
             print(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
@@ -158,7 +168,11 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
         Cluster(dashboard).apply(config, DEPLOY_TIMEOUT_S)
         api = f"http://127.0.0.1:{port}"
         wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
-        yield api, dashboard
+        try:
+            yield api, dashboard
+        except Terminated:
+            drain()
+            raise
     finally:
         say("stopping")
         ours = psutil.Process().children(recursive=True)
@@ -192,6 +206,18 @@ def environment(folder: Path) -> dict[str, str]:
             free.bind(("127.0.0.1", 0))
             found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
     return found
+
+
+def drain() -> None:
+    """Shut the door: HAProxy takes no new requests, lets those under way finish, and ends.
+
+    Taking the application away would stop all its stages at once, under the images that still need them.
+    """
+    say("finishing the requests under way")
+    doors = [process for process in psutil.Process().children(recursive=True) if process.name() == "haproxy"]
+    for door in doors:
+        door.send_signal(signal.SIGUSR1)
+    psutil.wait_procs(doors, DRAIN_TIMEOUT_S)
 
 
 @contextlib.contextmanager
@@ -255,8 +281,8 @@ def end_on_signals() -> None:
         signal.signal(stop, _interrupt)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 if __name__ == "__main__":

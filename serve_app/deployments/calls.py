@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import ray
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.errors import NotReadyError, OverloadedError
 from serve_app.schemas import ModelState
 
+log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
 PING_TIMEOUT_S = 2.0
@@ -28,16 +30,28 @@ async def ping(handle: Handle, stage: str) -> ModelState:
     """
     try:
         async with asyncio.timeout(PING_TIMEOUT_S):
-            answer: Awaitable[ModelState] = handle.ping.remote()
-            return await call(answer, stage)
+            send: Callable[[], Awaitable[ModelState]] = handle.ping.remote
+            return await call(send, stage)
     except TimeoutError:
         raise NotReadyError(f"the {stage} stage does not answer yet") from None
 
 
-async def call(response: Awaitable[Value], stage: str) -> Value:
-    """Await another stage; Serve's own errors become ours, before Serve answers them as text."""
+async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
+    """Ask another stage; once more if its replica dies meanwhile, as classifying twice gives the same answer.
+
+    Serve's own errors become ours, before Serve answers them as text. Only a lost replica is
+    worth a second try: one that refuses would have more work by it.
+
+    Raises:
+        OverloadedError: Its queues are full.
+        NotReadyError: It has no replica, or lost two of them over this call.
+    """
     try:
-        return await response
+        try:
+            return await send()
+        except RayActorError:
+            log.warning("a replica of the %s stage was lost; another one is asked", stage)
+            return await send()
     except BackPressureError as error:
         raise OverloadedError(f"too many images wait for the {stage} stage; try again") from error
     except (DeploymentUnavailableError, RayActorError) as error:

@@ -27,7 +27,7 @@ class HandleLink:
 
     async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """See Link."""
-        return await call(self._preprocessor.remote(wanted, company), "preprocess")
+        return await call(lambda: self._preprocessor.remote(wanted, company), "preprocess")
 
     async def ask(self) -> ModelState:
         """See Link."""

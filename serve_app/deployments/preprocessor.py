@@ -84,10 +84,12 @@ class Preprocessor:
     ) -> list[Answer | ServiceError]:
         pixels = np.stack([image.pixels for _, image, _ in good])
         asked = [(each.top_k, each.explain) for each, _, _ in good]
-        answer: Awaitable[list[Batched[Named] | ServiceError]]
-        answer = self._classifier.remote(pixels, asked, max(company, len(good)))
+
+        def send() -> Awaitable[list[Batched[Named] | ServiceError]]:
+            return self._classifier.remote(pixels, asked, max(company, len(good)))
+
         try:
-            found = await call(answer, "classify")
+            found = await call(send, "classify")
         except ServiceError as error:
             return [error] * len(good)
         return [

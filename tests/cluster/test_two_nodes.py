@@ -23,7 +23,7 @@ from tests.running import ROOT, free_port
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 
 RATE = 10
-# docs/operate.md promises it: a request that fails later than this after a node is lost is a bug.
+# A request that fails later than this after a node is lost is a bug.
 WINDOW_S = 30
 
 

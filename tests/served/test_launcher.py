@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import psutil
 
+from tests.conftest import make_photo
 from tests.running import ROOT, Running, start
 
 
@@ -19,6 +23,21 @@ def test_ctrl_c_leaves_no_process() -> None:
         service.interrupt()
         assert service.survivors() == []
         assert "Traceback" not in service.output.read_text()
+
+
+def test_a_stop_lets_requests_finish() -> None:
+    """SIGTERM to the launcher, as containers are stopped: what is under way is answered in full, then all is gone."""
+    files = [("images", (f"{i}.jpg", make_photo(i, 2400, 1800))) for i in range(48)]
+    with start() as service, ThreadPoolExecutor(1) as pool:
+        (launcher,) = psutil.Process(service.process.pid).children()
+        answer = pool.submit(httpx2.post, f"{service.api}/v1/classify", files=files, timeout=60)
+        while httpx2.get(f"{service.api}/v1/status").json()["images"]["in_flight"] == 0:
+            time.sleep(0.05)
+        launcher.terminate()
+        assert not answer.done()
+        assert answer.result().json()["summary"] == {"ok": 48, "failed": 0}
+        assert service.process.wait(60) == 0
+        assert service.survivors() == []
 
 
 def test_a_busy_port_ends_the_start_with_one_sentence(running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from benchmarks import images, report
 from benchmarks.processes import CpuWatch, started
-from benchmarks.serving import our_systems, rotated, selected
+from benchmarks.serving import earlier, our_systems, rotated, selected
 from benchmarks.systems import best_class
 
 
@@ -114,3 +115,14 @@ def test_nothing_is_left_of_a_system(tmp_path: Path) -> None:
     assert len(processes) == 2
     assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in processes)
     assert len(tree.left_behind) == 1
+
+
+def test_rounds_are_added_only_to_their_like(tmp_path: Path) -> None:
+    """A run goes on where it stopped, but not with other code."""
+    was = {"machine": {"commit": "a", "cpu": {}, "versions": {}}, "rounds": [{"ours": {}}]}
+    now = {"machine": {"commit": "b", "cpu": {}, "versions": {}}, "rounds": []}
+    assert earlier(tmp_path, now) == now
+    (tmp_path / "serving.json").write_text(json.dumps(was))
+    assert earlier(tmp_path, {**now, "machine": was["machine"]}) == was
+    with pytest.raises(SystemExit, match="another commit: a, now b"):
+        earlier(tmp_path, now)
