@@ -21,7 +21,8 @@ SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
 TAGS = ("version",)
 
 
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
+# Without a user_config in the file Serve would not call reconfigure when a replica starts.
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024, user_config={})
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
 
