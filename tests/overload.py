@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -48,7 +49,8 @@ class Watch:
 
     async def __aexit__(self, *_error: object) -> None:
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):  # anything else that ended it is a finding
+            await self._task
 
     async def _look(self) -> None:
         async with httpx2.AsyncClient(base_url=self._url, timeout=60) as http:

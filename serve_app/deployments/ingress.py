@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from serve_app.keys import Keys
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Wanted
 
+PROOF_S = 1.0
 MAX_CALL_BYTES = 32 * MiB  # half of what configs/ray.env lets a call carry
 
 
@@ -36,6 +39,7 @@ class Ingress:
         self._preprocessor = preprocessor
         self._under_way = 0
         self._was_ready = False
+        self._answered = -math.inf
         self._groups: MicroBatcher[Wanted, Answer] = MicroBatcher(
             self._send, *_grouping(IngressTuning()), weigh=lambda wanted: len(wanted.encoded), max_weight=MAX_CALL_BYTES
         )
@@ -65,13 +69,17 @@ class Ingress:
             sent = await self._groups.submit(Wanted(encoded, top_k, explain, deadline))
         finally:
             self._under_way -= 1
+        self._answered = time.monotonic()
         answer = sent.value
         timings = {**answer.timings_ms, "queue": answer.timings_ms["queue"] + sent.queue_s * 1000}
         return replace(answer, timings_ms=timings)
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
-        await ping(self._preprocessor, "preprocess")
+        if (
+            time.monotonic() - self._answered > PROOF_S
+        ):  # an answer has just proved it, which a busy stage may do sooner
+            await ping(self._preprocessor, "preprocess")
         self._was_ready = True
 
     async def _send(self, wanted: list[Wanted]) -> list[Answer | ServiceError]:
