@@ -21,7 +21,7 @@ from serve_app.keys import Keys
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Wanted
 
-PROOF_S = 1.0
+PROOF_S = 1.0  # an answer that recent says more than a ping, for which a busy stage may be too late
 MAX_CALL_BYTES = 32 * MiB  # half of what configs/ray.env lets a call carry
 
 
@@ -76,9 +76,7 @@ class Ingress:
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
-        if (
-            time.monotonic() - self._answered > PROOF_S
-        ):  # an answer has just proved it, which a busy stage may do sooner
+        if time.monotonic() - self._answered > PROOF_S:
             await ping(self._preprocessor, "preprocess")
         self._was_ready = True
 
