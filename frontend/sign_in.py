@@ -10,7 +10,7 @@ from streamlit.errors import StreamlitAuthError, StreamlitSecretNotFoundError
 
 def let_in() -> None:
     """Return for those who may see the pages; show the others how to sign in, and end the run."""
-    if not _configured() or st.user.is_logged_in:
+    if not _configured() or st.user.get("is_logged_in"):
         return
     st.title("Image classification")
     st.info("Sign in to classify photos.", icon=":material/lock:")

@@ -55,9 +55,9 @@ class Ingress:
         self._groups.reconfigure(*_grouping(tuning))
 
     def _adopt(self, tuning: IngressTuning) -> None:
+        self.keys = Keys(tuning.keys)  # first: where these cannot be read, nothing changes
         self.tuning: AnswerTuning = tuning
-        self.limits, self.door, self.keys = tuning.limits, tuning.door, Keys(tuning.keys)
-        self.cors_origins = tuning.cors_origins
+        self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
         self.room = tuning.lanes * tuning.max_group
 
     async def classify(self, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline) -> Answer:

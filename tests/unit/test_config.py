@@ -11,7 +11,7 @@ from ray._private import ray_constants
 from ray.serve import schema
 from ray.serve._private import constants
 
-from serve_app.config import AppConfig, BatchTuning, DoorTuning, IngressTuning, Limits, WeightsSpec, parse
+from serve_app.config import AppConfig, BatchTuning, IngressTuning, WeightsSpec, parse
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -118,7 +118,7 @@ def test_weights_may_be_a_plain_name() -> None:
 
 
 def test_every_knob_has_its_sentence() -> None:
-    for kind in (AppConfig, BatchTuning, IngressTuning, Limits, DoorTuning):
+    for kind in (AppConfig, BatchTuning, IngressTuning):
         for name, field in kind.model_fields.items():
             inner = getattr(field.annotation, "model_fields", {name: field})
             assert all(each.description for each in inner.values()), name

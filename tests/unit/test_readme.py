@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serve_app.config import BatchTuning, DoorTuning, EngineSpec, IngressTuning, Limits
+from serve_app.config import BatchTuning, DoorTuning, EngineSpec, IngressTuning, KeysTuning, Limits
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -17,6 +17,7 @@ HOMES: dict[str, type[BaseModel]] = {
     "`user_config` of Ingress": IngressTuning,
     "`limits` in it": Limits,
     "`door` in it": DoorTuning,
+    "`keys` in it": KeysTuning,
     "`user_config` of Classifier": BatchTuning,
 }
 
