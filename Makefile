@@ -1,5 +1,6 @@
 # make run · make deploy · make test · make check · make fmt · make bench · make bench-scaling
 PYTHON ?= python3
+HOST ?= 127.0.0.1
 PORT ?= 8000
 PAGE_PORT ?= 8501
 WEIGHTS ?= auto
@@ -15,7 +16,7 @@ setup: ## make .venv with the pinned packages; done by the others when needed
 	@$(PYTHON) setup_venv.py
 
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
-	@exec $(BIN)/python -m serve_app --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS)
+	@exec $(BIN)/python -m serve_app --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS)
 
 deploy: setup ## bring CONFIG to the Ray at ADDRESS, or back what ran before; ARGS=--dry-run only says what would change
 	@exec $(BIN)/python -m serve_app.deploy $(CONFIG) --address $(ADDRESS) $(ARGS)

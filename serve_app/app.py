@@ -5,7 +5,7 @@
 from ray.serve import Application
 
 from serve_app.cards import load_card
-from serve_app.config import AppConfig, IngressConfig
+from serve_app.config import AppConfig, Knobs
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
@@ -20,7 +20,7 @@ def build_app(config: AppConfig) -> Application:
     Raises:
         WeightsError: No such weights.
     """
-    return Ingress.bind(config.limits, build_model(config))
+    return Ingress.bind(build_model(config))
 
 
 def build_model(config: AppConfig) -> Application:
@@ -30,9 +30,9 @@ def build_model(config: AppConfig) -> Application:
         WeightsError: No such weights.
     """
     classifier = Classifier.bind(config.weights, config.engine)
-    return Preprocessor.bind(classifier, load_card(config.weights).transform, config.limits.max_pixels)
+    return Preprocessor.bind(classifier, load_card(config.weights).transform)
 
 
-def build_ingress(config: IngressConfig) -> Application:
+def build_ingress(_none: Knobs) -> Application:
     """Build stage 1 by itself: its ``traffic`` says which variants answer."""
-    return Ingress.bind(config.limits)
+    return Ingress.bind()

@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
+from starlette.types import Scope
 
-from serve_app.answers import model_of, server_timing
+from serve_app.answers import model_of, problem_response, retry_headers, server_timing
 from serve_app.bodies import LimitedRequest, Parameters, body_schema
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.fanout import FanOut, finish
@@ -49,10 +50,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": title, "content": {"application/json": {"example": {"error": "what is wrong"}}}}
     for status, title in {
         400: "Malformed request",
+        401: "No valid API key, where keys are needed",
         404: "Unknown model or version",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
-        422: "Corrupt image",
+        422: "Bad parameter or corrupt image",
+        429: "More than this API key may send; see Retry-After",
         503: "Overloaded or not ready; see Retry-After",
         504: "Deadline exceeded; see Retry-After",
     }.items()
@@ -61,8 +64,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def speaks_v2(request: Request) -> bool:
     """Whether a request is for this door, and wants its errors in this protocol's form."""
-    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    path = path_of(request.scope)
     return path == "/v2" or path.startswith("/v2/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path below wherever the app is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def error_response(problem: Problem, where: str = "") -> Response:
@@ -72,8 +81,12 @@ def error_response(problem: Problem, where: str = "") -> Response:
         problem: What went wrong.
         where: In front of the message, for example which image.
     """
-    retry = {"Retry-After": "1"} if problem.retryable else None
-    return JSONResponse({"error": where + problem.detail}, problem.status, retry)
+    return JSONResponse({"error": where + problem.detail}, problem.status, retry_headers(problem))
+
+
+def respond(request: Request, problem: Problem) -> Response:
+    """A problem in the form of the door that the request came through."""
+    return error_response(problem) if speaks_v2(request) else problem_response(problem)
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -174,7 +187,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         asked, uploads = read_infer(body, request.headers.get(JSON_LENGTH), limits)
         top_k = asked.parameters.top_k or service.tuning.top_k
         most = max([top_k, *(output.parameters.classification or 0 for output in asked.outputs)])
-        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state.id, choice))
+        results = await finish(fan_out.start(uploads, Parameters(top_k=most), choice, request.state))
         for result in results:
             if result.error:
                 return error_response(result.error, f"image {result.index}: ")

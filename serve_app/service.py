@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serve_app.config import AnswerTuning, Limits
+from serve_app.config import AnswerTuning, DoorTuning, Limits
+from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError
+from serve_app.keys import Keys
 from serve_app.schemas import Classification, Explain, ImageInfo, ModelCard, ModelRef
 
 
@@ -19,11 +21,15 @@ class Wanted:
         encoded: The file as uploaded.
         top_k: Classes wanted.
         explain: Class to explain, ``"top"`` or none.
+        max_pixels: Most that its header may declare.
+        deadline: When its client stops waiting.
     """
 
     encoded: bytes
     top_k: int
     explain: Explain
+    max_pixels: int
+    deadline: Deadline
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,23 @@ class Choice:
 
 
 class Service(Protocol):
-    """Stages 2 and 3, however they are reached."""
+    """Stages 2 and 3, however they are reached.
+
+    Attributes:
+        limits: What one request may ask for, as it is now.
+        tuning: What an answer holds when its request does not say, as it is now.
+        door: How much may be under way, as it is now.
+        keys: Who may call, as it is now.
+        cors_origins: Sites whose pages may call, as it is now.
+        room: How many images the stages take at a time; more than those wait.
+    """
 
     limits: Limits
     tuning: AnswerTuning
+    door: DoorTuning
+    keys: Keys
+    cors_origins: tuple[str, ...]
+    room: int
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
         """Choose the variant that answers a request.
@@ -80,7 +99,9 @@ class Service(Protocol):
     def cards(self) -> Mapping[str, ModelCard]:
         """What each variant that has answered so far serves, the one with the largest share first."""
 
-    async def classify(self, choice: Choice, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+    async def classify(
+        self, choice: Choice, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline
+    ) -> Answer:
         """Classify one image.
 
         Args:
@@ -88,6 +109,7 @@ class Service(Protocol):
             encoded: The file as uploaded.
             top_k: Classes wanted.
             explain: Class to explain, ``"top"`` or none.
+            deadline: When its client stops waiting; work that is not begun by then is not done.
 
         Raises:
             ServiceError: Of the kind that says what went wrong.

@@ -48,11 +48,15 @@ class Running:
 
     def survivors(self) -> list[str]:
         """Processes of this service that are still there."""
+        return [" ".join(process.cmdline()) for process in self.processes()]
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that this service has started and that is still there."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get("SERVE_APP_TEST") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
+                    found.append(process)
         return found
 
 
@@ -65,12 +69,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def start() -> Iterator[Running]:
-    """Run `make run` with the demo model on free ports; end it, whatever happens."""
+def start(*variables: str) -> Iterator[Running]:
+    """Run `make run` with the demo model on free ports, and more variables if wanted; end it, whatever happens."""
     mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as output:
         process = subprocess.Popen(
-            ["make", "run", f"PORT={port}", f"PAGE_PORT={page_port}", "WEIGHTS=demo"],
+            ["make", "run", f"PORT={port}", f"PAGE_PORT={page_port}", "WEIGHTS=demo", *variables],
             cwd=ROOT,
             start_new_session=True,
             env={**os.environ, "SERVE_APP_TEST": mark, "PYTHONUNBUFFERED": "1"},

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, ClassifierTuning, IngressConfig, IngressTuning, Knobs, parse
+from serve_app.config import AppConfig, ClassifierTuning, IngressTuning, Knobs, parse
 from serve_app.traffic import OWN, Traffic
 
 Config = dict[str, Any]
@@ -23,7 +23,7 @@ APP, MODEL, INGRESS = (f"serve_app.app:build_{what}" for what in ("app", "model"
 BUILDERS: dict[str, tuple[type[Knobs], tuple[str, ...]]] = {
     APP: (AppConfig, tuple(USER_CONFIGS)),
     MODEL: (AppConfig, ("Preprocessor", "Classifier")),
-    INGRESS: (IngressConfig, ("Ingress",)),
+    INGRESS: (Knobs, ("Ingress",)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,13 +57,17 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
     variants = user_config(app, "Ingress").get("traffic") or {}
     versions = set()
     count = max(LEAST_REQUESTS, PER_INGRESS * ingress_replicas)
-    for headers in [{"X-Model": name} for name in variants] or [{}]:
+    for chosen in [{"X-Model": name} for name in variants] or [{}]:
         for number in range(1, count + 1):
-            where = f"smoke test, request {number} of {count} to {base} {' '.join(headers.values())}".rstrip()
+            where = f"smoke test, request {number} of {count} to {base} {' '.join(chosen.values())}".rstrip()
             try:
                 # A connection each: a kept one would always lead to the same replica.
                 response = httpx2.post(
-                    f"{base}/v1/classify", params={"top_k": TOP_K}, headers=headers, content=image, timeout=TIMEOUT_S
+                    f"{base}/v1/classify",
+                    params={"top_k": TOP_K},
+                    headers=chosen | authorization(),
+                    content=image,
+                    timeout=TIMEOUT_S,
                 )
             except httpx2.HTTPError as error:
                 raise DeployError(f"{where}: no answer ({error})") from None
@@ -74,6 +79,12 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
     return f"{count * max(1, len(variants))} requests answered by {', '.join(sorted(versions))}"
 
 
+def authorization() -> dict[str, str]:
+    """The header with the environment's API_KEY, if it has one."""
+    key = os.environ.get("API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def settle(base: str) -> None:
     """Wait until weights are loaded and traffic goes where it should.
 
@@ -83,11 +94,12 @@ def settle(base: str) -> None:
     deadline = time.monotonic() + SETTLE_S
     while True:
         try:
-            status: dict[str, Any] = httpx2.get(f"{base}/v1/status", timeout=TIMEOUT_S).json()
+            answer = httpx2.get(f"{base}/v1/status", headers=authorization(), timeout=TIMEOUT_S)
+            status: dict[str, Any] = answer.raise_for_status().json()
             variants: dict[str, Any] = status["variants"]
         except (httpx2.HTTPError, ValueError, LookupError) as error:
             raise DeployError(f"{base}/v1/status does not answer ({error})") from None
-        refused = {"traffic": status["refused"]} | {name: one["refused"] for name, one in variants.items()}
+        refused = {"Ingress": status["refused"]} | {name: one["refused"] for name, one in variants.items()}
         for name, reason in refused.items():
             if reason:
                 raise DeployError(f"{name}: {reason}")

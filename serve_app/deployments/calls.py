@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import ray
+from ray._common import tls_utils
 from ray.exceptions import RayActorError
+from ray.serve._private import replica
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -56,6 +58,18 @@ async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
         raise OverloadedError(f"too many images wait for the {stage} stage; try again") from error
     except (DeploymentUnavailableError, RayActorError) as error:
         raise NotReadyError(f"the {stage} stage is not available; try again") from error
+
+
+def stay_on_loopback() -> None:
+    """On a node that has only a loopback address, open this replica's port for calls there and not everywhere.
+
+    Ray binds everything else to the node's address, but this one to all of the machine's; whoever
+    reaches it can run code.
+    """
+    address = ray.util.get_node_ip_address()
+    if address.startswith("127."):
+        bind = tls_utils.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, _everywhere: bind(server, f"{address}:0")
 
 
 def cores() -> int:

@@ -12,7 +12,8 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
 from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec, parse
-from serve_app.deployments.calls import MILLISECONDS, cores
+from serve_app.deadline import Deadline
+from serve_app.deployments.calls import MILLISECONDS, cores, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.schemas import ClassifyItem, Explain, ModelState, Named
 
@@ -32,6 +33,7 @@ class Classifier:
         Raises:
             WeightsError, EngineError: Fails this deployment, and the application with it.
         """
+        stay_on_loopback()
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
         from serve_app.swap import SwappableModel
 
@@ -73,21 +75,25 @@ class Classifier:
             self._changing = asyncio.create_task(self._change())
 
     async def __call__(
-        self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int
+        self, pixels: np.ndarray, asked: list[tuple[int, Explain, Deadline]], company: int
     ) -> list[Batched[Named] | ServiceError]:
         """Classify crops in the next batches.
 
         Args:
             pixels: uint8, (N, crop_px, crop_px, 3).
-            asked: For each, top_k and the class to explain.
+            asked: For each, top_k, the class to explain and when its client stops waiting.
             company: See MicroBatcher.
         """
         crop_px = self._model.card.transform.crop_px
         if pixels.shape[1] != crop_px:  # from a preprocess stage of another version, while an update lasts
             error = NotReadyError(f"crops of {pixels.shape[1]} px came for weights that take {crop_px} px; try again")
             return [error] * len(asked)
-        items = [ClassifyItem(crop, *each) for crop, each in zip(pixels, asked, strict=True)]
-        return await asyncio.gather(*(self._one(item, company) for item in items))
+        return await asyncio.gather(
+            *(
+                self._one(ClassifyItem(crop, top_k, explain), deadline, company)
+                for crop, (top_k, explain, deadline) in zip(pixels, asked, strict=True)
+            )
+        )
 
     async def ping(self) -> ModelState:
         """Say what is served."""
@@ -113,9 +119,12 @@ class Classifier:
         log.error("user_config refused: %s", error)
         self._refused = str(error)
 
-    async def _one(self, item: ClassifyItem, company: int) -> Batched[Named] | ServiceError:
+    async def _one(self, item: ClassifyItem, deadline: Deadline, company: int) -> Batched[Named] | ServiceError:
         try:
-            return await self._batcher.submit(item, company)
+            async with asyncio.timeout(deadline.left_s()):  # one that gives up waiting is in no batch
+                return await self._batcher.submit(item, company)
+        except TimeoutError:
+            return deadline.exceeded()
         except ServiceError as error:
             return error
         except Exception:

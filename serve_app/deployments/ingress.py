@@ -11,32 +11,35 @@ from fastapi import FastAPI
 from ray import serve
 
 from serve_app.api import create_app
-from serve_app.config import AnswerTuning, IngressTuning, Limits, parse
-from serve_app.deployments.calls import Handle
+from serve_app.config import AnswerTuning, IngressTuning, parse
+from serve_app.deadline import Deadline
+from serve_app.deployments.calls import Handle, stay_on_loopback
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
+from serve_app.keys import Keys
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Choice, Wanted
 from serve_app.traffic import OWN, Traffic
-from serve_app.variants import Link, Variants
+from serve_app.variant import Link
+from serve_app.variants import Variants
 
 log = logging.getLogger("serve_app")
 
 
+# The door (admission.py) refuses what is too much: Serve's own queue, which it cannot see, must not fill first.
 # Without a user_config in the file Serve would not call reconfigure, which waits for a model to answer.
-@serve.deployment(max_ongoing_requests=256, max_queued_requests=1024, user_config={})
+@serve.deployment(max_ongoing_requests=10_000, user_config={})
 @serve.ingress()
 class Ingress:
     """Stage 1: HTTP, and the choice of the variant that answers."""
 
-    def __init__(self, limits: Limits, preprocessor: Handle | None = None) -> None:
+    def __init__(self, preprocessor: Handle | None = None) -> None:
         """Keep the handle; the app is built by Serve through the hook below.
 
         Args:
-            limits: Of one request.
             preprocessor: First stage of the variant ``main``, if there is one in this application.
         """
-        self.limits = limits
-        self.tuning: AnswerTuning = IngressTuning()
+        stay_on_loopback()
+        self._adopt(IngressTuning())
         self._preprocessor = preprocessor
         self._variants = Variants(self._connect, RayMetrics())
         self._applications = [serve.get_replica_context().app_name]
@@ -58,13 +61,14 @@ class Ingress:
             traffic = Traffic.of(tuning)
             if self._preprocessor is None and OWN in traffic.names:
                 raise ValueError(f"traffic: there is no {OWN!r} in this application; name others, as {{blue: 100}}")
+            self._adopt(tuning)
         except ValueError as error:
             if not self._configured:
                 raise
             log.error("user_config refused: %s", error)
             self._refused = str(error)
             return
-        self.tuning, self._refused = tuning, None
+        self._refused = None
         self._applications[1:] = [name for name in traffic.names if name != OWN]
         await self._variants.reconfigure(tuning)
         self._configured = True
@@ -77,9 +81,11 @@ class Ingress:
         """See Service.cards."""
         return self._variants.cards()
 
-    async def classify(self, choice: Choice, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+    async def classify(
+        self, choice: Choice, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline
+    ) -> Answer:
         """See Service.classify."""
-        return await self._variants.classify(choice, Wanted(encoded, top_k, explain))
+        return await self._variants.classify(choice, Wanted(encoded, top_k, explain, self.limits.max_pixels, deadline))
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
@@ -100,6 +106,17 @@ class Ingress:
             for name, one in found.deployments.items()
         }
         return {"deployments": deployments, "refused": self._refused, **described}
+
+    def _adopt(self, tuning: IngressTuning) -> None:
+        """Take what is taken at once.
+
+        Raises:
+            ValueError: The keys cannot be read; nothing has changed.
+        """
+        self.keys = Keys(tuning.keys)
+        self.tuning: AnswerTuning = tuning
+        self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
+        self.room = tuning.lanes * tuning.max_group
 
     def _connect(self, variant: str) -> Link:
         if variant == OWN and self._preprocessor is not None:

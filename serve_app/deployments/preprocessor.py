@@ -11,7 +11,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.batcher import Batched
-from serve_app.deployments.calls import Handle, call, cores, ping
+from serve_app.deployments.calls import Handle, call, cores, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import preprocess
 from serve_app.schemas import ImageTransform, ModelState, Named, PreprocessedImage
@@ -26,13 +26,14 @@ ASK_AGAIN_S = 0.5
 class Preprocessor:
     """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
 
-    async def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:  # type: ignore[misc] # Serve awaits it
+    async def __init__(self, classifier: Handle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
         """Start the threads that decode, so that the replica keeps answering health checks.
 
         Returns once a model takes these crops: while a new version's does not start, its preprocess stage
         must not take requests either.
         """
-        self._classifier, self._transform, self._max_pixels = classifier, transform, max_pixels
+        stay_on_loopback()
+        self._classifier, self._transform = classifier, transform
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         while not await self._fits():
             await asyncio.sleep(ASK_AGAIN_S)
@@ -45,9 +46,7 @@ class Preprocessor:
             here; raised, it would be logged as a crash.
         """
         loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._decode, each.encoded) for each in wanted)
-        )
+        decoded = await asyncio.gather(*(loop.run_in_executor(self._threads, self._decode, each) for each in wanted))
         good = [
             (each, *image_and_ms)
             for each, image_and_ms in zip(wanted, decoded, strict=True)
@@ -71,10 +70,11 @@ class Preprocessor:
             return False
         return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
-    def _decode(self, encoded: bytes) -> tuple[PreprocessedImage, float] | ServiceError:
+    def _decode(self, wanted: Wanted) -> tuple[PreprocessedImage, float] | ServiceError:
         start = time.perf_counter()
         try:
-            image = preprocess(encoded, self._transform, self._max_pixels)
+            wanted.deadline.check()
+            image = preprocess(wanted.encoded, self._transform, wanted.max_pixels)
         except ServiceError as error:
             return error
         return image, (time.perf_counter() - start) * 1000
@@ -83,7 +83,7 @@ class Preprocessor:
         self, good: list[tuple[Wanted, PreprocessedImage, float]], company: int
     ) -> list[Answer | ServiceError]:
         pixels = np.stack([image.pixels for _, image, _ in good])
-        asked = [(each.top_k, each.explain) for each, _, _ in good]
+        asked = [(each.top_k, each.explain, each.deadline) for each, _, _ in good]
 
         def send() -> Awaitable[list[Batched[Named] | ServiceError]]:
             return self._classifier.remote(pixels, asked, max(company, len(good)))

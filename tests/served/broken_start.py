@@ -22,5 +22,5 @@ class Classifier:
 
 def build_app(config: AppConfig) -> Application:
     card = load_card(config.weights)
-    preprocessor = Preprocessor.bind(Classifier.bind(), card.transform, config.limits.max_pixels)
-    return Ingress.bind(config.limits, preprocessor)
+    preprocessor = Preprocessor.bind(Classifier.bind(), card.transform)
+    return Ingress.bind(preprocessor)

@@ -12,14 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "schemas", "opening", "preprocess", "batcher", "cards", "weights"),
+    *("errors", "config", "deadline", "keys", "schemas", "opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap"),
-    *("service", "traffic", "variants", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api"),
+    *("service", "traffic", "variant", "variants", "stats", "bodies", "answers", "admission", "fanout", "tensors"),
+    *("oip", "door", "api"),
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.smoke", "deploy.__main__"),
-    *("launch_weights", "__main__"),
+    *("launch_weights", "loopback", "launch_environment", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
 )
@@ -96,7 +97,11 @@ def test_stages_open_with_their_number() -> None:
         ("preprocess", 2),
         ("classifier", 3),
         ("traffic", 1),
+        ("variant", 1),
         ("variants", 1),
+        ("keys", 1),
+        ("admission", 1),
+        ("door", 1),
         ("swap", 3),
         ("deployments.links", 1),
         ("deployments.ingress", 1),

