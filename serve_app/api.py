@@ -34,13 +34,18 @@ JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 log = logging.getLogger("serve_app")
 
 IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
+# A form field holds a text, never null.
+FORM_PARAMETERS = {
+    name: {"description": schema["description"], **schema.get("anyOf", [schema])[0]}
+    for name, schema in Parameters.model_json_schema()["properties"].items()
+}
 FORM_BODY = {
     "schema": {
         "type": "object",
         "required": [FILE_FIELDS[0]],
         "properties": {
             FILE_FIELDS[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
-            **Parameters.model_json_schema()["properties"],
+            **FORM_PARAMETERS,
         },
         "additionalProperties": False,
     }
@@ -59,6 +64,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, title in {
         400: "Malformed body",
         401: "No valid API key, where keys are needed",
+        408: "The body did not arrive in time",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Bad parameter or corrupt image",

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.admission import Admission, Admitted
 from serve_app.answers import to_problem
 from serve_app.deadline import read_deadline
-from serve_app.errors import ServiceError, UnauthorizedError
+from serve_app.errors import ServiceError, SlowBodyError, UnauthorizedError
 from serve_app.oip import path_of, respond
 from serve_app.service import Service
 from serve_app.stats import Stats
@@ -128,19 +128,21 @@ class Door:
 
 def _counting(receive: Receive, admitted: Admitted) -> Receive:
     """The same body, counted, and not awaited longer than its client wants."""
-    complete = False
+    complete, size = False, 0
 
     async def receive_in_time() -> Message:
-        nonlocal complete
+        nonlocal complete, size
         if complete:  # what comes now is the end of the connection
             return await receive()
         try:
             async with asyncio.timeout(admitted.deadline.left_s()):
                 message = await receive()
         except TimeoutError:
-            raise admitted.deadline.exceeded() from None
+            raise SlowBodyError(f"only {size} bytes of the body came in time") from None
         complete = not message.get("more_body", False)
-        admitted.received(len(message.get("body", b"")))
+        received = len(message.get("body", b""))
+        size += received
+        admitted.received(received)
         return message
 
     return receive_in_time

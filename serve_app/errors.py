@@ -4,6 +4,7 @@ ServiceError                    500 internal
 ├── MalformedRequestError       400 malformed
 ├── UnauthorizedError           401 unauthorized
 ├── UnknownModelError           404 unknown_model
+├── SlowBodyError               408 slow_body
 ├── TooLargeError               413 too_large
 │   └── ImageTooLargeError      413 image_too_large
 ├── UnsupportedImageError       415 unsupported_image
@@ -52,6 +53,12 @@ class UnknownModelError(ServiceError):
     """No model of that name is served here."""
 
     status, code, title = 404, "unknown_model", "Unknown model"
+
+
+class SlowBodyError(ServiceError):
+    """The body did not arrive within the time that a request may take."""
+
+    status, code, title = 408, "slow_body", "Slow body"
 
 
 class TooLargeError(ServiceError):

@@ -52,6 +52,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "Malformed request",
         401: "No valid API key, where keys are needed",
         404: "Unknown model or version",
+        408: "The body did not arrive in time",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Bad parameter or corrupt image",

@@ -229,7 +229,7 @@ def test_a_client_sets_its_deadline(http: TestClient, service: LocalService, pat
 
 
 async def test_a_sender_that_never_ends_is_not_awaited(service: LocalService) -> None:
-    """A body that does not come within the deadline is a 504; its place is free again."""
+    """A body that does not come within the deadline is a 408; its place is free again."""
     service.limits = Limits(deadline_s=0.1)
     scope = {
         "type": "http",
@@ -251,7 +251,7 @@ async def test_a_sender_that_never_ends_is_not_awaited(service: LocalService) ->
         sent.append(message)
 
     await create_app(service)(scope, receive, send)
-    assert sent[0]["status"] == 504
+    assert sent[0]["status"] == 408
 
 
 class Model:
