@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem
-from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, parse_parameters, read_uploads
+from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, body_schema, parse_parameters, read_uploads
 from serve_app.config import AnswerTuning
 from serve_app.errors import (
     InvalidParameterError,
@@ -27,7 +27,7 @@ from serve_app.errors import (
 )
 from serve_app.fanout import FanOut, finish
 from serve_app.oip import create_router, error_response, speaks_v2
-from serve_app.preprocess import FORMATS
+from serve_app.opening import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
     ImageResult,
@@ -41,11 +41,20 @@ JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 log = logging.getLogger("serve_app")
 
 IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
+# A form field holds a text, never null.
+FORM_PARAMETERS = {
+    name: {"description": schema["description"], **schema.get("anyOf", [schema])[0]}
+    for name, schema in Parameters.model_json_schema()["properties"].items()
+}
 FORM_BODY = {
     "schema": {
         "type": "object",
         "required": [FILE_FIELDS[0]],
-        "properties": {FILE_FIELDS[0]: {"type": "array", "items": {"type": "string", "format": "binary"}}},
+        "properties": {
+            FILE_FIELDS[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+            **FORM_PARAMETERS,
+        },
+        "additionalProperties": False,
     }
 }
 BODIES: dict[str, Any] = {
@@ -54,13 +63,14 @@ BODIES: dict[str, Any] = {
         "image/*": IMAGE_BODY,
         "application/octet-stream": IMAGE_BODY,
         "multipart/form-data": FORM_BODY,
-        "application/json": {"schema": JsonBody.model_json_schema()},
+        "application/json": {"schema": body_schema(JsonBody)},
     },
 }
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": title, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, title in {
         400: "Malformed body",
+        408: "The body did not arrive in time",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Bad parameter or corrupt image",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope
 
 from serve_app.config import Limits, describe
@@ -19,6 +20,7 @@ from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
     ServiceError,
+    SlowBodyError,
     TooLargeError,
     UnsupportedImageError,
 )
@@ -45,7 +47,7 @@ class JsonInput(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, max_length=1000, description="Comes back with the result.")
-    b64: str = Field(description="The encoded image, in base64.")
+    b64: str = Field(description="The encoded image, in base64.", json_schema_extra={"format": "byte"})
 
 
 class JsonBody(BaseModel):
@@ -54,7 +56,25 @@ class JsonBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     inputs: list[JsonInput] = Field(min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict, description="As in the query.")
+    parameters: Annotated[dict[str, Any], WithJsonSchema(Parameters.model_json_schema())] = Field(
+        default_factory=dict, description="As in the query."
+    )
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema without references: OpenAPI resolves them from its own root, where they are not."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        named = definitions[part["$ref"].rpartition("/")[2]] if "$ref" in part else {}
+        return {key: inlined(value) for key, value in {**named, **part}.items() if key != "$ref"}
+
+    return dict(inlined(schema))
 
 
 @dataclass(frozen=True)
@@ -71,24 +91,36 @@ class Upload:
 
 
 class LimitedRequest(Request):
-    """A request whose body cannot be longer than a limit, whatever its headers claim."""
+    """A request whose body is within the limits in size and time, whatever its headers claim."""
 
-    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
         """Wrap a request that nothing has been read from."""
         super().__init__(scope, receive)
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._deadline_s = limits.max_body_bytes, limits.deadline_s
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body.
 
         Raises:
             TooLargeError: At once when the header says so, else when it is too long.
+            MalformedRequestError: The client went away before its end.
+            SlowBodyError: It takes longer than a request may.
         """
         declared = self.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise TooLargeError(_over("the body", int(declared), self._max_body_bytes))
-        size = 0
-        async for chunk in super().stream():
+        size, chunks = 0, super().stream()
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise SlowBodyError(f"only {size} bytes of the body came within {self._deadline_s:g} s") from None
+            except ClientDisconnect:  # an everyday event, not a crash to be logged
+                raise MalformedRequestError(f"the body ended after {size} bytes, before it was complete") from None
+            if chunk is None:
+                return
             size += len(chunk)
             if size > self._max_body_bytes:
                 raise TooLargeError(_over("the body", size, self._max_body_bytes))
@@ -117,7 +149,7 @@ async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], 
         UnsupportedImageError: A content type that can hold no image (415).
         InvalidParameterError: A bad parameter (422).
     """
-    limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
+    limited = LimitedRequest(request.scope, request.receive, limits)
     query = dict(request.query_params)
     kind = request.headers.get("content-type", RAW_TYPES[0]).split(";")[0].strip().lower()
     if kind.startswith("image/") or kind in RAW_TYPES:
@@ -130,6 +162,7 @@ async def read_uploads(request: Request, limits: Limits) -> tuple[list[Upload], 
         parameters = parse_parameters(query, fields)
     elif kind == "application/json":
         body = await _read_json(limited)
+        _check_types(body.parameters)
         parameters = parse_parameters(query, body.parameters)
         uploads = [Upload(each.id, decode_base64(each.b64)) for each in body.inputs]
     else:
@@ -167,6 +200,13 @@ async def _read_json(request: LimitedRequest) -> JsonBody:
         return JsonBody.model_validate_json(await request.body())
     except ValidationError as error:
         raise MalformedRequestError(f"the JSON body: {describe(error, JsonBody)}") from None
+
+
+def _check_types(parameters: Mapping[str, Any]) -> None:
+    """A query holds only texts, so they are read as numbers; JSON has numbers of its own."""
+    for name, value in parameters.items():
+        if name != "explain" and isinstance(value, bool | str):
+            raise InvalidParameterError(f"{name}: {value!r:.60} is not a number")
 
 
 def decode_base64(text: str) -> bytes | ServiceError:

@@ -3,6 +3,7 @@
 ServiceError                    500 internal
 ├── MalformedRequestError       400 malformed
 ├── UnknownModelError           404 unknown_model
+├── SlowBodyError               408 slow_body
 ├── TooLargeError               413 too_large
 │   └── ImageTooLargeError      413 image_too_large
 ├── UnsupportedImageError       415 unsupported_image
@@ -36,6 +37,12 @@ class MalformedRequestError(ServiceError):
     """The body is not what its content type promises."""
 
     status, code, title = 400, "malformed", "Malformed request"
+
+
+class SlowBodyError(ServiceError):
+    """The body did not arrive within the time that a request may take."""
+
+    status, code, title = 408, "slow_body", "Slow body"
 
 
 class UnknownModelError(ServiceError):

@@ -15,13 +15,13 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from serve_app.answers import server_timing
-from serve_app.bodies import LimitedRequest, Parameters
+from serve_app.bodies import LimitedRequest, Parameters, body_schema
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.fanout import FanOut, finish
-from serve_app.preprocess import FORMATS
+from serve_app.opening import FORMATS
 from serve_app.schemas import ModelRef, Problem
 from serve_app.service import Service
-from serve_app.tensors import INPUT, JSON_LENGTH, OUTPUTS, inflate, read_infer, write_infer
+from serve_app.tensors import INPUT, JSON_LENGTH, OUTPUTS, InferRequest, inflate, read_infer, write_infer
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 DESCRIPTIONS = {
@@ -36,10 +36,11 @@ INFER_BODY = {
     "required": True,
     "content": {
         "application/json": {
+            "schema": body_schema(InferRequest),
             "example": {
                 "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["<base64 of a JPEG>"]}],
                 "parameters": {"top_k": 3},
-            }
+            },
         },
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
@@ -49,6 +50,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, title in {
         400: "Malformed request",
         404: "Unknown model or version",
+        408: "The body did not arrive in time",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Corrupt image",
@@ -155,7 +157,7 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
         request fails with that image's status, and the error says which one it was.
         """
         limits = service.limits
-        body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
+        body = await LimitedRequest(request.scope, request.receive, limits).body()
         coding = request.headers.get("content-encoding", "").strip().lower()
         if coding:
             body = await asyncio.to_thread(inflate, body, coding, limits.max_body_bytes)

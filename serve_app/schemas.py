@@ -193,7 +193,7 @@ class ImageResult(Schema):
     """The answer for one image of a request: predictions or an error, never both."""
 
     index: int = Field(description="Place in the request, from 0.")
-    id: str | None = Field(description="File name or id that the client gave.")
+    id: str | None = Field(default=None, description="File name or id that the client gave.")
     status: Literal["ok", "error"]
     image: ImageInfo | None = None
     predictions: list[Prediction] | None = None

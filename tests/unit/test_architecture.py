@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights"),
+    *("errors", "config", "schemas", "opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier"),
     *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api"),
@@ -31,7 +31,7 @@ OWNERS = {
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
-    "PIL": {"preprocess", "deploy.smoke"},
+    "PIL": {"opening", "preprocess", "deploy.smoke"},
 }
 
 
@@ -91,6 +91,7 @@ def test_stages_open_with_their_number() -> None:
         ("fanout", 1),
         ("tensors", 1),
         ("oip", 1),
+        ("opening", 2),
         ("preprocess", 2),
         ("classifier", 3),
         ("deployments.ingress", 1),

@@ -1,0 +1,116 @@
+"""Send hostile requests to a running service: no 5xx, no silence, and the same replicas afterwards.
+
+python -m tests.fuzz.http http://127.0.0.1:8000 --dashboard http://127.0.0.1:8265 --inputs 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import socket
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx2
+
+from tests.fuzz.mutate import mutate, valid_files
+from tests.fuzz.requests import broken
+
+TIMEOUT_S = 40.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request got.
+
+    Attributes:
+        kind: Of request.
+        status: HTTP status; 0 when the connection was closed without an answer.
+        seconds: Until the answer's end.
+    """
+
+    kind: str
+    status: int
+    seconds: float
+
+
+def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
+    """Send bytes and read the status; a request that is cut short ends with our half of the connection closed."""
+    start = time.perf_counter()
+    answer = b""
+    with socket.create_connection(address, TIMEOUT_S) as connection:
+        try:
+            connection.sendall(raw)
+        except ConnectionError:  # refused before its end; TCP may then lose the answer
+            kind = f"cut off by the server: {kind}"
+        with suppress(OSError):
+            if kind.startswith("cut"):
+                connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65536):
+                answer += part
+    words = answer.partition(b"\r\n")[0].split()
+    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    return Outcome(kind, status, time.perf_counter() - start)
+
+
+def replicas(dashboard: str) -> dict[str, int]:
+    """Process ids of the running replicas."""
+    apps = httpx2.get(f"{dashboard}/api/serve/applications/", timeout=30).json()["applications"]
+    return {
+        replica["replica_id"]: replica["pid"]
+        for app in apps.values()
+        for deployment in app["deployments"].values()
+        for replica in deployment["replicas"]
+    }
+
+
+def attack(api: str, inputs: int, seed: int, clients: int = 4) -> list[Outcome]:
+    """Send mutated images and broken requests, half and half; the same for the same seed."""
+    parts = urlsplit(api)
+    address = (str(parts.hostname), int(parts.port or 80))
+    files = valid_files()
+
+    def one(index: int) -> Outcome:
+        chance = random.Random(f"{seed}/{index}")
+        return send(address, *broken(chance, mutate(files, chance)))
+
+    with ThreadPoolExecutor(clients) as pool:
+        return list(pool.map(one, range(inputs)))
+
+
+def failures(outcomes: list[Outcome]) -> list[Outcome]:
+    """Those that no client may see: a 5xx, or no answer to a request that was whole."""
+    return [each for each in outcomes if each.status >= 500 or (not each.status and not each.kind.startswith("cut"))]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.http", description=__doc__)
+    parser.add_argument("api")
+    parser.add_argument("--dashboard", required=True, help="of Ray: knows the replicas' process ids")
+    parser.add_argument("--inputs", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    before = replicas(options.dashboard)
+    outcomes = attack(options.api, options.inputs, options.seed)
+    after = replicas(options.dashboard)
+    counts = Counter((each.kind, each.status) for each in outcomes)
+    for (kind, status), count in sorted(counts.items()):
+        print(f"{count:6}  {status or 'closed':>6}  {kind}")
+    slowest = max(outcomes, key=lambda each: each.seconds)
+    print(f"{len(outcomes)} requests; slowest {slowest.seconds:.2f} s ({slowest.kind}, {slowest.status})")
+    print(f"replicas before and after: {'the same' if before == after else (before, after)}")
+    failed = failures(outcomes)
+    for each in failed[:20]:
+        print("BAD", each)
+    alive = httpx2.get(f"{options.api}/readyz", timeout=10).status_code == 200
+    sys.exit(bool(failed) or before != after or not alive)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Valid files of every accepted format and kind, and hostile children of them: the same for the same seed."""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+
+from PIL import Image
+
+from tests.conftest import encode, make_picture
+from tests.fuzz import bombs
+
+ODD_NUMBERS = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+def valid_files() -> list[bytes]:
+    """Small pictures: each format in each mode and way of storing that Pillow can write."""
+    picture = make_picture(40, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [encode(picture, kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    files += [
+        encode(picture, "JPEG", progressive=True),
+        encode(picture, "JPEG", subsampling=0, restart_marker_blocks=1),
+    ]
+    files += [encode(picture.convert(mode), "JPEG") for mode in ("L", "CMYK")]
+    files += [encode(picture.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
+    files += [encode(picture, "PNG", save_all=True, append_images=[picture]), bombs.png(40, 16, 6, 320)]
+    files += [encode(picture.convert(mode), "GIF") for mode in ("L", "P")]
+    files += [encode(picture, "GIF", save_all=True, append_images=[picture.rotate(9)], comment=b"hello")]
+    files += [encode(picture.convert(mode), "BMP") for mode in ("1", "L", "P", "RGB", "RGBA")]
+    files += [bombs.bmp_rle(16, b"\x10\x05\x00\x00" * 16)]
+    files += [encode(picture.convert("RGBA"), "WEBP", lossless=lossless) for lossless in (False, True)]
+    files += [encode(picture, "WEBP", save_all=True, append_images=[picture.rotate(9)])]
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+        files.append(encode(picture, "TIFF", compression=compression))
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I", "I;16", "F", "LAB"):
+        of_mode = picture.convert("L").convert(mode) if mode in ("I", "I;16", "F") else picture
+        files.append(encode(of_mode if mode in ("I", "I;16", "F", "LAB") else picture.convert(mode), "TIFF"))
+    return [*files, encode(picture.convert("1"), "TIFF", compression="group4"), bombs.tiff_of_one_tile(64)]
+
+
+def mutate(files: list[bytes], chance: random.Random) -> bytes:
+    """One hostile child: one to four changes of a valid file."""
+    data = bytearray(chance.choice(files))
+    for _ in range(chance.randint(1, 4)):
+        if data:
+            chance.choice(CHANGES)(data, chance, files)
+    if data.startswith(b"\x89PNG") and chance.random() < 0.7:
+        repair_png(data)
+    return bytes(data)
+
+
+def repair_png(data: bytearray) -> None:
+    """Make the checksums right again, so that a change reaches the decoder behind them."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        if end + 4 > len(data):
+            return
+        data[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
+        at = end + 4
+
+
+def _flip(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    for _ in range(chance.randint(1, 8)):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+
+
+def _number(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    """An odd number of 1, 2 or 4 bytes, most often in the header."""
+    at = chance.randrange(min(len(data), chance.choice((32, 128, len(data)))))
+    size, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
+    number = chance.choice(ODD_NUMBERS) % (1 << 8 * size)
+    data[at : at + size] = number.to_bytes(size, order)  # type: ignore[arg-type]
+
+
+def _truncate(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    del data[chance.randrange(len(data)) :]
+
+
+def _cut(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    at = chance.randrange(len(data))
+    del data[at : at + chance.randint(1, 64)]
+
+
+def _repeat(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    at, size = chance.randrange(len(data)), chance.randint(1, 256)
+    data[at:at] = data[at : at + size] * chance.randint(1, 50)
+
+
+def _noise(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
+    at = chance.randrange(len(data))
+    data[at:at] = chance.randbytes(chance.randint(1, 64))
+
+
+def _splice(data: bytearray, chance: random.Random, files: list[bytes]) -> None:
+    """The head of this file, the tail of another."""
+    other = chance.choice(files)
+    data[chance.randrange(len(data)) :] = other[chance.randrange(len(other)) :]
+
+
+CHANGES = (_flip, _flip, _number, _number, _number, _truncate, _cut, _repeat, _noise, _splice)

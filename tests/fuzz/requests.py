@@ -1,0 +1,256 @@
+"""Broken and hostile HTTP requests around a given image, as bytes for a socket."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import random
+import struct
+import zlib
+from collections.abc import Callable
+
+JSON, BINARY = "application/json", "application/octet-stream"
+INFER = "/v2/models/resnet18/infer"
+PATHS = ("/v1/classify", "/predict", INFER)
+TYPES = (
+    "image/jpeg",
+    "image/",
+    "image/svg+xml",
+    BINARY,
+    "text/html",
+    "application/zip",
+    "",
+    ";;;",
+    "multipart/form-data",
+    JSON,
+)
+
+
+def request(path: str, kind: str, body: bytes, *more: str, length: int | None = None) -> bytes:
+    """A POST with a body, and a Content-Length that may lie."""
+    size = len(body) if length is None else length
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}", *more]
+    return "\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode("latin-1") + body
+
+
+def chunked(path: str, kind: str, pieces: bytes) -> bytes:
+    """A POST whose body is what ``pieces`` says, chunk sizes included."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}"]
+    return "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode() + pieces
+
+
+def infer(data: bytes, **more: object) -> bytes:
+    """The JSON of an inference request with one image."""
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(data).decode()]}
+    return json.dumps({"inputs": [tensor | more]}).encode()
+
+
+def image_as_body(chance: random.Random, data: bytes) -> bytes:
+    query = chance.choice(
+        ("", "?top_k=3", "?explain=cam", "?top_k=999999999999999999999", "?explain=%00", "?x=" + "y" * 4000)
+    )
+    return request(chance.choice(PATHS[:2]) + query, chance.choice(TYPES), data)
+
+
+def image_in_json(chance: random.Random, data: bytes) -> bytes:
+    b64 = base64.b64encode(data).decode()
+    spoilt = chance.choice((b64, b64[:-1], b64 + "=", b64.replace("A", "\n"), "\u0660" + b64, "%" * 50, "", b64 + "\0"))
+    return request(
+        "/v1/classify",
+        JSON,
+        json.dumps({"inputs": [{"id": chance.choice((None, "\ud800", "x" * 999)), "b64": spoilt}]}).encode(),
+    )
+
+
+def strange_json(chance: random.Random, data: bytes) -> bytes:
+    inputs = b'"inputs":[{"b64":"' + base64.b64encode(data) + b'"}]'
+    body = chance.choice(
+        (
+            b"[" * 100_000,
+            b'{"a":' * 50_000,
+            b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}",
+            b"{" + inputs + b',"parameters":{"top_k":1e999}}',
+            b"{" + inputs + b',"parameters":{"top_k":NaN}}',
+            b"{" + inputs + b',"parameters":{"min_score":-Infinity}}',
+            b"{" + inputs + b',"parameters":{"top_k":' + b"9" * 5000 + b"}}",
+            b"{" + inputs + b',"inputs":[]}',
+            b"{" + inputs + b',"parameters":{"top_k":2,"top_k":3}}',
+            b'{"inputs":[' + b"{}," * 5000 + b"{}]}",
+            b"{" + inputs,
+            b"\xff\xfe" + data,
+            b"null",
+            b"\xef\xbb\xbf{}",
+            b'"' + b"\\u0000" * 1000 + b'"',
+            b"",
+        )
+    )
+    return request(chance.choice(PATHS), JSON, body)
+
+
+def form(chance: random.Random, data: bytes) -> bytes:
+    part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a.jpg"\r\n\r\n' + data + b"\r\n"
+    body, kind = chance.choice(
+        (
+            (part + b"--b--\r\n", "multipart/form-data; boundary=b"),
+            (part, "multipart/form-data; boundary=b"),
+            (part + b"--b--\r\n", "multipart/form-data"),
+            (part + b"--b--\r\n", "multipart/form-data; boundary="),
+            (part + b"--b--\r\n", "multipart/form-data; boundary=" + "c" * 5000),
+            (part + b"--b--\r\n", "multipart/form-data; boundary=\xe9"),
+            (b"--b\r\n" * 1000 + part + b"--b--", "multipart/form-data; boundary=b"),
+            (
+                b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n' * 3000 + b"--b--",
+                "multipart/form-data; boundary=b",
+            ),
+            (part * 5000 + b"--b--", "multipart/form-data; boundary=b"),
+            (part.replace(b"images", b"n" * 60_000) + b"--b--", "multipart/form-data; boundary=b"),
+            (part.replace(b"a.jpg", b"../../\0" * 500) + b"--b--", "multipart/form-data; boundary=b"),
+            (part.replace(b"\r\n\r\n", b"\r\nX: y" * 2000 + b"\r\n\r\n") + b"--b--", "multipart/form-data; boundary=b"),
+            (part.replace(b'name="images"; ', b"") + b"--b--", "multipart/form-data; boundary=b"),
+            (
+                b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n" + part + b"--c--\r\n--b--",
+                "multipart/form-data; boundary=b",
+            ),
+            (part.replace(b"filename", b"filename*=utf-8''%ff; x") + b"--b--", "multipart/form-data; boundary=b"),
+            (b"", "multipart/form-data; boundary=b"),
+        )
+    )
+    return request(chance.choice(PATHS[:2]), kind, body)
+
+
+def tensors(chance: random.Random, data: bytes) -> bytes:
+    """Binary tensors whose sizes lie."""
+    size = chance.choice((len(data), len(data) - 1, len(data) + 1, 0, 2**32 - 1, 2**31))
+    tail = struct.pack("<I", size % 2**32) + data
+    claimed = chance.choice((len(tail), len(tail) + 1, 0, 2**62, -1, 10**30))
+    shape = chance.choice(([1], [1, 1], [2], [-1], [2**62], [], [1] * 1000, [1.5], "x", None))
+    tensor = {"name": "image", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": claimed}}
+    head = json.dumps({"inputs": [tensor] * chance.choice((1, 1, 1, 2, 500))}).encode()
+    length = chance.choice((str(len(head)), str(len(head)), "0", "-1", "9" * 30, "1e3", "\xb2", ""))
+    return request(INFER, BINARY, head + tail, f"Inference-Header-Content-Length: {length}")
+
+
+def compressed(chance: random.Random, data: bytes) -> bytes:
+    """Content codings: true ones, broken ones and bombs."""
+    body = infer(data)
+    bomb = gzip.compress(bytes(2**27), 9) if chance.random() < 0.05 else gzip.compress(bytes(2**20))
+    packed, coding = chance.choice(
+        (
+            (gzip.compress(body), "gzip"),
+            (gzip.compress(body)[:-5], "gzip"),
+            (gzip.compress(gzip.compress(body)), "gzip, gzip"),
+            (zlib.compress(body), "deflate"),
+            (bomb, "gzip"),
+            (data, "gzip"),
+            (data, "br"),
+            (b"", "gzip"),
+        )
+    )
+    return request(chance.choice(PATHS), chance.choice((JSON, "image/jpeg")), packed, f"Content-Encoding: {coding}")
+
+
+def strange_headers(chance: random.Random, data: bytes) -> bytes:
+    line = chance.choice(
+        (
+            "X: " + "y" * 7000,
+            "X: " + "y" * 100_000,
+            "\r\n".join(f"X-{i}: y" for i in range(90)),
+            "\r\n".join(f"X-{i}: y" for i in range(2000)),
+            "X-Request-ID: " + "z" * 3000,
+            "X-Request-ID: \xff\xfe<script>",
+            "Accept: " + "*/*," * 1000,
+            "Accept: application/jsonl",
+            "Content-Length: 5",
+            "Expect: 100-continue",
+            "Range: bytes=0-1",
+            "Host: evil",
+            "Upgrade: websocket",
+            "Bad Header: x",
+            ": empty",
+        )
+    )
+    return request(chance.choice(PATHS), "image/jpeg", data, line)
+
+
+def cut_short(chance: random.Random, data: bytes) -> bytes:
+    """The body ends before its declared length, or before the last chunk."""
+    whole = chance.choice(
+        (
+            request("/v1/classify", "image/jpeg", data, length=len(data) + 1000),
+            request("/v1/classify", "image/jpeg", b"", length=1000),
+            request("/v1/classify", "multipart/form-data; boundary=b", b"--b\r\n", length=1000),
+            chunked("/v1/classify", "image/jpeg", b"%x\r\n" % (len(data) + 9) + data),
+            chunked("/v1/classify", "image/jpeg", b"%x\r\n" % len(data) + data + b"\r\n"),
+        )
+    )
+    return whole
+
+
+def cut_anywhere(chance: random.Random, data: bytes) -> bytes:
+    whole = request("/v1/classify", "image/jpeg", data)
+    return whole[: chance.randrange(1, len(whole))]
+
+
+def cut_nonsense(chance: random.Random, data: bytes) -> bytes:
+    """Not HTTP, or not quite."""
+    return chance.choice(
+        (
+            data + b"\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00" + data,
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"POST /v1/classify\r\n\r\n",
+            b"POST /v1/classify HTTP/9.9\r\n\r\n",
+            chunked("/v1/classify", "image/jpeg", b"zz\r\n" + data),
+            chunked("/v1/classify", "image/jpeg", b"-1\r\n" + data),
+            chunked("/v1/classify", "image/jpeg", b"f" * 20 + b"\r\n" + data),
+            request("/v1/classify", "image/jpeg", data, length=-1),
+            request("/v1/classify", "image/jpeg", data, "Transfer-Encoding: chunked"),
+            request("/v1/classify", "image/jpeg", data, "Transfer-Encoding: nonsense"),
+        )
+    )
+
+
+def lying_long(_: random.Random, data: bytes) -> bytes:
+    """Declares more than the limit, and is refused for that."""
+    return request("/v1/classify", "image/jpeg", data, length=2**30)
+
+
+def chunks(chance: random.Random, data: bytes) -> bytes:
+    """An honest chunked body, in pieces of odd sizes."""
+    pieces, at = b"", 0
+    while at < len(data):
+        size = chance.randint(1, 500)
+        part = data[at : at + size]
+        pieces += b"%x;ext=1\r\n" % len(part) + part + b"\r\n"
+        at += size
+    return chunked("/v1/classify", "image/jpeg", pieces + b"0\r\nTrailer: x\r\n\r\n")
+
+
+def strange_path(chance: random.Random, data: bytes) -> bytes:
+    path = chance.choice(
+        (
+            "/v1/%2e%2e/",
+            "/" + "a" * 3000,
+            "/v1/classify/../x",
+            "/v2/models/%00/infer",
+            "/v2/models/\xe9/infer",
+            "//",
+            "*",
+            "/v1/models/" + "%ff" * 50 + "/labels",
+        )
+    )
+    return request(path, "image/jpeg", data)
+
+
+KINDS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
+    *(image_as_body,) * 8,
+    *(image_in_json, strange_json, form, form, tensors, tensors, compressed, strange_headers),
+    *(cut_short, cut_anywhere, cut_nonsense, lying_long, chunks, strange_path),
+)
+
+
+def broken(chance: random.Random, data: bytes) -> tuple[str, bytes]:
+    """One hostile request around an image: what kind, and its bytes."""
+    kind = chance.choice(KINDS)
+    return kind.__name__.replace("_", " "), kind(chance, data)
