@@ -40,7 +40,7 @@ class Outcome:
 
 
 def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
-    """Send bytes and read the status; a request that is cut short ends with our half of the connection closed."""
+    """Send bytes and read the status line; a request that is cut short ends with our half of the connection closed."""
     start = time.perf_counter()
     answer = b""
     with socket.create_connection(address, TIMEOUT_S) as connection:
@@ -51,7 +51,7 @@ def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
         with suppress(OSError):
             if kind.startswith("cut"):
                 connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
+            while b"\r\n" not in answer and (part := connection.recv(65536)):
                 answer += part
     words = answer.partition(b"\r\n")[0].split()
     status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0

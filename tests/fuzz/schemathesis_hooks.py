@@ -22,6 +22,6 @@ def map_case(context: Any, case: Any) -> Any:
     """Keep valid class ids among those that there are."""
     if case.meta.generation.mode.is_positive:
         for parameters in (case.query, case.body, isinstance(case.body, dict) and case.body.get("parameters")):
-            if isinstance(parameters, dict) and isinstance(parameters.get("explain_class"), int):
+            if isinstance(parameters, dict) and isinstance(parameters.get("explain_class"), int | float):
                 parameters["explain_class"] %= CLASSES
     return case
