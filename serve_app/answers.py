@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from starlette.responses import Response
 
@@ -26,7 +26,7 @@ from serve_app.service import Answer, Service
 
 def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:
     """One answer as it goes over the wire."""
-    found, labels = answer.classification, service.card.labels
+    found, labels = answer.classification, answer.labels
     return ImageResult(
         index=index,
         id=name,
@@ -45,6 +45,7 @@ def to_result(index: int, name: str | None, answer: Answer, parameters: Paramete
         timings_ms={phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
         batch_size=answer.batch_size,
         explanation=_explanation(found.activation_map, labels) if found.activation_map else None,
+        model=answer.model,
     )
 
 
@@ -71,7 +72,7 @@ def problem_response(problem: Problem) -> Response:
     )
 
 
-def _explanation(found: ActivationMap, labels: Sequence[str]) -> Explanation:
+def _explanation(found: ActivationMap, labels: Mapping[int, str]) -> Explanation:
     rows, columns = found.values.shape
     return Explanation(
         class_id=found.class_id,
@@ -81,6 +82,16 @@ def _explanation(found: ActivationMap, labels: Sequence[str]) -> Explanation:
         bias=found.bias,
         logit=found.logit,
     )
+
+
+def brief(result: ImageResult, model: ModelRef | None) -> ImageResult:
+    """A result as part of a response that names these weights: it names its own only where they are others."""
+    return result.model_copy(update={"model": None}) if result.model == model else result
+
+
+def model_of(results: Sequence[ImageResult]) -> ModelRef | None:
+    """The weights that a response names: those of the first image that was answered."""
+    return next((result.model for result in results if result.model), None)
 
 
 def summary_of(results: Sequence[ImageResult]) -> Summary:
@@ -106,16 +117,18 @@ def server_timing(results: Sequence[ImageResult], start: float) -> str:
     return ", ".join(f"{phase};dur={ms:.1f}" for phase, ms in phases.items())
 
 
-async def stream(tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef, request_id: str) -> AsyncIterator[str]:
+async def stream(
+    tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef | None, request_id: str
+) -> AsyncIterator[str]:
     """JSON lines: each result as it finishes, then the summary; nobody listening ends the rest."""
     results = []
     try:
         for next_done in asyncio.as_completed(tasks):
             result = await next_done
             results.append(result)
-            yield result.model_dump_json(exclude_none=True) + "\n"
+            yield brief(result, model).model_dump_json(exclude_none=True) + "\n"
         closing = ClassifyResponse(id=request_id, model=model, results=[], summary=summary_of(results))
-        yield closing.model_dump_json(exclude={"results"}) + "\n"
+        yield closing.model_dump_json(exclude={"results"}, exclude_none=True) + "\n"
     finally:
         for task in tasks:
             task.cancel()

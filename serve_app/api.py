@@ -17,11 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem
+from serve_app.answers import brief, model_of, problem_response, refusal, server_timing, stream, summary_of, to_problem
 from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, parse_parameters, read_uploads
 from serve_app.config import AnswerTuning
 from serve_app.errors import (
     InvalidParameterError,
+    NotReadyError,
     ServiceError,
     UnknownModelError,
 )
@@ -31,10 +32,9 @@ from serve_app.preprocess import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
     ImageResult,
-    ModelRef,
     Problem,
 )
-from serve_app.service import Service
+from serve_app.service import Service, first_card
 from serve_app.stats import Stats
 
 JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
@@ -80,16 +80,24 @@ def create_app(service: Service) -> FastAPI:
     )
     stats = Stats()
     fan_out = FanOut(service, stats)
-    model = ModelRef(name=service.card.name, version=service.card.version, sha256=service.card.sha256)
     _handle_errors(app)
 
-    app.add_middleware(Identify, version=model.version)
-    app.include_router(create_router(service, fan_out, model))
+    app.add_middleware(Identify, service=service)
+    app.include_router(create_router(service, fan_out))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
+        choice = service.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))
         uploads, parameters = await read_uploads(request, service.limits)
-        _check_explained(parameters, len(service.card.labels))
-        return fan_out.start(uploads, parameters, request.state.id)
+        if card := service.cards().get(choice.variant):
+            request.state.model = card.ref
+            _check_explained(parameters, len(card.labels))
+        return fan_out.start(uploads, parameters, request.state.id, choice)
+
+    async def finished(request: Request) -> list[ImageResult]:
+        results = await finish(await start(request))
+        if model := model_of(results):
+            request.state.model = model
+        return [brief(result, model) for result in results]
 
     @app.post(
         "/v1/classify",
@@ -106,11 +114,12 @@ def create_app(service: Service) -> FastAPI:
         each result as it finishes, then a summary.
         """
         if any(kind in request.headers.get("accept", "") for kind in JSONL):
-            lines = stream(await start(request), model, request.state.id)
-            return StreamingResponse(lines, media_type=JSONL[0])
-        results = await finish(await start(request))
+            tasks = await start(request)
+            return StreamingResponse(stream(tasks, request.state.model, request.state.id), media_type=JSONL[0])
+        results = await finished(request)
         if refused := refusal(results):
             return problem_response(refused)
+        model = request.state.model
         body = ClassifyResponse(id=request.state.id, model=model, results=results, summary=summary_of(results))
         headers = {"Server-Timing": server_timing(results, request.state.start)}
         return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
@@ -118,7 +127,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/predict", openapi_extra={"requestBody": BODIES}, responses=PROBLEMS, summary="The original app's shape")
     async def predict(request: Request) -> Response:
         """A list of `[label, probability]` pairs per image; a problem in the place of one that failed."""
-        results = await finish(await start(request))
+        results = await finished(request)
         if refused := refusal(results):
             return problem_response(refused)
         return JSONResponse(
@@ -138,29 +147,41 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/readyz", responses={503: PROBLEMS[503]}, summary="Every stage is up and the model is warm")
     async def readyz() -> dict[str, str]:
         await service.check_ready()
-        return {"status": "ready", "version": model.version}
+        return {"status": "ready", "version": first_card(service).version}
 
-    @app.get("/v1/models", summary="What is served, and within which limits")
+    @app.get("/v1/models", responses={503: PROBLEMS[503]}, summary="What is served, and within which limits")
     async def models() -> dict[str, Any]:
-        card = service.card
-        described = card.model_dump(mode="json", exclude={"labels": True, "int8": {"ranges"}})
-        described["classes"] = len(card.labels)
+        first_card(service)
         return {
-            "models": [described],
+            "models": [
+                {"variant": name, "classes": len(card.labels)}
+                | card.model_dump(mode="json", exclude={"labels": True, "int8": {"ranges"}})
+                for name, card in service.cards().items()
+            ],
             "limits": service.limits.model_dump(),
             "defaults": service.tuning.model_dump(include=set(AnswerTuning.model_fields)),
             "formats": [name.lower() for name in FORMATS],
         }
 
-    @app.get("/v1/models/{name}/labels", responses={404: {"description": "Unknown model"}}, summary="Class names by id")
-    async def labels(name: str) -> dict[str, Any]:
-        if name != service.card.name:
-            raise UnknownModelError(f"no model {name!r} here; there is {service.card.name!r}")
-        return {"name": name, "version": model.version, "labels": service.card.labels}
+    @app.get(
+        "/v1/models/{name}/labels",
+        responses={404: {"description": "Unknown model"}, 503: PROBLEMS[503]},
+        summary="Class names by id; of another variant with X-Model",
+    )
+    async def labels(request: Request, name: str) -> dict[str, Any]:
+        asked = request.headers.get("x-model")
+        card = service.cards().get(service.choose(asked).variant) if asked else first_card(service)
+        if card is None:
+            raise NotReadyError(f"variant {asked!r} has not answered yet; try again")
+        if name != card.name:
+            raise UnknownModelError(f"no model {name!r} here; there is {card.name!r}")
+        return {"name": name, "version": card.version, "labels": card.labels}
 
     @app.get("/v1/status", summary="What this ingress replica has done since it started")
     async def status() -> dict[str, Any]:
-        return {"model": model.model_dump(), "deployments": await service.describe(), **stats.snapshot()}
+        described = await service.describe()
+        cards = list(service.cards().values())
+        return {"model": cards[0].ref.model_dump() if cards else None, **described, **stats.snapshot()}
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -172,9 +193,9 @@ def create_app(service: Service) -> FastAPI:
 class Identify:
     """ASGI middleware: gives each request its id and start time, and each response the headers that say so."""
 
-    def __init__(self, app: ASGIApp, version: str) -> None:
-        """Wrap an app that answers with weights of this version."""
-        self._app, self._version = app, version
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Wrap an app that answers for this service."""
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -185,11 +206,13 @@ class Identify:
         numbered = Headers(scope=scope).get("x-request-id")
         state = scope.setdefault("state", {})
         state["id"], state["start"] = numbered or f"req_{uuid.uuid4().hex}", time.perf_counter()
+        state["model"] = next((card.ref for card in self._service.cards().values()), None)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["X-Model-Version"] = self._version
+                if state["model"]:
+                    headers["X-Model-Version"] = state["model"].version
                 if not numbered:
                     headers["X-Request-ID"] = state["id"]
             await send(message)

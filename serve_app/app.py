@@ -1,18 +1,18 @@
-"""The whole graph: ingress -> preprocess -> classify."""
+"""The whole graph: ingress -> preprocess -> classify. One application, or one per variant behind an ingress's own."""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
 from ray.serve import Application
 
 from serve_app.cards import load_card
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, IngressConfig
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
 
 
 def build_app(config: AppConfig) -> Application:
-    """Build the application that ``import_path: serve_app.app:build_app`` names.
+    """Build the application that ``import_path: serve_app.app:build_app`` names: all three stages.
 
     Args:
         config: ``args:`` of the Serve config file.
@@ -20,7 +20,19 @@ def build_app(config: AppConfig) -> Application:
     Raises:
         WeightsError: No such weights.
     """
-    card = load_card(config.weights)
+    return Ingress.bind(config.limits, build_model(config))
+
+
+def build_model(config: AppConfig) -> Application:
+    """Build a variant of the model by itself: stages 2 and 3, reached through an ingress elsewhere.
+
+    Raises:
+        WeightsError: No such weights.
+    """
     classifier = Classifier.bind(config.weights, config.engine)
-    preprocessor = Preprocessor.bind(classifier, card.transform, config.limits.max_pixels)
-    return Ingress.bind(preprocessor, card, config.limits)
+    return Preprocessor.bind(classifier, load_card(config.weights).transform, config.limits.max_pixels)
+
+
+def build_ingress(config: IngressConfig) -> Application:
+    """Build stage 1 by itself: its ``traffic`` says which variants answer."""
+    return Ingress.bind(config.limits)

@@ -1,13 +1,13 @@
 """Every knob that is not fixed by the weights, with its unit, default and one sentence.
 
 ``AppConfig`` is ``args:`` in a Serve config file: a change restarts the application.
-``BatchTuning`` and ``IngressTuning`` are ``user_config:`` of a deployment: a change is live
+``ClassifierTuning`` and ``IngressTuning`` are ``user_config:`` of a deployment: a change is live
 within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deployments:``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -79,8 +79,14 @@ class AppConfig(Knobs):
     limits: Limits = Limits()
 
 
+class IngressConfig(Knobs):
+    """``args:`` of an application that holds the ingress alone."""
+
+    limits: Limits = Limits()
+
+
 class BatchTuning(Knobs):
-    """``user_config:`` of the Classifier."""
+    """How batches form."""
 
     max_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch.")
     max_wait_ms: float = Field(
@@ -88,6 +94,15 @@ class BatchTuning(Knobs):
         ge=0,
         le=1000,
         description="Longest time that an image waits for others known to be on their way, in ms.",
+    )
+
+
+class ClassifierTuning(BatchTuning):
+    """``user_config:`` of the Classifier."""
+
+    weights: WeightsSpec | None = Field(
+        None,
+        description="Weights to serve instead of those in `args:`; they load while the old ones serve.",
     )
 
 
@@ -111,6 +126,21 @@ class IngressTuning(AnswerTuning):
         "while all lanes are taken leave together.",
     )
     max_group: int = Field(8, ge=1, le=64, description="Most images in one group.")
+    traffic: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
+        None,
+        description="Share of the requests by variant (the name of its application), such as `{blue: 95, green: 5}`; "
+        "`main` is the variant in the ingress's own application, and all there is by default.",
+    )
+    shadow: str | None = Field(
+        None, description="Variant that gets copies of images; its answers are compared and never returned."
+    )
+    shadow_share: float = Field(0.1, ge=0, le=1, description="How many of the images are copied to it.")
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> IngressTuning:
+        if self.traffic is not None and not any(self.traffic.values()):
+            raise ValueError("traffic: no variant has a share above 0, so nobody would answer")
+        return self
 
 
 def parse(kind: type[Model], values: Any) -> Model:

@@ -10,7 +10,7 @@ from serve_app.answers import to_problem, to_result
 from serve_app.bodies import Parameters, Upload
 from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.schemas import Explain, ImageResult
-from serve_app.service import Answer, Service
+from serve_app.service import Answer, Choice, Service
 from serve_app.stats import Stats
 
 log = logging.getLogger("serve_app")
@@ -24,7 +24,7 @@ class FanOut:
         self._service, self._stats = service, stats
 
     def start(
-        self, uploads: Sequence[Upload], parameters: Parameters, request_id: str
+        self, uploads: Sequence[Upload], parameters: Parameters, request_id: str, choice: Choice
     ) -> list[asyncio.Task[ImageResult]]:
         """Send all images on their way; no task of these raises.
 
@@ -32,15 +32,18 @@ class FanOut:
             uploads: The images in their order.
             parameters: What the client asked for, the same for all of them.
             request_id: Names the request in logs and errors.
+            choice: The variant that answers.
         """
         return [
-            asyncio.create_task(self._one(index, upload, parameters, request_id))
+            asyncio.create_task(self._one(index, upload, parameters, request_id, choice))
             for index, upload in enumerate(uploads)
         ]
 
-    async def _one(self, index: int, upload: Upload, parameters: Parameters, request_id: str) -> ImageResult:
+    async def _one(
+        self, index: int, upload: Upload, parameters: Parameters, request_id: str, choice: Choice
+    ) -> ImageResult:
         try:
-            answered = await self._answer(upload, parameters)
+            answered = await self._answer(upload, parameters, choice)
         except ServiceError as error:
             failure = error
         except Exception:
@@ -52,7 +55,7 @@ class FanOut:
         self._stats.failed(failure)
         return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
 
-    async def _answer(self, upload: Upload, parameters: Parameters) -> Answer:
+    async def _answer(self, upload: Upload, parameters: Parameters, choice: Choice) -> Answer:
         if isinstance(upload.encoded, ServiceError):
             raise upload.encoded
         deadline_s = self._service.limits.deadline_s
@@ -60,7 +63,7 @@ class FanOut:
             with self._stats.in_flight():
                 async with asyncio.timeout(deadline_s):
                     top_k = parameters.top_k or self._service.tuning.top_k
-                    return await self._service.classify(upload.encoded, top_k, _explain(parameters))
+                    return await self._service.classify(choice, upload.encoded, top_k, _explain(parameters))
         except TimeoutError:
             raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
 

@@ -14,13 +14,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from serve_app.answers import server_timing
+from serve_app.answers import model_of, server_timing
 from serve_app.bodies import LimitedRequest, Parameters
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.fanout import FanOut, finish
 from serve_app.preprocess import FORMATS
-from serve_app.schemas import ModelRef, Problem
-from serve_app.service import Service
+from serve_app.schemas import Problem
+from serve_app.service import Service, first_card
 from serve_app.tensors import INPUT, JSON_LENGTH, OUTPUTS, inflate, read_infer, write_infer
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
@@ -75,22 +75,27 @@ def error_response(problem: Problem, where: str = "") -> Response:
     return JSONResponse({"error": where + problem.detail}, problem.status, retry)
 
 
-def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRouter:
-    """Build the routes under ``/v2``.
+def create_router(service: Service, fan_out: FanOut) -> APIRouter:
+    """Build the routes under ``/v2``: variants of the model are its versions.
 
     Args:
         service: Whatever classifies.
         fan_out: Classifies the images of a request.
-        served: Name and version of the one model.
     """
 
     async def check_name(name: str) -> None:
-        if name != served.name:
-            raise UnknownModelError(f"no model {name!r} here; there is {served.name!r}")
+        if name != (served := first_card(service).name):
+            raise UnknownModelError(f"no model {name!r} here; there is {served!r}")
+
+    def of_version(version: str) -> str:
+        for variant, card in service.cards().items():
+            if card.version == version:
+                return variant
+        known = ", ".join(repr(card.version) for card in service.cards().values())
+        raise UnknownModelError(f"no version {version!r} of {first_card(service).name!r} here; there is {known}")
 
     async def check_version(version: str) -> None:
-        if version != served.version:
-            raise UnknownModelError(f"no version {version!r} of {served.name!r} here; there is {served.version!r}")
+        of_version(version)
 
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     model = APIRouter(responses={404: ERRORS[404]})
@@ -115,15 +120,18 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
             await service.check_ready()
         except NotReadyError as error:
             state, reason = "UNAVAILABLE", str(error)
-        return [{"name": served.name, "version": served.version, "state": state, "reason": reason}]
+        return [
+            {"name": card.name, "version": card.version, "state": state, "reason": reason}
+            for card in service.cards().values()
+        ]
 
     @model.get("", summary="Model metadata: inputs and outputs")
     async def metadata() -> dict[str, Any]:
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}]
         outputs = [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()]
         return {
-            "name": served.name,
-            "versions": [served.version],
+            "name": first_card(service).name,
+            "versions": list(dict.fromkeys(card.version for card in service.cards().values())),
             "platform": "pytorch",
             "inputs": [tensor | {"description": DESCRIPTIONS[INPUT]} for tensor in inputs],
             "outputs": [tensor | {"description": DESCRIPTIONS[str(tensor["name"])]} for tensor in outputs],
@@ -132,12 +140,12 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
     @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is warm")
     async def model_ready() -> dict[str, Any]:
         await service.check_ready()
-        return {"name": served.name, "ready": True}
+        return {"name": first_card(service).name, "ready": True}
 
     @model.get("/config", summary="Model configuration, as far as perf_analyzer asks")
     async def config() -> dict[str, Any]:
         return {
-            "name": served.name,
+            "name": first_card(service).name,
             "platform": "pytorch",
             "max_batch_size": service.limits.max_images,
             "input": [{"name": INPUT, "data_type": CONFIG_TYPES["BYTES"], "dims": [1]}],
@@ -154,6 +162,9 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
         Images are base64 in `data`, or binary data after the JSON. If one image fails, the
         request fails with that image's status, and the error says which one it was.
         """
+        version = request.path_params.get("version")
+        asked_for = request.headers.get("x-model") if version is None else of_version(version)
+        choice = service.choose(asked_for, request.headers.get("x-sticky"))
         limits = service.limits
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
         coding = request.headers.get("content-encoding", "").strip().lower()
@@ -162,15 +173,16 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
         asked, uploads = read_infer(body, request.headers.get(JSON_LENGTH), limits)
         top_k = asked.parameters.top_k or service.tuning.top_k
         most = max([top_k, *(output.parameters.classification or 0 for output in asked.outputs)])
-        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state.id))
+        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state.id, choice))
         for result in results:
             if result.error:
                 return error_response(result.error, f"image {result.index}: ")
-        response = write_infer(asked, [result.predictions or [] for result in results], top_k, served)
+        request.state.model = model_of(results)
+        response = write_infer(asked, [result.predictions or [] for result in results], top_k, request.state.model)
         response.headers["Server-Timing"] = server_timing(results, request.state.start)
         return response
 
     router.include_router(model, prefix="/models/{name}", dependencies=[Depends(check_name)])
-    of_version = [Depends(check_name), Depends(check_version)]
-    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=of_version)
+    both = [Depends(check_name), Depends(check_version)]
+    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=both)
     return router

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +72,11 @@ class ModelCard(Schema):
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
     int8: Int8Calibration | None = Field(default=None, description="Written by `python -m serve_app.quantize`.")
+
+    @property
+    def ref(self) -> ModelRef:
+        """What answers say of it."""
+        return ModelRef(name=self.name, version=self.version, sha256=self.sha256)
 
 
 class ImageInfo(Schema):
@@ -149,6 +155,37 @@ class Classification:
     activation_map: ActivationMap | None = None
 
 
+class ModelRef(Schema):
+    """Which weights answered."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Named:
+    """A classification in the words of the weights that made it, whichever serve by now.
+
+    Attributes:
+        classification: What the model said.
+        model: The weights.
+        labels: Of every class in it, by class id.
+    """
+
+    classification: Classification
+    model: ModelRef
+    labels: Mapping[int, str]
+
+
+class ModelState(Schema):
+    """What one replica of a model serves."""
+
+    card: ModelCard
+    loading: str | None = Field(default=None, description="Weights that are being loaded to take over.")
+    refused: str | None = Field(default=None, description="Why the last change was not made.")
+
+
 class Prediction(Schema):
     """One class of the answer."""
 
@@ -201,15 +238,8 @@ class ImageResult(Schema):
     timings_ms: dict[str, float] | None = Field(default=None, description="decode, queue, model.")
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
+    model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")
     error: Problem | None = None
-
-
-class ModelRef(Schema):
-    """Which weights answered."""
-
-    name: str
-    version: str
-    sha256: str
 
 
 class Summary(Schema):
@@ -223,6 +253,6 @@ class ClassifyResponse(Schema):
     """The body of a 200 from /v1/classify."""
 
     id: str
-    model: ModelRef
+    model: ModelRef | None = Field(default=None, description="None if no image was answered.")
     results: list[ImageResult]
     summary: Summary

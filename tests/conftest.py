@@ -42,7 +42,9 @@ def make_photo(seed: int = 0, width: int = 320, height: int = 240) -> bytes:
     return encode(make_picture(width, height, seed))
 
 
-def publish_random(folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0) -> WeightsSpec:
+def publish_random(
+    folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, version: str = "random", crop_px: int = 96
+) -> WeightsSpec:
     """A ResNet-18 with random weights, published as the real ones are, fed 96 px of 112."""
     torch.manual_seed(seed)
     model = resnet18(num_classes=len(labels))
@@ -52,8 +54,8 @@ def publish_random(folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
         model.fc.bias.normal_()
-    transform = {"resize_px": 112, "crop_px": 96, "mean": MEAN, "std": STD}
-    card = {"name": "resnet18", "version": "random", "labels": labels, "transform": transform}
+    transform = {"resize_px": 112, "crop_px": crop_px, "mean": MEAN, "std": STD}
+    card = {"name": "resnet18", "version": version, "labels": labels, "transform": transform}
     digest = publish(model.state_dict(), card, folder).sha256
     return WeightsSpec(source=str(folder / "model.safetensors"), sha256=digest)
 

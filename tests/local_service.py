@@ -8,10 +8,11 @@ from typing import Any
 from serve_app.batcher import InThread, MicroBatcher
 from serve_app.classifier import ResNetEngine
 from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec
-from serve_app.errors import NotReadyError, ServiceError
+from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
 from serve_app.preprocess import preprocess
-from serve_app.schemas import Classification, ClassifyItem, Explain
-from serve_app.service import Answer
+from serve_app.schemas import Classification, ClassifyItem, Explain, ModelCard
+from serve_app.service import Answer, Choice
+from serve_app.traffic import OWN
 from serve_app.weights import load_model
 
 
@@ -24,27 +25,37 @@ class LocalService:
     """
 
     def __init__(self, weights: WeightsSpec, limits: Limits | None = None) -> None:
-        model, self.card = load_model(weights)
+        model, self._card = load_model(weights)
         self.limits, self.tuning = limits or Limits(), AnswerTuning()
-        engine = ResNetEngine(model, self.card)
+        engine = ResNetEngine(model, self._card)
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )
         self.failing: Exception | None = None
         self.delay_s = 0.0
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+    def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
+        if asked not in (None, OWN):
+            raise UnknownModelError(f"X-Model: no variant {asked!r} here")
+        return Choice(OWN)
+
+    def cards(self) -> dict[str, ModelCard]:
+        return {OWN: self._card}
+
+    async def classify(self, choice: Choice, encoded: bytes, top_k: int, explain: Explain) -> Answer:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing
-        image = preprocess(encoded, self.card.transform, self.limits.max_pixels)
+        image = preprocess(encoded, self._card.transform, self.limits.max_pixels)
         batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain))
         times = {"decode": 1.0, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
-        return Answer(image.info, batched.value, times, batched.batch_size)
+        labels = dict(enumerate(self._card.labels))
+        return Answer(image.info, batched.value, self._card.ref, labels, times, batched.batch_size)
 
     async def check_ready(self) -> None:
         if isinstance(self.failing, ServiceError):
             raise NotReadyError("the classify stage does not answer yet")
 
     async def describe(self) -> dict[str, Any]:
-        return {"Classifier": {"status": "HEALTHY", "replicas": {"RUNNING": 1}, "message": ""}}
+        classifier = {"status": "HEALTHY", "replicas": {"RUNNING": 1}, "message": ""}
+        return {"deployments": {"Classifier": classifier}}

@@ -20,7 +20,7 @@ import yaml
 
 from serve_app.deploy.plan import plan
 from serve_app.deploy.rollout import Cluster, DeployError, RefusedError, State, previous_config
-from serve_app.deploy.serve_config import BUILDER, Config, ConfigError, check, read
+from serve_app.deploy.serve_config import BUILDERS, MODEL, Config, ConfigError, check, read
 from serve_app.deploy.smoke import known_image, smoke_test
 
 
@@ -85,7 +85,8 @@ class Service:
             DeployError: One does not classify.
         """
         for app in config["applications"]:
-            if app["import_path"] == BUILDER and app.get("route_prefix", "/"):
+            ours = app["import_path"] in BUILDERS and app["import_path"] != MODEL
+            if ours and app.get("route_prefix", "/"):
                 live = state["applications"][app.get("name", "default")]["deployments"]
                 say(smoke_test(self.api, app, self._image, live["Ingress"]["target_num_replicas"]))
 

@@ -9,11 +9,22 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, BatchTuning, IngressTuning, Knobs, parse
+from serve_app.config import AppConfig, ClassifierTuning, IngressConfig, IngressTuning, Knobs, parse
+from serve_app.traffic import OWN, Traffic
 
 Config = dict[str, Any]
-BUILDER = "serve_app.app:build_app"
-USER_CONFIGS: dict[str, type[Knobs]] = {"Ingress": IngressTuning, "Preprocessor": Knobs, "Classifier": BatchTuning}
+USER_CONFIGS: dict[str, type[Knobs]] = {
+    "Ingress": IngressTuning,
+    "Preprocessor": Knobs,
+    "Classifier": ClassifierTuning,
+}
+APP, MODEL, INGRESS = (f"serve_app.app:build_{what}" for what in ("app", "model", "ingress"))
+# What each of our builders takes as args, and the deployments it makes.
+BUILDERS: dict[str, tuple[type[Knobs], tuple[str, ...]]] = {
+    APP: (AppConfig, tuple(USER_CONFIGS)),
+    MODEL: (AppConfig, ("Preprocessor", "Classifier")),
+    INGRESS: (IngressConfig, ("Ingress",)),
+}
 
 
 class ConfigError(Exception):
@@ -48,8 +59,9 @@ def check(config: Config) -> None:
     try:
         schema.ServeDeploySchema.model_validate(config)
         for app in config["applications"]:
-            if app["import_path"] == BUILDER:
+            if app["import_path"] in BUILDERS:
                 _check_ours(app)
+                _check_variants(app, config)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -77,14 +89,35 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for each in typing.get_args(annotation) for model in _models(each)]
 
 
+def user_config(app: Config, deployment: str) -> Config:
+    """What an application's file says for a deployment to take live."""
+    found = [one.get("user_config") or {} for one in app.get("deployments", ()) if one["name"] == deployment]
+    return found[0] if found else {}
+
+
 def _check_ours(app: Config) -> None:
     name = app.get("name", "default")
-    _parse(AppConfig, app.get("args"), f"{name}.args")
+    args, deployments = BUILDERS[app["import_path"]]
+    _parse(args, app.get("args"), f"{name}.args")
     for one in app.get("deployments", ()):
         where = f"{name}.{one['name']}"
-        if one["name"] not in USER_CONFIGS:
-            raise ConfigError(f"{where}: no such deployment; there are {', '.join(USER_CONFIGS)}")
+        if one["name"] not in deployments:
+            raise ConfigError(f"{where}: no such deployment; there are {', '.join(deployments)}")
         _parse(USER_CONFIGS[one["name"]], one.get("user_config"), f"{where}.user_config")
+
+
+def _check_variants(app: Config, config: Config) -> None:
+    """Refuse traffic to an application that the file does not hold: it would wait for it for ever."""
+    if app["import_path"] == MODEL:
+        return
+    own = [OWN] if app["import_path"] == APP else []
+    there = own + [one.get("name", "default") for one in config["applications"] if one["import_path"] == MODEL]
+    for name in Traffic.of(parse(IngressTuning, user_config(app, "Ingress"))).names:
+        if name not in there:
+            known = ", ".join(there) or f"no application with import_path: {MODEL}"
+            raise ConfigError(
+                f"{app.get('name', 'default')}.Ingress.user_config.traffic: no variant {name}; there is {known}"
+            )
 
 
 def _parse(kind: type[Knobs], values: Any, where: str) -> None:

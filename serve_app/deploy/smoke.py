@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import httpx2
 from PIL import Image
 
 from serve_app.deploy.rollout import DeployError
-from serve_app.deploy.serve_config import Config
+from serve_app.deploy.serve_config import Config, user_config
 
 TIMEOUT_S = 35  # above the service's own deadline
+SETTLE_S = 120
 TOP_K = 3
 LEAST_REQUESTS = 6
 PER_INGRESS = 3  # connections are spread evenly, so each ingress replica is met
@@ -49,21 +51,53 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
     Raises:
         DeployError: An answer is missing or is not what a working model says.
     """
-    url = f"{api}{(app.get('route_prefix') or '/').rstrip('/')}/v1/classify"
+    base = f"{api}{(app.get('route_prefix') or '/').rstrip('/')}"
+    settle(base)
+    variants = user_config(app, "Ingress").get("traffic") or {}
     versions = set()
     count = max(LEAST_REQUESTS, PER_INGRESS * ingress_replicas)
-    for number in range(1, count + 1):
-        try:
-            # A connection each: a kept one would always lead to the same replica.
-            response = httpx2.post(url, params={"top_k": TOP_K}, content=image, timeout=TIMEOUT_S)
-        except httpx2.HTTPError as error:
-            raise DeployError(f"smoke test, request {number} of {count} to {url}: no answer ({error})") from None
-        if wrong := "; ".join(problems(response, app)):
-            raise DeployError(f"smoke test, request {number} of {count} to {url}: {wrong}")
-        versions.add(response.headers["x-model-version"])
-    if len(versions) > 1:
+    for headers in [{"X-Model": name} for name in variants] or [{}]:
+        for number in range(1, count + 1):
+            where = f"smoke test, request {number} of {count} to {base} {' '.join(headers.values())}".rstrip()
+            try:
+                # A connection each: a kept one would always lead to the same replica.
+                response = httpx2.post(
+                    f"{base}/v1/classify", params={"top_k": TOP_K}, headers=headers, content=image, timeout=TIMEOUT_S
+                )
+            except httpx2.HTTPError as error:
+                raise DeployError(f"{where}: no answer ({error})") from None
+            if wrong := "; ".join(problems(response, app)):
+                raise DeployError(f"{where}: {wrong}")
+            versions.add(response.headers["x-model-version"])
+    if len(versions) > max(1, len(variants)):
         raise DeployError(f"smoke test: {count} answers come from {len(versions)} versions, {', '.join(versions)}")
-    return f"{count} of {count} requests answered by {versions.pop()}"
+    return f"{count * max(1, len(variants))} requests answered by {', '.join(sorted(versions))}"
+
+
+def settle(base: str) -> None:
+    """Wait until weights are loaded and traffic goes where it should.
+
+    Raises:
+        DeployError: A change was refused, or takes too long; what served before still does.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        try:
+            status: dict[str, Any] = httpx2.get(f"{base}/v1/status", timeout=TIMEOUT_S).json()
+            variants: dict[str, Any] = status["variants"]
+        except (httpx2.HTTPError, ValueError, LookupError) as error:
+            raise DeployError(f"{base}/v1/status does not answer ({error})") from None
+        refused = {"traffic": status["refused"]} | {name: one["refused"] for name, one in variants.items()}
+        for name, reason in refused.items():
+            if reason:
+                raise DeployError(f"{name}: {reason}")
+        waiting = [f"{name} loads {one['loading']}" for name, one in variants.items() if one["loading"]]
+        waiting += [status["traffic"]["waiting_for"]] if status["traffic"]["waiting_for"] else []
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise DeployError(f"not live within {SETTLE_S} s: {'; '.join(waiting)}")
+        time.sleep(0.5)
 
 
 def problems(response: httpx2.Response, app: Config) -> Iterator[str]:
@@ -81,7 +115,7 @@ def problems(response: httpx2.Response, app: Config) -> Iterator[str]:
         return
     if response.headers.get("x-model-version") != model["version"]:
         yield f"X-Model-Version is {response.headers.get('x-model-version')}, the answer's {model['version']}"
-    weights = app.get("args", {}).get("weights")
+    weights = user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights")
     wanted = weights.get("sha256") if isinstance(weights, dict) else None
     if wanted and model["sha256"] != wanted:
         yield f"weights {model['sha256']} answer, {wanted} are configured"

@@ -13,22 +13,25 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.errors import NotReadyError, OverloadedError
+from serve_app.schemas import ModelState
 
 log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
 PING_TIMEOUT_S = 2.0
+MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
 
 
-async def ping(handle: Handle, stage: str) -> None:
-    """Ask another stage whether it answers.
+async def ping(handle: Handle, stage: str) -> ModelState:
+    """Ask another stage what is served behind it.
 
     Raises:
         NotReadyError: It does not, or not in time.
     """
     try:
         async with asyncio.timeout(PING_TIMEOUT_S):
-            await call(handle.ping.remote, stage)
+            send: Callable[[], Awaitable[ModelState]] = handle.ping.remote
+            return await call(send, stage)
     except TimeoutError:
         raise NotReadyError(f"the {stage} stage does not answer yet") from None
 

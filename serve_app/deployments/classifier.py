@@ -11,17 +11,18 @@ from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
-from serve_app.config import BatchTuning, EngineSpec, WeightsSpec, parse
-from serve_app.deployments.calls import cores
-from serve_app.errors import ServiceError
-from serve_app.schemas import Classification, ClassifyItem, Explain
+from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec, parse
+from serve_app.deployments.calls import MILLISECONDS, cores
+from serve_app.errors import NotReadyError, ServiceError
+from serve_app.schemas import ClassifyItem, Explain, ModelState, Named
 
 log = logging.getLogger("serve_app")
 SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
-MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+TAGS = ("version",)
 
 
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
+# Without a user_config in the file Serve would not call reconfigure when a replica starts.
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024, user_config={})
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
 
@@ -32,37 +33,48 @@ class Classifier:
             WeightsError, EngineError: Fails this deployment, and the application with it.
         """
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
-        from serve_app.classifier import ResNetEngine
-        from serve_app.weights import load_model
+        from serve_app.swap import SwappableModel
 
-        model, card = load_model(weights)
-        self._engine = ResNetEngine(model, card, engine, cores())
-        tuning = BatchTuning()
-        self._engine.warm_up(tuning.max_batch)
-        self._size = _histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, card.version)
-        self._queue_ms = _histogram(
-            "classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, card.version
-        )
-        self._model_ms = _histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, card.version)
-        self._failed = Counter("classifier_failed_images", "Images whose batch raised.", ("version",))
-        self._failed.set_default_tags({"version": card.version})
-        self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
-            InThread(self._engine.classify, self._engine.lanes),
-            tuning,
-            self._engine.lanes,
-            self._engine.lanes_are_cores,
+        self._model = SwappableModel(weights, engine, cores())
+        self._size = Histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, TAGS)
+        self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)
+        self._model_ms = Histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, TAGS)
+        self._failed = Counter("classifier_failed_images", "Images whose batch raised.", TAGS)
+        self._batcher: MicroBatcher[ClassifyItem, Named] = MicroBatcher(
+            InThread(self._model.classify, self._model.lanes),
+            BatchTuning(),
+            self._model.lanes,
+            self._model.lanes_are_cores,
             self._record,
         )
+        self._made: ClassifierTuning | None = None  # the change that was made, or tried, last
+        self._wanted: ClassifierTuning | None = None
+        self._changing: asyncio.Task[None] | None = None
+        self._refused: str | None = None
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new BatchTuning values, at once."""
-        tuning = parse(BatchTuning, user_config)
-        self._engine.warm_up(tuning.max_batch)
-        self._batcher.reconfigure(tuning, self._engine.lanes)
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new ClassifierTuning values as soon as they are ready: other weights loaded, larger batches tried.
+
+        Serve sends a replica no requests until this returns. So one that starts waits for it, and fails
+        where the values are wrong; one that serves gets ready in the background, and keeps what it has if
+        that fails.
+        """
+        if self._made is None:
+            tuning = parse(ClassifierTuning, user_config)
+            await asyncio.to_thread(self._model.change, tuning)
+            self._apply(tuning)
+            return
+        try:
+            self._wanted = parse(ClassifierTuning, user_config)
+        except ValueError as error:
+            self._refuse(error)
+            return
+        if self._changing is None or self._changing.done():
+            self._changing = asyncio.create_task(self._change())
 
     async def __call__(
         self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int
-    ) -> list[Batched[Classification] | ServiceError]:
+    ) -> list[Batched[Named] | ServiceError]:
         """Classify crops in the next batches.
 
         Args:
@@ -70,29 +82,51 @@ class Classifier:
             asked: For each, top_k and the class to explain.
             company: See MicroBatcher.
         """
+        crop_px = self._model.card.transform.crop_px
+        if pixels.shape[1] != crop_px:  # from a preprocess stage of another version, while an update lasts
+            error = NotReadyError(f"crops of {pixels.shape[1]} px came for weights that take {crop_px} px; try again")
+            return [error] * len(asked)
         items = [ClassifyItem(crop, *each) for crop, each in zip(pixels, asked, strict=True)]
         return await asyncio.gather(*(self._one(item, company) for item in items))
 
-    async def ping(self) -> None:
-        """Answer."""
+    async def ping(self) -> ModelState:
+        """Say what is served."""
+        loading = self._wanted.weights if self._wanted and self._wanted is not self._made else None
+        return ModelState(card=self._model.card, loading=loading and loading.source, refused=self._refused)
 
-    async def _one(self, item: ClassifyItem, company: int) -> Batched[Classification] | ServiceError:
+    async def _change(self) -> None:
+        """Make the change that is wanted, and those that come meanwhile."""
+        while (tuning := self._wanted) and tuning is not self._made:
+            try:
+                await asyncio.to_thread(self._model.change, tuning)
+            except Exception as error:
+                self._made = tuning
+                self._refuse(error)
+            else:
+                self._apply(tuning)
+
+    def _apply(self, tuning: ClassifierTuning) -> None:
+        self._batcher.reconfigure(tuning, self._model.lanes)
+        self._made, self._refused = tuning, None
+
+    def _refuse(self, error: Exception) -> None:
+        log.error("user_config refused: %s", error)
+        self._refused = str(error)
+
+    async def _one(self, item: ClassifyItem, company: int) -> Batched[Named] | ServiceError:
         try:
             return await self._batcher.submit(item, company)
+        except ServiceError as error:
+            return error
         except Exception:
             log.exception("the model failed on an image")
             return ServiceError("the model failed on this image; the server's log says why")
 
     def _record(self, batch: BatchRecord) -> None:
-        self._size.observe(batch.size)
-        self._model_ms.observe(batch.model_s * 1000)
+        version = {"version": self._model.card.version}  # of the batch, or of what took over while it ran
+        self._size.observe(batch.size, version)
+        self._model_ms.observe(batch.model_s * 1000, version)
         for queued in batch.queue_s:
-            self._queue_ms.observe(queued * 1000)
+            self._queue_ms.observe(queued * 1000, version)
         if batch.failed:
-            self._failed.inc(batch.failed)
-
-
-def _histogram(name: str, description: str, boundaries: list[float], version: str) -> Histogram:
-    histogram = Histogram(name, description, boundaries, ("version",))
-    histogram.set_default_tags({"version": version})
-    return histogram
+            self._failed.inc(batch.failed, version)

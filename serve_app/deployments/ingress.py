@@ -1,80 +1,107 @@
-"""Stage 1/3 · the deployment that answers HTTP and sends images to the other stages in groups."""
+"""Stage 1/3 · the deployment that answers HTTP and sends images to a variant of the model."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
 from serve_app.api import create_app
-from serve_app.batcher import MicroBatcher
-from serve_app.config import AnswerTuning, BatchTuning, IngressTuning, Limits, MiB, parse
-from serve_app.deployments.calls import Handle, call, ping
-from serve_app.errors import ServiceError
+from serve_app.config import AnswerTuning, IngressTuning, Limits, parse
+from serve_app.deployments.calls import Handle
+from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.schemas import Explain, ModelCard
-from serve_app.service import Answer, Wanted
+from serve_app.service import Answer, Choice, Wanted
+from serve_app.traffic import OWN, Traffic
+from serve_app.variants import Link, Variants
 
-MAX_CALL_BYTES = 32 * MiB  # half of what configs/ray.env lets a call carry
+log = logging.getLogger("serve_app")
 
 
-@serve.deployment(max_ongoing_requests=256, max_queued_requests=1024)
+# Without a user_config in the file Serve would not call reconfigure, which waits for a model to answer.
+@serve.deployment(max_ongoing_requests=256, max_queued_requests=1024, user_config={})
 @serve.ingress()
 class Ingress:
-    """Stage 1: HTTP, and the way of an image to the other stages."""
+    """Stage 1: HTTP, and the choice of the variant that answers."""
 
-    def __init__(self, preprocessor: Handle, card: ModelCard, limits: Limits) -> None:
-        """Keep the handle; the app is built by Serve through the hook below."""
-        self.card, self.limits = card, limits
+    def __init__(self, limits: Limits, preprocessor: Handle | None = None) -> None:
+        """Keep the handle; the app is built by Serve through the hook below.
+
+        Args:
+            limits: Of one request.
+            preprocessor: First stage of the variant ``main``, if there is one in this application.
+        """
+        self.limits = limits
         self.tuning: AnswerTuning = IngressTuning()
         self._preprocessor = preprocessor
-        self._under_way = 0
-        self._was_ready = False
-        self._groups: MicroBatcher[Wanted, Answer] = MicroBatcher(
-            self._send, *_grouping(IngressTuning()), weigh=lambda wanted: len(wanted.encoded), max_weight=MAX_CALL_BYTES
-        )
+        self._variants = Variants(self._connect, RayMetrics())
+        self._applications = [serve.get_replica_context().app_name]
+        self._configured = False
+        self._refused: str | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Give Serve the HTTP app, once per replica."""
         return create_app(self)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new IngressTuning values, at once."""
-        self.tuning = tuning = parse(IngressTuning, user_config)
-        self._groups.reconfigure(*_grouping(tuning))
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take new IngressTuning values, at once; a replica that starts takes requests once a model answers.
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
-        """See Service.classify."""
-        if not self._was_ready:  # else requests would wait their whole deadline for a model that never comes
-            await self.check_ready()
-        self._under_way += 1
+        Values that are wrong fail a replica that starts. One that serves keeps what it has: Serve would
+        stop it for an error.
+        """
         try:
-            sent = await self._groups.submit(Wanted(encoded, top_k, explain))
-        finally:
-            self._under_way -= 1
-        answer = sent.value
-        timings = {**answer.timings_ms, "queue": answer.timings_ms["queue"] + sent.queue_s * 1000}
-        return replace(answer, timings_ms=timings)
+            tuning = parse(IngressTuning, user_config)
+            traffic = Traffic.of(tuning)
+            if self._preprocessor is None and OWN in traffic.names:
+                raise ValueError(f"traffic: there is no {OWN!r} in this application; name others, as {{blue: 100}}")
+        except ValueError as error:
+            if not self._configured:
+                raise
+            log.error("user_config refused: %s", error)
+            self._refused = str(error)
+            return
+        self.tuning, self._refused = tuning, None
+        self._applications[1:] = [name for name in traffic.names if name != OWN]
+        await self._variants.reconfigure(tuning)
+        self._configured = True
+
+    def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
+        """See Service.choose."""
+        return self._variants.choose(asked, client)
+
+    def cards(self) -> Mapping[str, ModelCard]:
+        """See Service.cards."""
+        return self._variants.cards()
+
+    async def classify(self, choice: Choice, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+        """See Service.classify."""
+        return await self._variants.classify(choice, Wanted(encoded, top_k, explain))
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
-        await ping(self._preprocessor, "preprocess")
-        self._was_ready = True
-
-    async def _send(self, wanted: list[Wanted]) -> list[Answer | ServiceError]:
-        return await call(lambda: self._preprocessor.remote(wanted, self._under_way), "preprocess")
+        await self._variants.check_ready()
 
     async def describe(self) -> dict[str, Any]:
         """See Service.describe."""
-        status = await asyncio.to_thread(serve.status)
-        app = status.applications[serve.get_replica_context().app_name]
-        return {
-            name: {"status": one.status.value, "replicas": one.replica_states, "message": one.message}
-            for name, one in app.deployments.items()
+        status, described = await asyncio.gather(asyncio.to_thread(serve.status), self._variants.describe())
+        own, *others = self._applications
+        apps = {name: status.applications[name] for name in (own, *others) if name in status.applications}
+        deployments = {
+            name if app == own else f"{app}.{name}": {
+                "status": one.status.value,
+                "replicas": one.replica_states,
+                "message": one.message,
+            }
+            for app, found in apps.items()
+            for name, one in found.deployments.items()
         }
+        return {"deployments": deployments, "refused": self._refused, **described}
 
-
-def _grouping(tuning: IngressTuning) -> tuple[BatchTuning, int]:
-    return BatchTuning(max_batch=tuning.max_group, max_wait_ms=0), tuning.lanes
+    def _connect(self, variant: str) -> Link:
+        if variant == OWN and self._preprocessor is not None:
+            return HandleLink(self._preprocessor)
+        return ApplicationLink(variant)

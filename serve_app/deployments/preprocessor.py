@@ -12,10 +12,12 @@ from ray import serve
 
 from serve_app.batcher import Batched
 from serve_app.deployments.calls import Handle, call, cores, ping
-from serve_app.errors import ServiceError
+from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import preprocess
-from serve_app.schemas import Classification, ImageTransform, PreprocessedImage
+from serve_app.schemas import ImageTransform, ModelState, Named, PreprocessedImage
 from serve_app.service import Answer, Wanted
+
+ASK_AGAIN_S = 0.5
 
 
 # Queues are bounded so that overload is refused, not piled up. A call carries a group of
@@ -24,10 +26,16 @@ from serve_app.service import Answer, Wanted
 class Preprocessor:
     """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
 
-    def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:
-        """Start the threads that decode, so that the replica keeps answering health checks."""
+    async def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:  # type: ignore[misc] # Serve awaits it
+        """Start the threads that decode, so that the replica keeps answering health checks.
+
+        Returns once a model takes these crops: while a new version's does not start, its preprocess stage
+        must not take requests either.
+        """
         self._classifier, self._transform, self._max_pixels = classifier, transform, max_pixels
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+        while not await self._fits():
+            await asyncio.sleep(ASK_AGAIN_S)
 
     async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """Decode and classify images that came together.
@@ -48,13 +56,20 @@ class Preprocessor:
         answers: Iterator[Answer | ServiceError] = iter(await self._classify(good, company) if good else ())
         return [failed if isinstance(failed, ServiceError) else next(answers) for failed in decoded]
 
-    async def ping(self) -> None:
-        """Answer, if the next stage does.
+    async def ping(self) -> ModelState:
+        """Say what the next stage serves.
 
         Raises:
-            NotReadyError: It does not.
+            NotReadyError: It does not answer.
         """
-        await ping(self._classifier, "classify")
+        return await ping(self._classifier, "classify")
+
+    async def _fits(self) -> bool:
+        try:
+            found = (await self.ping()).card.transform
+        except NotReadyError:
+            return False
+        return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
     def _decode(self, encoded: bytes) -> tuple[PreprocessedImage, float] | ServiceError:
         start = time.perf_counter()
@@ -70,7 +85,7 @@ class Preprocessor:
         pixels = np.stack([image.pixels for _, image, _ in good])
         asked = [(each.top_k, each.explain) for each, _, _ in good]
 
-        def send() -> Awaitable[list[Batched[Classification] | ServiceError]]:
+        def send() -> Awaitable[list[Batched[Named] | ServiceError]]:
             return self._classifier.remote(pixels, asked, max(company, len(good)))
 
         try:
@@ -82,7 +97,9 @@ class Preprocessor:
             if isinstance(batched, ServiceError)
             else Answer(
                 image.info,
-                batched.value,
+                batched.value.classification,
+                batched.value.model,
+                batched.value.labels,
                 {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000},
                 batched.batch_size,
             )

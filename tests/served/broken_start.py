@@ -23,4 +23,4 @@ class Classifier:
 def build_app(config: AppConfig) -> Application:
     card = load_card(config.weights)
     preprocessor = Preprocessor.bind(Classifier.bind(), card.transform, config.limits.max_pixels)
-    return Ingress.bind(preprocessor, card, config.limits)
+    return Ingress.bind(config.limits, preprocessor)

@@ -9,8 +9,8 @@ import yaml
 from ray._private import ray_constants
 from ray.serve._private import constants
 
-from serve_app.config import AppConfig, BatchTuning, IngressTuning, WeightsSpec, parse
-from serve_app.deploy.serve_config import ConfigError, check
+from serve_app.config import AppConfig, BatchTuning, ClassifierTuning, IngressTuning, WeightsSpec, parse
+from serve_app.deploy.serve_config import BUILDERS, ConfigError, check
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -21,9 +21,26 @@ def test_config_files_are_valid(path: Path) -> None:
     """Serve takes them, and every key in them means something."""
     config = yaml.safe_load(path.read_text())
     check(config)
-    (app,) = config["applications"]
-    assert app["import_path"] == "serve_app.app:build_app"
-    assert {one["name"] for one in app["deployments"]} == {"Ingress", "Preprocessor", "Classifier"}
+    for app in config["applications"]:
+        _args, deployments = BUILDERS[app["import_path"]]
+        assert {one["name"] for one in app["deployments"]} == set(deployments)
+
+
+@pytest.mark.parametrize(
+    ("ingress", "sentence"),
+    [
+        ({"traffic": {"blue": 95, "gren": 5}}, "no variant gren; there is blue, green"),
+        ({"traffic": {"main": 1}}, "no variant main"),
+        ({}, "no variant main"),
+        ({"traffic": {"blue": 1}, "shadow": "gren"}, "no variant gren"),
+    ],
+)
+def test_traffic_to_nobody_is_refused(ingress: dict[str, object], sentence: str) -> None:
+    """Names that no application of the file has, before anything is deployed."""
+    config = yaml.safe_load((ROOT / "configs" / "blue-green.yaml").read_text())
+    config["applications"][0]["deployments"][0]["user_config"] = ingress
+    with pytest.raises(ConfigError, match=sentence):
+        check(config)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +73,8 @@ def test_the_files_differ_only_in_capacity() -> None:
         (app,) = yaml.safe_load(path.read_text())["applications"]
         return {key: app[key] for key in ("name", "route_prefix", "import_path")}
 
-    assert all(comparable(path) == comparable(CONFIGS[0]) for path in CONFIGS)
+    files = [path for path in CONFIGS if path.stem != "blue-green"]
+    assert all(comparable(path) == comparable(files[0]) for path in files)
 
 
 def test_the_env_file_names_switches_that_ray_has() -> None:
@@ -89,7 +107,7 @@ def test_weights_may_be_a_plain_name() -> None:
 
 
 def test_every_knob_has_its_sentence() -> None:
-    for kind in (AppConfig, BatchTuning, IngressTuning):
+    for kind in (AppConfig, ClassifierTuning, IngressTuning):
         for name, field in kind.model_fields.items():
             inner = getattr(field.annotation, "model_fields", {name: field})
             assert all(each.description for each in inner.values()), name

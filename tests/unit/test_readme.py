@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serve_app.config import BatchTuning, EngineSpec, IngressTuning, Limits
+from serve_app.config import ClassifierTuning, EngineSpec, IngressTuning, Limits
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -16,7 +16,7 @@ HOMES: dict[str, type[BaseModel]] = {
     "`args: {engine: …}`": EngineSpec,
     "`args: {limits: …}`": Limits,
     "`user_config` of Ingress": IngressTuning,
-    "`user_config` of Classifier": BatchTuning,
+    "`user_config` of Classifier": ClassifierTuning,
 }
 
 

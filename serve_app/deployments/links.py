@@ -1,0 +1,90 @@
+"""Stage 1/3 · variants of the model as Serve applications, and Prometheus's view of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.metrics import Counter, Histogram
+
+from serve_app.deployments.calls import MILLISECONDS, Handle, call, ping
+from serve_app.errors import NotReadyError, ServiceError
+from serve_app.schemas import ModelState
+from serve_app.service import Answer, Wanted
+from serve_app.traffic import Comparison
+
+TENTHS = [n / 10 for n in range(1, 11)]
+
+
+class HandleLink:
+    """A way to a variant whose first stage is known."""
+
+    def __init__(self, preprocessor: Handle) -> None:
+        """Send nothing yet."""
+        self._preprocessor = preprocessor
+
+    async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
+        """See Link."""
+        return await call(lambda: self._preprocessor.remote(wanted, company), "preprocess")
+
+    async def ask(self) -> ModelState:
+        """See Link."""
+        return await ping(self._preprocessor, "preprocess")
+
+
+class ApplicationLink:
+    """A way to another application, which may come later than we do, go and come back."""
+
+    def __init__(self, name: str) -> None:
+        """Look for it when it is first asked."""
+        self._name = name
+        self._found: HandleLink | None = None
+
+    async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
+        """See Link."""
+        return await (await self._find()).send(wanted, company)
+
+    async def ask(self) -> ModelState:
+        """See Link."""
+        try:
+            return await (await self._find()).ask()
+        except NotReadyError:
+            self._found = None
+            raise
+
+    async def _find(self) -> HandleLink:
+        if self._found is None:
+            try:
+                self._found = HandleLink(await asyncio.to_thread(serve.get_app_handle, self._name))
+            except RayServeException:
+                raise NotReadyError(f"no application {self._name!r} runs here") from None
+        return self._found
+
+
+class RayMetrics:
+    """See Metrics."""
+
+    def __init__(self) -> None:
+        """Register them."""
+        tags: Any = ("variant", "version")  # Ray's annotation allows one name only
+        codes: Any = ("variant", "code")
+        self._ms = Histogram("variant_ms", "Time of an answered image, by who answered.", MILLISECONDS, tags)
+        self._failed = Counter("variant_failed_images", "Images that got an error.", codes)
+        self._compared = Counter("shadow_compared", "Copies of images whose answers were compared.", (*tags, "agree"))
+        self._difference = Histogram("shadow_difference", "Between the scores of the label given.", TENTHS, tags)
+
+    def answered(self, variant: str, version: str, seconds: float) -> None:
+        """See Metrics."""
+        self._ms.observe(seconds * 1000, {"variant": variant, "version": version})
+
+    def failed(self, variant: str, code: str) -> None:
+        """See Metrics."""
+        self._failed.inc(tags={"variant": variant, "code": code})
+
+    def compared(self, variant: str, version: str, found: Comparison) -> None:
+        """See Metrics."""
+        tags = {"variant": variant, "version": version}
+        self._compared.inc(tags={**tags, "agree": str(found.agree).lower()})
+        self._difference.observe(found.difference, tags)

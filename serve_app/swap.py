@@ -1,0 +1,105 @@
+"""Stage 3/3 · other weights take over between two batches, loaded and warm before they do. Knows no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve_app.classifier import ResNetEngine
+from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec
+from serve_app.errors import InvalidParameterError, WeightsError
+from serve_app.schemas import Classification, ClassifyItem, ModelCard, ModelRef, Named
+from serve_app.weights import load_model
+
+log = logging.getLogger("serve_app")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, and what it is."""
+
+    weights: WeightsSpec
+    card: ModelCard
+    ref: ModelRef
+    engine: ResNetEngine
+
+
+class SwappableModel:
+    """Runs batches on the weights of the moment; a batch is never split between two."""
+
+    def __init__(self, weights: WeightsSpec, engine: EngineSpec, cores: int) -> None:
+        """Load, verify and warm the model.
+
+        Raises:
+            WeightsError, EngineError: It cannot be had; the message is one sentence.
+        """
+        self._first, self._cores = weights, cores
+        self._now = _load(weights, engine, cores, BatchTuning().max_batch)
+        # What was fastest at the start still is: measured again under load it might look otherwise.
+        runtime = engine.runtime if engine.precision == "int8" else self._now.engine.runtime
+        self._spec = EngineSpec.model_validate({"runtime": runtime, "precision": engine.precision})
+
+    @property
+    def card(self) -> ModelCard:
+        """What serves."""
+        return self._now.card
+
+    @property
+    def lanes(self) -> int:
+        """See ResNetEngine."""
+        return self._now.engine.lanes
+
+    @property
+    def lanes_are_cores(self) -> bool:
+        """See ResNetEngine."""
+        return self._now.engine.lanes_are_cores
+
+    def classify(self, items: Sequence[ClassifyItem]) -> list[Named]:
+        """Classify a batch, in the words of the weights that do it.
+
+        Raises:
+            InvalidParameterError: These weights have no such class to explain.
+        """
+        now = self._now
+        classes = len(now.card.labels)
+        for item in items:
+            if isinstance(item.explain, int) and item.explain >= classes:
+                raise InvalidParameterError(
+                    f"explain_class: {item.explain} is not a class id; they end at {classes - 1}"
+                )
+        return [_named(found, now) for found in now.engine.classify(items)]
+
+    def change(self, tuning: ClassifierTuning) -> None:
+        """Get ready for other values, which takes seconds; what serves goes on meanwhile, and if it fails.
+
+        Raises:
+            WeightsError, EngineError: It cannot be done; the message is one sentence.
+        """
+        now = self._now
+        wanted = tuning.weights or self._first
+        if wanted == now.weights:
+            now.engine.warm_up(tuning.max_batch)
+            return
+        new = _load(wanted, self._spec, self._cores, tuning.max_batch)
+        old_size, new_size = ((each.transform.resize_px, each.transform.crop_px) for each in (now.card, new.card))
+        if new_size != old_size:
+            raise WeightsError(
+                f"weights {wanted.source}: they take crops of {new_size[1]} px from {new_size[0]} px, and the "
+                f"preprocess stage makes {old_size[1]} px from {old_size[0]} px: serve them as another variant, "
+                "see docs/updates.md"
+            )
+        self._now = new
+        log.info("weights: %s gave way to %s", now.card.version, new.card.version)
+
+
+def _load(weights: WeightsSpec, engine: EngineSpec, cores: int, max_batch: int) -> Loaded:
+    model, card = load_model(weights)
+    loaded = Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores))
+    loaded.engine.warm_up(max_batch)
+    return loaded
+
+
+def _named(found: Classification, by: Loaded) -> Named:
+    class_ids = {*found.class_ids, *([found.activation_map.class_id] if found.activation_map else [])}
+    return Named(found, by.ref, {class_id: by.card.labels[class_id] for class_id in class_ids})

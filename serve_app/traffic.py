@@ -1,0 +1,93 @@
+"""Stage 1/3 · which variant of the model a request goes to: by name, by client or by chance. Knows no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from serve_app.config import IngressTuning
+from serve_app.service import Answer
+
+OWN = "main"  # the variant in the ingress's own application
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Who gets what.
+
+    Attributes:
+        shares: Weight of each variant; a variant of weight 0 answers only those who ask for it by name.
+        shadow: The variant that gets copies, if any.
+        shadow_share: How many of the images are copied to it, 0-1.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=lambda: {OWN: 1.0})
+    shadow: str | None = None
+    shadow_share: float = 0.0
+
+    @classmethod
+    def of(cls, tuning: IngressTuning) -> Traffic:
+        """What a configuration asks for."""
+        return cls(tuning.traffic or {OWN: 1.0}, tuning.shadow, tuning.shadow_share if tuning.shadow else 0.0)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All variants, the one with the largest share first."""
+        ranked = sorted(self.shares, key=lambda name: -self.shares[name])
+        return tuple(ranked) if self.shadow is None else tuple(dict.fromkeys((*ranked, self.shadow)))
+
+    @cached_property
+    def serving(self) -> dict[str, float]:
+        """The variants that get requests nobody has named one for."""
+        return {name: share for name, share in self.shares.items() if share > 0}
+
+
+def pick(shares: Mapping[str, float], client: str | None = None) -> str:
+    """Choose a variant by its share.
+
+    A client keeps its variant as long as the shares stay (weighted rendezvous hashing): from 5 % to
+    10 % only the missing 5 % of the clients change theirs. Without one, chance decides each time.
+
+    Args:
+        shares: At least one, all above 0.
+        client: Whatever names the client.
+    """
+    if client is None:
+        return random.choices([*shares], [*shares.values()])[0]
+
+    def score(name: str) -> float:
+        digest = hashlib.blake2b(f"{name}\0{client}".encode(), digest_size=8).digest()
+        uniform = ((int.from_bytes(digest) >> 12) + 0.5) / 2**52  # never 0 nor 1
+        return -shares[name] / math.log(uniform)
+
+    return max(shares, key=score)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two variants said about one image.
+
+    Attributes:
+        agree: Their best classes have the same label.
+        difference: How far apart their scores of the first one's best label are, 0-1; a label that is not
+            among the shadow's counts as 0.
+    """
+
+    agree: bool
+    difference: float
+
+
+def compare(answer: Answer, shadow: Answer) -> Comparison:
+    """Compare the answer that was given with the shadow's, by label: class ids belong to their weights."""
+    (label, score), *_ = _scores(answer).items()
+    others = _scores(shadow)
+    return Comparison(next(iter(others)) == label, abs(score - others.get(label, 0.0)))
+
+
+def _scores(answer: Answer) -> dict[str, float]:
+    found = answer.classification
+    return {answer.labels[class_id]: score for class_id, score in zip(found.class_ids, found.scores, strict=True)}
