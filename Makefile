@@ -7,7 +7,7 @@ CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 
-.PHONY: help setup run deploy test test-nodes test-containers check fmt bench bench-scaling plots images up down
+.PHONY: help setup run deploy test test-nodes test-containers check fmt bench bench-scaling soak plots images up down
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
@@ -44,6 +44,9 @@ bench: plots ## measure the service against its peers, see benchmarks/README.md
 
 bench-scaling: plots ## measure how the service scales, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+soak: setup ## run the service under load, updates and kills, and print a verdict; ARGS="--minutes 30"
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 images: ## build the two container images
 	@GIT_SHA=$$(git rev-parse HEAD) docker compose build
