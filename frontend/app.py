@@ -7,7 +7,8 @@ from collections.abc import Callable
 import streamlit as st
 
 from frontend.classify import show_classify
-from frontend.client import Client, ServerDownError
+from frontend.client import Client, ProblemError, ServerDownError
+from frontend.sign_in import let_in, show_sign_out
 from frontend.status import show_status
 
 
@@ -30,22 +31,38 @@ def guarded(show: Callable[[Client], None]) -> Callable[[], None]:
                 "Start it with `make run`, or set API_URL to where it runs.",
                 icon=":material/power_off:",
             )
-            if st.button("Try again", icon=":material/refresh:"):
-                st.rerun()
+            _offer_retry()
+        except ProblemError as error:
+            if error.problem.get("status") == 401:
+                st.error(
+                    f"**The API does not let this page in.** {error}. "
+                    "Set API_KEY in the page's environment or secrets to a valid key.",
+                    icon=":material/key_off:",
+                )
+            else:
+                st.error(f"**{error.problem.get('title')}.** {error}.", icon=":material/warning:")
+            _offer_retry()
 
     return page
+
+
+def _offer_retry() -> None:
+    if st.button("Try again", icon=":material/refresh:"):
+        st.rerun()
 
 
 def main() -> None:
     """Lay out the pages."""
     st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
     st.html("<style>.block-container {padding-top: 4rem}</style>")  # Streamlit leaves a third of a phone empty
+    let_in()
     pages = [
         st.Page(
             guarded(show_classify), title="Classify", icon=":material/image_search:", url_path="classify", default=True
         ),
         st.Page(guarded(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),
     ]
+    show_sign_out()
     st.navigation(pages, position="top").run()
 
 

@@ -60,16 +60,25 @@ class Client:
     Args:
         url: Where the API is; by default the environment's API_URL.
         public_url: Where users reach it, for snippets; by default API_PUBLIC_URL, else ``url``.
+        key: What the API asks for; by default API_KEY, in the environment or among Streamlit's secrets, which
+            become environment variables.
         transport: How requests travel; tests pass the app itself.
     """
 
     def __init__(
-        self, url: str | None = None, public_url: str | None = None, transport: httpx2.BaseTransport | None = None
+        self,
+        url: str | None = None,
+        public_url: str | None = None,
+        key: str | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Open no connection yet."""
         self.url = (url or os.environ.get("API_URL", API_URL)).rstrip("/")
         self.public_url = (public_url or os.environ.get("API_PUBLIC_URL", self.url)).rstrip("/")
-        self._http = httpx2.Client(base_url=self.url, timeout=TIMEOUT_S, transport=transport)
+        key = key or os.environ.get("API_KEY")
+        self._needs_key = key is not None
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=transport)
 
     def models(self) -> Json:
         """What is served, and within which limits."""
@@ -133,14 +142,16 @@ class Client:
 
     def curl(self, name: str) -> str:
         """A command line that classifies a file."""
-        return f"curl --data-binary @{shlex.quote(name)} -H 'Content-Type: image/*' {self.public_url}/v1/classify"
+        key = '-H "X-API-Key: $API_KEY" ' if self._needs_key else ""
+        return f"curl --data-binary @{shlex.quote(name)} -H 'Content-Type: image/*' {key}{self.public_url}/v1/classify"
 
     def python(self, name: str) -> str:
         """A program that classifies a file."""
+        key = ', headers={"X-API-Key": os.environ["API_KEY"]}' if self._needs_key else ""
         return (
-            "import requests\n\n"
+            f"{'import os; ' if self._needs_key else ''}import requests\n\n"
             f"photo = open({name!r}, 'rb').read()\n"
-            f'answer = requests.post("{self.public_url}/v1/classify", data=photo).json()\n'
+            f'answer = requests.post("{self.public_url}/v1/classify", data=photo{key}).json()\n'
             'for prediction in answer["results"][0]["predictions"]:\n'
             "    print(f\"{prediction['score']:6.1%}  {prediction['label']}\")\n"
         )

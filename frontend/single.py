@@ -53,7 +53,9 @@ def show_single(client: Client, photo: Photo, model: Json, key: str = "single") 
 
 def show_problem(name: str, problem: Json) -> None:
     """Say what is wrong with one photo."""
-    st.error(f"**{name}**: {problem.get('title')}. {problem.get('detail', '')}", icon=":material/warning:")
+    seconds = problem.get("retry_after_s")
+    again = f" (there should be room in {seconds} s)" if seconds else ""
+    st.error(f"**{name}**: {problem.get('title')}. {problem.get('detail', '')}{again}", icon=":material/warning:")
 
 
 def _answer(client: Client, photo: Photo, model: Json, explain_class: int | None) -> Json:

@@ -57,6 +57,7 @@ def to_problem(error: ServiceError, request_id: str | None) -> Problem:
         code=error.code,
         detail=str(error),
         retryable=error.retryable,
+        retry_after_s=error.retry_after_s if error.retryable else None,
         request_id=request_id,
     )
 
@@ -66,9 +67,14 @@ def problem_response(problem: Problem) -> Response:
     return Response(
         problem.model_dump_json(exclude_none=True),
         problem.status,
-        {"Retry-After": "1"} if problem.status == OverloadedError.status else None,
+        retry_headers(problem),
         "application/problem+json",
     )
+
+
+def retry_headers(problem: Problem) -> dict[str, str]:
+    """The header that says when to try again, if that is worth it."""
+    return {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else {}
 
 
 def _explanation(found: ActivationMap, labels: Sequence[str]) -> Explanation:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.admission import Admission
 from serve_app.answers import problem_response, refusal, server_timing, stream, summary_of, to_problem
 from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, parse_parameters, read_uploads
 from serve_app.config import AnswerTuning
-from serve_app.errors import (
-    InvalidParameterError,
-    ServiceError,
-    UnknownModelError,
-)
+from serve_app.door import Cors, Door, Identify
+from serve_app.errors import InvalidParameterError, ServiceError, UnknownModelError
 from serve_app.fanout import FanOut, finish
-from serve_app.oip import create_router, error_response, speaks_v2
+from serve_app.oip import create_router, respond
 from serve_app.preprocess import FORMATS
 from serve_app.schemas import (
     ClassifyResponse,
@@ -61,11 +55,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": title, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, title in {
         400: "Malformed body",
+        401: "No valid API key, where keys are needed",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Bad parameter or corrupt image",
+        429: "More than this API key may send; see Retry-After",
         503: "Overloaded or not ready; see Retry-After",
-        504: "Deadline exceeded",
+        504: "Deadline exceeded; see Retry-After",
     }.items()
 }
 
@@ -83,13 +79,16 @@ def create_app(service: Service) -> FastAPI:
     model = ModelRef(name=service.card.name, version=service.card.version, sha256=service.card.sha256)
     _handle_errors(app)
 
+    admission = Admission(lambda: service.door, lambda: service.room)
+    app.add_middleware(Door, service=service, admission=admission, stats=stats)
+    app.add_middleware(Cors, service=service)
     app.add_middleware(Identify, version=model.version)
     app.include_router(create_router(service, fan_out, model))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         uploads, parameters = await read_uploads(request, service.limits)
         _check_explained(parameters, len(service.card.labels))
-        return fan_out.start(uploads, parameters, request.state.id)
+        return fan_out.start(uploads, parameters, request.state)
 
     @app.post(
         "/v1/classify",
@@ -160,41 +159,18 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/v1/status", summary="What this ingress replica has done since it started")
     async def status() -> dict[str, Any]:
-        return {"model": model.model_dump(), "deployments": await service.describe(), **stats.snapshot()}
+        return {
+            "model": model.model_dump(),
+            "deployments": await service.describe(),
+            "door": admission.snapshot(),
+            **stats.snapshot(),
+        }
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse("/docs")
 
     return app
-
-
-class Identify:
-    """ASGI middleware: gives each request its id and start time, and each response the headers that say so."""
-
-    def __init__(self, app: ASGIApp, version: str) -> None:
-        """Wrap an app that answers with weights of this version."""
-        self._app, self._version = app, version
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        # Ray Serve's proxy numbers requests and answers with the number; without it we do.
-        numbered = Headers(scope=scope).get("x-request-id")
-        state = scope.setdefault("state", {})
-        state["id"], state["start"] = numbered or f"req_{uuid.uuid4().hex}", time.perf_counter()
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Model-Version"] = self._version
-                if not numbered:
-                    headers["X-Request-ID"] = state["id"]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
 
 
 def _check_explained(parameters: Parameters, classes: int) -> None:
@@ -209,9 +185,6 @@ def _handle_errors(app: FastAPI) -> None:
 
     def request_id(request: Request) -> str | None:
         return getattr(request.state, "id", None)
-
-    def respond(request: Request, problem: Problem) -> Response:
-        return error_response(problem) if speaks_v2(request) else problem_response(problem)
 
     @app.exception_handler(ServiceError)
     async def ours(request: Request, error: ServiceError) -> Response:

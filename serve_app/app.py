@@ -22,5 +22,5 @@ def build_app(config: AppConfig) -> Application:
     """
     card = load_card(config.weights)
     classifier = Classifier.bind(config.weights, config.engine)
-    preprocessor = Preprocessor.bind(classifier, card.transform, config.limits.max_pixels)
-    return Ingress.bind(preprocessor, card, config.limits)
+    preprocessor = Preprocessor.bind(classifier, card.transform)
+    return Ingress.bind(preprocessor, card)

@@ -7,7 +7,7 @@ within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deploym
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -71,12 +71,42 @@ class Limits(Knobs):
     deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
 
 
+class DoorTuning(Knobs):
+    """How much one ingress replica lets in; what is over it is refused with 503 and Retry-After."""
+
+    max_queue_s: float = Field(
+        0.5, gt=0, description="Longest time that a new image may be expected to wait for the stages, in seconds."
+    )
+    max_under_way: int = Field(1024, gt=0, description="Most images under way, whatever their wait.")
+    max_held_bytes: int = Field(512 * MiB, gt=0, description="Most bytes of request bodies in memory.")
+
+
+class KeysTuning(Knobs):
+    """Who may call; while none of the three sources is named, everyone may."""
+
+    hashes: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(
+        None, description="Name of each caller to the sha256 of the API key."
+    )
+    file: str | None = Field(
+        None, description="File with a line `name sha256` per key; a change is seen within a second."
+    )
+    env: str | None = Field(None, description="Environment variable that holds such lines.")
+    images_per_s: float | None = Field(
+        None, gt=0, description="Images per second that each key may send to one ingress replica; none is no limit."
+    )
+    burst: int = Field(100, ge=1, description="Images that it may send at once, over that rate.")
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a key."""
+        return any(source is not None for source in (self.hashes, self.file, self.env))
+
+
 class AppConfig(Knobs):
     """``args:`` of the application in a Serve config file."""
 
     weights: WeightsSpec = WeightsSpec()
     engine: EngineSpec = EngineSpec()
-    limits: Limits = Limits()
 
 
 class BatchTuning(Knobs):
@@ -111,6 +141,12 @@ class IngressTuning(AnswerTuning):
         "while all lanes are taken leave together.",
     )
     max_group: int = Field(8, ge=1, le=64, description="Most images in one group.")
+    limits: Limits = Limits()
+    door: DoorTuning = DoorTuning()
+    keys: KeysTuning = KeysTuning()
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
+    )
 
 
 def parse(kind: type[Model], values: Any) -> Model:

@@ -2,6 +2,7 @@
 
 ServiceError                    500 internal
 ├── MalformedRequestError       400 malformed
+├── UnauthorizedError           401 unauthorized
 ├── UnknownModelError           404 unknown_model
 ├── TooLargeError               413 too_large
 │   └── ImageTooLargeError      413 image_too_large
@@ -9,6 +10,7 @@ ServiceError                    500 internal
 ├── InvalidParameterError       422 invalid_parameter
 ├── InvalidImageError           422 invalid_image
 ├── OverloadedError             503 overloaded           (retryable)
+│   └── RateLimitedError        429 rate_limited         (retryable)
 ├── NotReadyError               503 not_ready            (retryable)
 ├── DeadlineExceededError       504 deadline_exceeded    (retryable)
 ├── EngineError                 an engine that cannot run here; fails a deployment, never a request
@@ -20,6 +22,7 @@ Every error is built from one message, so it survives pickling between processes
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -30,12 +33,19 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
+    retry_after_s: int = 1  # if it is worth trying again
 
 
 class MalformedRequestError(ServiceError):
     """The body is not what its content type promises."""
 
     status, code, title = 400, "malformed", "Malformed request"
+
+
+class UnauthorizedError(ServiceError):
+    """No API key, or one that is not valid."""
+
+    status, code, title = 401, "unauthorized", "Unauthorized"
 
 
 class UnknownModelError(ServiceError):
@@ -78,6 +88,17 @@ class OverloadedError(ServiceError):
     """Too many requests wait already; this one was not started."""
 
     status, code, title, retryable = 503, "overloaded", "Overloaded", True
+
+    def __init__(self, message: str, retry_after_s: float = 1) -> None:
+        """Say when to come again, in seconds; at least one."""
+        super().__init__(message)
+        self.retry_after_s = max(1, math.ceil(retry_after_s))
+
+
+class RateLimitedError(OverloadedError):
+    """One caller sends more than its share; this request was not started."""
+
+    status, code, title = 429, "rate_limited", "Too many requests"
 
 
 class NotReadyError(ServiceError):

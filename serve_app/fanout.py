@@ -6,9 +6,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from starlette.datastructures import State
+
+from serve_app.admission import Admitted
 from serve_app.answers import to_problem, to_result
 from serve_app.bodies import Parameters, Upload
-from serve_app.errors import DeadlineExceededError, ServiceError
+from serve_app.deadline import Deadline
+from serve_app.errors import ServiceError
 from serve_app.schemas import Explain, ImageResult
 from serve_app.service import Answer, Service
 from serve_app.stats import Stats
@@ -24,45 +28,55 @@ class FanOut:
         self._service, self._stats = service, stats
 
     def start(
-        self, uploads: Sequence[Upload], parameters: Parameters, request_id: str
+        self, uploads: Sequence[Upload], parameters: Parameters, request: State
     ) -> list[asyncio.Task[ImageResult]]:
         """Send all images on their way; no task of these raises.
 
         Args:
             uploads: The images in their order.
             parameters: What the client asked for, the same for all of them.
-            request_id: Names the request in logs and errors.
+            request: What the door knows: ``id`` names it in logs and errors, ``admitted`` counts its images.
+
+        Raises:
+            OverloadedError, DeadlineExceededError: None of them was sent; see Admitted.take.
         """
+        request.admitted.take(len(uploads))
         return [
-            asyncio.create_task(self._one(index, upload, parameters, request_id))
+            asyncio.create_task(self._one(index, upload, parameters, request.id, request.admitted))
             for index, upload in enumerate(uploads)
         ]
 
-    async def _one(self, index: int, upload: Upload, parameters: Parameters, request_id: str) -> ImageResult:
+    async def _one(
+        self, index: int, upload: Upload, parameters: Parameters, request_id: str, admitted: Admitted
+    ) -> ImageResult:
+        worked = False
         try:
-            answered = await self._answer(upload, parameters)
+            answered = await self._answer(upload, parameters, admitted.deadline)
+            worked = True
         except ServiceError as error:
             failure = error
+            worked = not error.retryable
         except Exception:
             log.exception("request %s, image %d", request_id, index)
             failure = ServiceError("this image could not be classified; the server's log says why")
         else:
             self._stats.answered(answered)
             return to_result(index, upload.id, answered, parameters, self._service)
+        finally:
+            admitted.finished(worked)
         self._stats.failed(failure)
         return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
 
-    async def _answer(self, upload: Upload, parameters: Parameters) -> Answer:
+    async def _answer(self, upload: Upload, parameters: Parameters, deadline: Deadline) -> Answer:
         if isinstance(upload.encoded, ServiceError):
             raise upload.encoded
-        deadline_s = self._service.limits.deadline_s
         try:
             with self._stats.in_flight():
-                async with asyncio.timeout(deadline_s):
+                async with asyncio.timeout(deadline.left_s()):
                     top_k = parameters.top_k or self._service.tuning.top_k
-                    return await self._service.classify(upload.encoded, top_k, _explain(parameters))
+                    return await self._service.classify(upload.encoded, top_k, _explain(parameters), deadline)
         except TimeoutError:
-            raise DeadlineExceededError(f"no answer within {deadline_s:g} s") from None
+            raise deadline.exceeded() from None
 
 
 async def finish(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:

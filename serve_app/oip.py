@@ -13,8 +13,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
+from starlette.types import Scope
 
-from serve_app.answers import server_timing
+from serve_app.answers import problem_response, retry_headers, server_timing
 from serve_app.bodies import LimitedRequest, Parameters
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.fanout import FanOut, finish
@@ -60,8 +61,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def speaks_v2(request: Request) -> bool:
     """Whether a request is for this door, and wants its errors in this protocol's form."""
-    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    path = path_of(request.scope)
     return path == "/v2" or path.startswith("/v2/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path below wherever the app is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def error_response(problem: Problem, where: str = "") -> Response:
@@ -71,8 +78,12 @@ def error_response(problem: Problem, where: str = "") -> Response:
         problem: What went wrong.
         where: In front of the message, for example which image.
     """
-    retry = {"Retry-After": "1"} if problem.retryable else None
-    return JSONResponse({"error": where + problem.detail}, problem.status, retry)
+    return JSONResponse({"error": where + problem.detail}, problem.status, retry_headers(problem))
+
+
+def respond(request: Request, problem: Problem) -> Response:
+    """A problem in the form of the door that the request came through."""
+    return error_response(problem) if speaks_v2(request) else problem_response(problem)
 
 
 def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRouter:
@@ -162,7 +173,7 @@ def create_router(service: Service, fan_out: FanOut, served: ModelRef) -> APIRou
         asked, uploads = read_infer(body, request.headers.get(JSON_LENGTH), limits)
         top_k = asked.parameters.top_k or service.tuning.top_k
         most = max([top_k, *(output.parameters.classification or 0 for output in asked.outputs)])
-        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state.id))
+        results = await finish(fan_out.start(uploads, Parameters(top_k=most), request.state))
         for result in results:
             if result.error:
                 return error_response(result.error, f"image {result.index}: ")

@@ -186,6 +186,7 @@ class Problem(Schema):
     code: str
     detail: str
     retryable: bool
+    retry_after_s: int | None = None
     request_id: str | None = None
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serve_app.config import AnswerTuning, Limits
+from serve_app.config import AnswerTuning, DoorTuning, Limits
+from serve_app.deadline import Deadline
+from serve_app.keys import Keys
 from serve_app.schemas import Classification, Explain, ImageInfo, ModelCard
 
 
@@ -17,11 +19,13 @@ class Wanted:
         encoded: The file as uploaded.
         top_k: Classes wanted.
         explain: Class to explain, ``"top"`` or none.
+        deadline: When its client stops waiting.
     """
 
     encoded: bytes
     top_k: int
     explain: Explain
+    deadline: Deadline
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,34 @@ class Answer:
 
 
 class Service(Protocol):
-    """Stages 2 and 3, however they are reached."""
+    """Stages 2 and 3, however they are reached.
+
+    Attributes:
+        card: Of the weights.
+        limits: What one request may ask for, as it is now.
+        tuning: What an answer holds when its request does not say, as it is now.
+        door: How much may be under way, as it is now.
+        keys: Who may call, as it is now.
+        cors_origins: Sites whose pages may call, as it is now.
+        room: How many images the stages take at a time; more than those wait.
+    """
 
     card: ModelCard
     limits: Limits
     tuning: AnswerTuning
+    door: DoorTuning
+    keys: Keys
+    cors_origins: tuple[str, ...]
+    room: int
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+    async def classify(self, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline) -> Answer:
         """Classify one image.
 
         Args:
             encoded: The file as uploaded.
             top_k: Classes wanted.
             explain: Class to explain, ``"top"`` or none.
+            deadline: When its client stops waiting; work that is not begun by then is not done.
 
         Raises:
             ServiceError: Of the kind that says what went wrong.

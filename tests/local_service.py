@@ -7,8 +7,10 @@ from typing import Any
 
 from serve_app.batcher import InThread, MicroBatcher
 from serve_app.classifier import ResNetEngine
-from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec
+from serve_app.config import AnswerTuning, BatchTuning, DoorTuning, KeysTuning, Limits, WeightsSpec
+from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError
+from serve_app.keys import Keys
 from serve_app.preprocess import preprocess
 from serve_app.schemas import Classification, ClassifyItem, Explain
 from serve_app.service import Answer
@@ -25,7 +27,8 @@ class LocalService:
 
     def __init__(self, weights: WeightsSpec, limits: Limits | None = None) -> None:
         model, self.card = load_model(weights)
-        self.limits, self.tuning = limits or Limits(), AnswerTuning()
+        self.limits, self.tuning, self.door = limits or Limits(), AnswerTuning(), DoorTuning()
+        self.room, self.keys, self.cors_origins = 8, Keys(KeysTuning()), ()
         engine = ResNetEngine(model, self.card)
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
@@ -33,7 +36,7 @@ class LocalService:
         self.failing: Exception | None = None
         self.delay_s = 0.0
 
-    async def classify(self, encoded: bytes, top_k: int, explain: Explain) -> Answer:
+    async def classify(self, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline) -> Answer:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing

@@ -12,6 +12,7 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
 from serve_app.config import BatchTuning, EngineSpec, WeightsSpec, parse
+from serve_app.deadline import Deadline
 from serve_app.deployments.calls import cores
 from serve_app.errors import ServiceError
 from serve_app.schemas import Classification, ClassifyItem, Explain
@@ -61,24 +62,33 @@ class Classifier:
         self._batcher.reconfigure(tuning, self._engine.lanes)
 
     async def __call__(
-        self, pixels: np.ndarray, asked: list[tuple[int, Explain]], company: int
+        self, pixels: np.ndarray, asked: list[tuple[int, Explain, Deadline]], company: int
     ) -> list[Batched[Classification] | ServiceError]:
         """Classify crops in the next batches.
 
         Args:
             pixels: uint8, (N, crop_px, crop_px, 3).
-            asked: For each, top_k and the class to explain.
+            asked: For each, top_k, the class to explain and when its client stops waiting.
             company: See MicroBatcher.
         """
-        items = [ClassifyItem(crop, *each) for crop, each in zip(pixels, asked, strict=True)]
-        return await asyncio.gather(*(self._one(item, company) for item in items))
+        return await asyncio.gather(
+            *(
+                self._one(ClassifyItem(crop, top_k, explain), deadline, company)
+                for crop, (top_k, explain, deadline) in zip(pixels, asked, strict=True)
+            )
+        )
 
     async def ping(self) -> None:
         """Answer."""
 
-    async def _one(self, item: ClassifyItem, company: int) -> Batched[Classification] | ServiceError:
+    async def _one(
+        self, item: ClassifyItem, deadline: Deadline, company: int
+    ) -> Batched[Classification] | ServiceError:
         try:
-            return await self._batcher.submit(item, company)
+            async with asyncio.timeout(deadline.left_s()):  # one that gives up waiting is in no batch
+                return await self._batcher.submit(item, company)
+        except TimeoutError:
+            return deadline.exceeded()
         except Exception:
             log.exception("the model failed on an image")
             return ServiceError("the model failed on this image; the server's log says why")

@@ -24,12 +24,12 @@ from serve_app.service import Answer, Wanted
 class Preprocessor:
     """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
 
-    def __init__(self, classifier: Handle, transform: ImageTransform, max_pixels: int) -> None:
+    def __init__(self, classifier: Handle, transform: ImageTransform) -> None:
         """Start the threads that decode, so that the replica keeps answering health checks."""
-        self._classifier, self._transform, self._max_pixels = classifier, transform, max_pixels
+        self._classifier, self._transform = classifier, transform
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
 
-    async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
+    async def __call__(self, wanted: list[Wanted], company: int, max_pixels: int) -> list[Answer | ServiceError]:
         """Decode and classify images that came together.
 
         Returns:
@@ -38,7 +38,7 @@ class Preprocessor:
         """
         loop = asyncio.get_running_loop()
         decoded = await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._decode, each.encoded) for each in wanted)
+            *(loop.run_in_executor(self._threads, self._decode, each, max_pixels) for each in wanted)
         )
         good = [
             (each, *image_and_ms)
@@ -56,10 +56,11 @@ class Preprocessor:
         """
         await ping(self._classifier, "classify")
 
-    def _decode(self, encoded: bytes) -> tuple[PreprocessedImage, float] | ServiceError:
+    def _decode(self, wanted: Wanted, max_pixels: int) -> tuple[PreprocessedImage, float] | ServiceError:
         start = time.perf_counter()
         try:
-            image = preprocess(encoded, self._transform, self._max_pixels)
+            wanted.deadline.check()
+            image = preprocess(wanted.encoded, self._transform, max_pixels)
         except ServiceError as error:
             return error
         return image, (time.perf_counter() - start) * 1000
@@ -68,7 +69,7 @@ class Preprocessor:
         self, good: list[tuple[Wanted, PreprocessedImage, float]], company: int
     ) -> list[Answer | ServiceError]:
         pixels = np.stack([image.pixels for _, image, _ in good])
-        asked = [(each.top_k, each.explain) for each, _, _ in good]
+        asked = [(each.top_k, each.explain, each.deadline) for each, _, _ in good]
         answer: Awaitable[list[Batched[Classification] | ServiceError]]
         answer = self._classifier.remote(pixels, asked, max(company, len(good)))
         try:

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "schemas", "preprocess", "batcher", "cards", "weights"),
+    *("errors", "config", "deadline", "keys", "schemas", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier"),
-    *("service", "stats", "bodies", "answers", "fanout", "tensors", "oip", "api"),
+    *("service", "stats", "bodies", "answers", "admission", "fanout", "tensors", "oip", "door", "api"),
     *("deployments.calls", "deployments.classifier", "deployments.preprocessor", "deployments.ingress", "app"),
     *("launch_weights", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
@@ -90,6 +90,9 @@ def test_stages_open_with_their_number() -> None:
         ("fanout", 1),
         ("tensors", 1),
         ("oip", 1),
+        ("keys", 1),
+        ("admission", 1),
+        ("door", 1),
         ("preprocess", 2),
         ("classifier", 3),
         ("deployments.ingress", 1),

@@ -100,7 +100,7 @@ def test_the_env_file_names_switches_that_ray_has() -> None:
 
 def test_the_largest_image_fits_through_grpc() -> None:
     lines = dict(line.split("=") for line in (ROOT / "configs" / "ray.env").read_text().splitlines() if "=" in line)
-    assert int(lines["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > AppConfig().limits.max_image_bytes
+    assert int(lines["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > IngressTuning().limits.max_image_bytes
 
 
 def test_errors_say_what_and_where() -> None:
@@ -110,7 +110,7 @@ def test_errors_say_what_and_where() -> None:
     with pytest.raises(ValueError, match=r"max_batch: .*greater than or equal to 1 \(got 0\)"):
         parse(BatchTuning, {"max_batch": 0})
     with pytest.raises(ValueError, match=r"limits.max_images"):
-        parse(AppConfig, {"limits": {"max_images": -1}})
+        parse(IngressTuning, {"limits": {"max_images": -1}})
 
 
 def test_weights_may_be_a_plain_name() -> None:

@@ -16,8 +16,9 @@ from streamlit.testing.v1 import AppTest
 from frontend.client import Client, Photo, ProblemError, ServerDownError
 from frontend.heatmap import open_upright, overlay
 from serve_app.api import create_app
-from serve_app.config import Limits, WeightsSpec
+from serve_app.config import KeysTuning, Limits, WeightsSpec
 from serve_app.errors import OverloadedError
+from serve_app.keys import Keys, hash_of
 from tests.conftest import encode, make_photo, make_picture
 from tests.local_service import LocalService
 
@@ -152,6 +153,70 @@ def test_page_when_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     page = AppTest.from_file(APP, default_timeout=30).run()
     assert "not answering" in page.error[0].value
     assert "make run" in page.error[0].value
+
+
+@pytest.fixture
+def closed_page(page: AppTest, service: LocalService) -> AppTest:
+    """The same, with an API that wants a key which the page does not have."""
+    service.keys = Keys(KeysTuning(hashes={"someone": "0" * 64}))
+    return page
+
+
+def test_page_without_the_key_that_the_api_wants(closed_page: AppTest) -> None:
+    closed_page.run()
+    assert not closed_page.exception
+    assert "does not let this page in" in closed_page.error[0].value
+    assert "API_KEY" in closed_page.error[0].value
+
+
+def test_the_page_sends_its_key(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is in no snippet; those name the variable that holds it."""
+    service.keys = Keys(KeysTuning(hashes={"page": hash_of("key_of_the_page")}))
+    monkeypatch.setenv("API_KEY", "key_of_the_page")
+    with TestClient(create_app(service)) as http:
+        client = Client("http://testserver", transport=http._transport)
+        assert client.classify(photos(1)[0])["status"] == "ok"
+        assert [r["status"] for r in client.classify_many(photos(2), 4, 10**7)] == ["ok", "ok"]
+    for snippet in (client.curl("a.jpg"), client.python("a.jpg")):
+        assert "API_KEY" in snippet
+        assert "key_of_the_page" not in snippet
+
+
+def test_an_overloaded_service_says_when_to_come_again(page: AppTest, service: LocalService) -> None:
+    page.run()
+    service.failing = OverloadedError("too many images wait", 7)
+    page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+    assert not page.exception
+    assert "Overloaded. too many images wait (there should be room in 7 s)" in page.error[0].value
+
+
+AUTH = {
+    "redirect_uri": "http://localhost:8501/oauth2callback",
+    "cookie_secret": "not a secret",
+    "client_id": "page",
+    "client_secret": "not one either",
+    "server_metadata_url": "https://id.example/.well-known/openid-configuration",
+}
+
+
+def test_where_signing_in_is_configured_nothing_is_shown_before(page: AppTest) -> None:
+    page.secrets["auth"] = AUTH
+    page.run()
+    assert not page.exception
+    assert [button.label for button in page.button] == ["Sign in"]
+    assert not page.file_uploader
+
+
+def test_secrets_that_cannot_be_read_open_nothing(
+    page: AppTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in the file must not leave the page open to everyone."""
+    (tmp_path / ".streamlit").mkdir()
+    (tmp_path / ".streamlit" / "secrets.toml").write_text("[auth\n")
+    monkeypatch.chdir(tmp_path)
+    page.run()
+    assert "stays closed" in page.error[0].value
+    assert not page.file_uploader
 
 
 def test_status_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

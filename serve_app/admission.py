@@ -1,0 +1,185 @@
+"""Stage 1/3 · who may come in now: an image is let in if it can be done in time, else refused with its bytes unread.
+
+One ingress replica knows how many of its images are under way and how many a second come back
+while there are more than the other stages can take. The first divided by the second is how long a
+new image would wait. Nothing is refused on a guess: until a pace was measured, only the hard caps hold.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from serve_app.config import DoorTuning
+from serve_app.deadline import Deadline
+from serve_app.errors import OverloadedError
+from serve_app.keys import Bucket
+
+MEMORY_S = 2.0  # a change of pace is known after about so long
+MEASURED_S = 0.2  # fewer busy seconds say too little
+
+
+class Pace:
+    """Images a second that the other stages finish when they have all that they can take."""
+
+    def __init__(self) -> None:
+        """Nothing measured yet."""
+        self._busy_s = self._finished = 0.0
+
+    def busy(self, seconds: float) -> None:
+        """Count time in which the stages were kept busy; what is long ago fades."""
+        keep = math.exp(-seconds / MEMORY_S)
+        self._busy_s = self._busy_s * keep + seconds
+        self._finished *= keep
+
+    def finished(self) -> None:
+        """Count an image that came back while they were."""
+        self._finished += 1
+
+    def seconds_for(self, images: int) -> float:
+        """How long so many images take; 0 while that is not known."""
+        if images <= 0 or self._busy_s < MEASURED_S:
+            return 0.0
+        return images * self._busy_s / max(self._finished, 1.0)
+
+
+class Admission:
+    """Counts what one ingress replica has under way, and refuses what would wait too long.
+
+    Args:
+        tuning: The knobs as they are now.
+        room: How many images the other stages take at a time, as it is now; more than those wait.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, tuning: Callable[[], DoorTuning], room: Callable[[], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Start empty."""
+        self._tuning, self._room, self._clock = tuning, room, clock
+        self._pace, self._since = Pace(), clock()
+        self.images = self.held_bytes = 0
+
+    def admit(self, body_bytes: int, deadline: Deadline, bucket: Bucket | None = None) -> Admitted:
+        """Let a request in whose body has not been read.
+
+        Args:
+            body_bytes: What its header declares.
+            deadline: When its client stops waiting.
+            bucket: What is left of its caller's rate.
+
+        Raises:
+            RateLimitedError: Its caller sends too much (429).
+            OverloadedError: Not now (503); says when to come again.
+            DeadlineExceededError: It came too late already (504).
+        """
+        if bucket:
+            bucket.check()
+        self.check(deadline)
+        self.hold(body_bytes)
+        return Admitted(self, body_bytes, deadline, bucket)
+
+    def check(self, deadline: Deadline) -> None:
+        """Do nothing if one more image could be done in time.
+
+        Raises:
+            OverloadedError, DeadlineExceededError: As for ``admit``.
+        """
+        deadline.check()
+        self._measure()
+        tuning, waiting = self._tuning(), self.images - self._room()
+        wait_s = self._pace.seconds_for(waiting)
+        if self.images >= tuning.max_under_way:
+            raise OverloadedError(f"{self.images} images are under way, which is the most here; try again", wait_s)
+        if wait_s > tuning.max_queue_s:
+            raise OverloadedError(f"an image would wait {wait_s:.1f} s; try again", wait_s)
+        if waiting > 0 and (done_s := self._pace.seconds_for(self.images)) > deadline.left_s():
+            raise OverloadedError(f"an answer takes {done_s:.1f} s now, more than the deadline leaves", done_s)
+
+    def hold(self, body_bytes: int) -> None:
+        """Count bytes of bodies in memory.
+
+        Raises:
+            OverloadedError: With these there would be too many (503).
+        """
+        limit = self._tuning().max_held_bytes
+        if self.held_bytes + body_bytes > limit and self.held_bytes:  # alone, a body is bounded by its own limit
+            raise OverloadedError(f"the requests under way hold {self.held_bytes / 2**20:.0f} MB already; try again")
+        self.held_bytes += body_bytes
+
+    def change(self, images: int, finished: bool = False) -> None:
+        """Count images that came or went; finished is one that the stages have worked on."""
+        self._measure()
+        if finished and self.images >= self._room():
+            self._pace.finished()
+        self.images += images
+
+    def snapshot(self) -> dict[str, Any]:
+        """For the status page."""
+        per_image_s = self._pace.seconds_for(1)
+        return {
+            "images": self.images,
+            "held_bytes": self.held_bytes,
+            "images_per_s": round(1 / per_image_s, 1) if per_image_s else None,
+        }
+
+    def _measure(self) -> None:
+        now = self._clock()
+        if self.images >= self._room():
+            self._pace.busy(now - self._since)
+        self._since = now
+
+
+class Admitted:
+    """A request that was let in; leaving the block lets go of whatever it still has."""
+
+    def __init__(self, admission: Admission, body_bytes: int, deadline: Deadline, bucket: Bucket | None) -> None:
+        """Counted are its bytes so far; how many images there are shows when they are read."""
+        self._admission, self._bytes, self.deadline, self._bucket = admission, body_bytes, deadline, bucket
+        self._declared = body_bytes
+        self._images = 0
+
+    def received(self, body_bytes: int) -> None:
+        """Count bytes that came; those that were declared are counted already.
+
+        Raises:
+            OverloadedError: Too many bytes in memory (503).
+        """
+        if not self._declared:
+            self._admission.hold(body_bytes)
+            self._bytes += body_bytes
+
+    def take(self, images: int) -> None:
+        """Count the images, now that they are known.
+
+        Raises:
+            OverloadedError, DeadlineExceededError: Others came first, or time has run out meanwhile.
+        """
+        self._admission.check(self.deadline)
+        self._images += images
+        self._admission.change(images)
+        if self._bucket:
+            self._bucket.take(images)
+
+    def finished(self, worked: bool) -> None:
+        """Count an image as gone.
+
+        Args:
+            worked: The stages have worked on it; else it says nothing about their pace.
+        """
+        if self._images:
+            self._images -= 1
+            self._admission.change(-1, worked)
+
+    def __enter__(self) -> Self:
+        """Hold."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Let go."""
+        self._admission.change(-self._images)
+        self._admission.held_bytes -= self._bytes
+        self._images = self._bytes = 0

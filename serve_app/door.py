@@ -1,0 +1,144 @@
+"""Stage 1/3 · what every request passes first: its id, who sends it, until when, and whether it may come in now."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.admission import Admission, Admitted
+from serve_app.answers import to_problem
+from serve_app.deadline import read_deadline
+from serve_app.errors import ServiceError, UnauthorizedError
+from serve_app.oip import path_of, respond
+from serve_app.service import Service
+from serve_app.stats import Stats
+
+# Open to callers without a key: whether it runs, and what it is.
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/redoc", "/openapi.json")
+OPEN_FOLDER = "/static-offline-docs/"
+SAFE = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
+
+
+class Identify:
+    """ASGI middleware: gives each request its id and start time, and each response the headers that say so."""
+
+    def __init__(self, app: ASGIApp, version: str) -> None:
+        """Wrap an app that answers with weights of this version."""
+        self._app, self._version = app, version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # Ray Serve's proxy numbers requests and answers with the number; without it we do.
+        numbered = Headers(scope=scope).get("x-request-id")
+        state = scope.setdefault("state", {})
+        state["id"], state["start"] = numbered or f"req_{uuid.uuid4().hex}", time.perf_counter()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Model-Version"] = self._version
+                for name, value in SAFE.items():
+                    headers.setdefault(name, value)
+                if not numbered:
+                    headers["X-Request-ID"] = state["id"]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class Cors:
+    """ASGI middleware: lets pages of the sites that are named now call from a browser; of none by default."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        """Wrap an app that serves this."""
+        self._app, self._service = app, service
+        self._origins: tuple[str, ...] = ()
+        self._sharing = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if self._origins != self._service.cors_origins:
+            self._origins = self._service.cors_origins
+            self._sharing = CORSMiddleware(
+                self._app, self._origins, ("GET", "POST"), ("*",), expose_headers=("*",), max_age=600
+            )
+        await (self._sharing if self._origins else self._app)(scope, receive, send)
+
+
+class Door:
+    """ASGI middleware: asks who calls, and lets a request with a body in if it can be answered in time.
+
+    Whatever is refused is refused before its body is read.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, admission: Admission, stats: Stats) -> None:
+        """Wrap an app that serves this."""
+        self._app, self._service, self._admission, self._stats = app, service, admission, stats
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            admitted = self._enter(scope)
+        except ServiceError as error:
+            self._stats.failed(error)
+            refused = respond(Request(scope), to_problem(error, scope["state"]["id"]))
+            if isinstance(error, UnauthorizedError):
+                refused.headers["WWW-Authenticate"] = "Bearer"
+            await refused(scope, receive, send)
+            return
+        if admitted is None:
+            await self._app(scope, receive, send)
+            return
+        with admitted:
+            scope["state"]["admitted"] = admitted
+            await self._app(scope, _counting(receive, admitted), send)
+
+    def _enter(self, scope: Scope) -> Admitted | None:
+        """Let a request in; None for one that only asks (GET), which costs little and always has room."""
+        path = path_of(scope)
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return None
+        headers = Headers(scope=scope)
+        caller = scope["state"]["caller"] = self._service.keys.caller(headers)
+        if scope["method"] != "POST":
+            return None
+        limits, declared = self._service.limits, headers.get("content-length", "")
+        body_bytes = int(declared) if re.fullmatch("[0-9]{1,18}", declared) else 0
+        return self._admission.admit(
+            min(body_bytes, limits.max_body_bytes),  # whoever reads a longer one refuses it, and says why
+            read_deadline(headers, limits.deadline_s),
+            self._service.keys.bucket(caller),
+        )
+
+
+def _counting(receive: Receive, admitted: Admitted) -> Receive:
+    """The same body, counted, and not awaited longer than its client wants."""
+    complete = False
+
+    async def receive_in_time() -> Message:
+        nonlocal complete
+        if complete:  # what comes now is the end of the connection
+            return await receive()
+        try:
+            async with asyncio.timeout(admitted.deadline.left_s()):
+                message = await receive()
+        except TimeoutError:
+            raise admitted.deadline.exceeded() from None
+        complete = not message.get("more_body", False)
+        admitted.received(len(message.get("body", b"")))
+        return message
+
+    return receive_in_time
