@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import Any
 
 from serve_app.batcher import InThread, MicroBatcher
@@ -10,9 +11,16 @@ from serve_app.classifier import ResNetEngine
 from serve_app.config import AnswerTuning, BatchTuning, Limits, WeightsSpec
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import preprocess
-from serve_app.schemas import Classification, ClassifyItem, Explain
+from serve_app.schemas import Classification, ClassifyItem, Explain, ModelCard
 from serve_app.service import Answer
 from serve_app.weights import load_model
+
+
+@cache
+def load(weights: WeightsSpec) -> tuple[ResNetEngine, ModelCard]:
+    """Once for all tests: finding the fastest runtime takes seconds."""
+    model, card = load_model(weights)
+    return ResNetEngine(model, card), card
 
 
 class LocalService:
@@ -24,9 +32,8 @@ class LocalService:
     """
 
     def __init__(self, weights: WeightsSpec, limits: Limits | None = None) -> None:
-        model, self.card = load_model(weights)
+        engine, self.card = load(weights)
         self.limits, self.tuning = limits or Limits(), AnswerTuning()
-        engine = ResNetEngine(model, self.card)
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )
