@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from typing import Any
 
 from serve_app.batcher import InThread, MicroBatcher
@@ -18,6 +19,13 @@ from serve_app.traffic import OWN
 from serve_app.weights import load_model
 
 
+@cache
+def load(weights: WeightsSpec) -> tuple[ResNetEngine, ModelCard]:
+    """Once for all tests: finding the fastest runtime takes seconds."""
+    model, card = load_model(weights)
+    return ResNetEngine(model, card), card
+
+
 class LocalService:
     """Stages 2 and 3 by plain calls.
 
@@ -27,10 +35,9 @@ class LocalService:
     """
 
     def __init__(self, weights: WeightsSpec, limits: Limits | None = None) -> None:
-        model, self._card = load_model(weights)
+        engine, self._card = load(weights)
         self.limits, self.tuning, self.door = limits or Limits(), AnswerTuning(), DoorTuning()
         self.room, self.keys, self.cors_origins = 8, Keys(KeysTuning()), ()
-        engine = ResNetEngine(model, self._card)
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )
