@@ -174,8 +174,10 @@ def failure(app: State) -> str | None:
         return None
     messages = [app["message"], *(one["message"] for one in deployments)]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    if ours := OURS.search("\n".join(lines)):
+        return ours[1]
     raised = [line for line in lines if RAISED.match(line)]
-    return raised[-1].removeprefix("serve_app.errors.") if raised else " ".join(lines)
+    return raised[-1] if raised else " ".join(lines)
 
 
 def _is_new(app: State, before: State) -> bool:

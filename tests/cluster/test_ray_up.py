@@ -243,7 +243,8 @@ def test_roles_are_bounded_to_the_stacks_own_nodes(launched: Launched) -> None:
 
 def statements(document: Any) -> list[dict[str, Any]]:
     """The mock hands some policies out as text, AWS itself as objects."""
-    return list((json.loads(document) if isinstance(document, str) else document)["Statement"])
+    # Its text is JSON or Python's own, by version; YAML reads both.
+    return list((yaml.safe_load(document) if isinstance(document, str) else document)["Statement"])
 
 
 def test_clients_come_by_tls_and_reach_the_head(launched: Launched) -> None:

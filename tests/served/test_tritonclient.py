@@ -59,7 +59,9 @@ def test_answers_equal_the_first_doors(
         labels = [label.decode() if binary_out else label for label in result.as_numpy("label")[row]]
         assert labels == [p["label"] for p in predictions]
         assert result.as_numpy("class_id")[row].tolist() == [p["class_id"] for p in predictions]
-        assert result.as_numpy("score")[row] == pytest.approx([p["score"] for p in predictions], abs=1e-4)
+        assert result.as_numpy("score")[row] == pytest.approx(
+            [p["score"] for p in predictions], abs=1e-3
+        )  # see test_a_batch_equals_singles
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
