@@ -164,7 +164,6 @@ def serving(config: dict[str, Any], port: int, host: str = loopback.ADDRESS) -> 
         context = ray.init(
             address="local",
             dashboard_host=loopback.ADDRESS,
-            _node_ip_address=loopback.ADDRESS,  # everything that Ray opens is there then
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

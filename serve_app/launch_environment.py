@@ -30,6 +30,9 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
         "SERVER_STATE_BASE": "",
         "SERVER_STATE_FILE": "server-state",
     }
+    # Ray's switch for "no cluster here", off by default on Linux only: the node's address is loopback then,
+    # and all that Ray opens is there. An address given to ray.init would be turned into the machine's own.
+    found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     found |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
     for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
         with socket.socket() as free:

@@ -66,10 +66,10 @@ def stay_on_loopback() -> None:
     Ray binds everything else to the node's address, but this one to all of the machine's; whoever
     reaches it can run code.
     """
-    address = ray.util.get_node_ip_address()
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call] # Ray leaves it so
     if address.startswith("127."):
-        bind = tls_utils.add_port_to_grpc_server
-        replica.add_port_to_grpc_server = lambda server, _everywhere: bind(server, f"{address}:0")
+        bind: Callable[..., int] = tls_utils.add_port_to_grpc_server
+        vars(replica)["add_port_to_grpc_server"] = lambda server, _everywhere: bind(server, f"{address}:0")
 
 
 def cores() -> int:

@@ -22,7 +22,13 @@ def listening(service: Running) -> dict[int, tuple[str, str]]:
 
 
 def beyond_loopback(service: Running) -> dict[int, tuple[str, str]]:
-    return {port: found for port, found in listening(service).items() if not ip_address(found[0]).is_loopback}
+    return {port: found for port, found in listening(service).items() if not is_loopback(found[0])}
+
+
+def is_loopback(address: str) -> bool:
+    """Also 127.0.0.1 as a socket for both families writes it, ::ffff:127.0.0.1."""
+    plain = ip_address(address)
+    return (getattr(plain, "ipv4_mapped", None) or plain).is_loopback
 
 
 def ports(service: Running) -> set[int]:

@@ -12,7 +12,8 @@ import yaml
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+TWO_VARIANTS = ROOT / "configs" / "blue-green.yaml"  # another graph, on purpose
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {TWO_VARIANTS})
 CAPACITY = {
     *("num_replicas", "autoscaling_config", "max_replicas_per_node", "max_ongoing_requests", "ray_actor_options"),
     *("lanes", "max_group", "max_batch", "max_wait_ms"),
