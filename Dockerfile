@@ -65,6 +65,8 @@ COPY configs configs
 COPY serve_app serve_app
 # configs/ray.env, for whatever starts Ray here (the launcher reads the file as well); a test compares them.
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
+    RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" \
+    RAY_SERVE_HAPROXY_TUNE_BUFSIZE=1048576 \
     RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
     RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=67108864 \
     RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5 \

@@ -1,16 +1,15 @@
 """A bad day, in short: ``make soak ARGS="--minutes 30"``.
 
 Runs the service with two replicas of each stage under a mixed load (single photos, many in one
-request, broken files), changes its config and kills replicas all the while, and prints a verdict:
-what was answered, how fast, and whether memory or file descriptors grew. Exit code 1: it failed.
+request, broken files) of a share of what it can do, while it is updated and its processes are killed
+(benchmarks/bad_day.py), and prints a verdict: what was answered, how fast, and whether memory or
+file descriptors grew. Exit code 1: it failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
-import itertools
 import json
 import re
 import statistics
@@ -28,6 +27,7 @@ import psutil
 import yaml
 
 from benchmarks import load, machine
+from benchmarks.bad_day import BadDay, EventError
 from benchmarks.http_client import image_files
 from benchmarks.images import write_photos
 from benchmarks.processes import Tree, end_on_signals, started
@@ -35,10 +35,10 @@ from benchmarks.systems import LOCAL, ROOT, free_port, tail
 from serve_app.deploy.rollout import Cluster, DeployError
 
 START_TIMEOUT_S = 180
-EVENT_TIMEOUT_S = 120
 SAMPLE_S = 10
+CAPACITY_S = 20
 MANY = 8
-STAGES = ("Ingress", "Preprocessor", "Classifier")
+EVENTS = ("update", "kill Classifier", "restart", "kill Preprocessor", "weights", "kill Ingress", "replicas")
 EXPECTED = {"single": {"200"}, "many": {"200"}, "broken": {"415", "422"}}
 # Memory may grow by this share of itself in the whole run before that is called a leak.
 GROWTH = 0.05
@@ -66,56 +66,70 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=float, default=10, help="photos a second, each its own request")
-    parser.add_argument("--every", type=float, default=15, help="seconds between two updates or kills")
-    parser.add_argument("--config", type=Path, default=LOCAL, help="Serve config file; gets two replicas per stage")
+    parser.add_argument("--load", type=float, default=0.6, help="share of the photos a second that it can do at most")
+    parser.add_argument("--every", type=float, default=10, help="seconds between two events")
+    parser.add_argument("--events", default=",".join(EVENTS), help="which, in this order, again and again: %(default)s")
+    parser.add_argument("--config", type=Path, default=LOCAL, help="Serve config file")
+    parser.add_argument("--replicas", type=int, default=2, help="of each stage")
     parser.add_argument("--weights", default="demo")
-    parser.add_argument("--updates-only", action="store_true", help="kill nothing")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     end_on_signals()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, service(options, Path(folder)) as (tree, api, cluster):
-        config = cluster.config()
+        day = BadDay(cluster, api, tree, Path(folder))
+        kinds = [kind for kind in options.events.split(",") if kind]
+        if unknown := set(kinds) - set(day.kinds):
+            parser.error(f"--events: there is no {', '.join(sorted(unknown))}; there are {', '.join(day.kinds)}")
         watch, happened = Watch(tree), []
+        url, photos = f"{api}/v1/classify", write_inputs(Path(folder))
+        capacity = load.apply(url, photos, seconds=CAPACITY_S, ramp=5)["images_per_s"]
+        say(f"capacity: {capacity:.1f} photos/s; load: {options.load:.0%} of it")
         with ThreadPoolExecutor() as threads:
             threads.submit(watch.run)
-            loads = start_loads(threads.submit, f"{api}/v1/classify", Path(folder), options)
-            until = time.monotonic() + options.minutes * 60
-            for event in events(cluster, config, options.updates_only):
-                time.sleep(options.every)
-                if time.monotonic() > until - options.every:
-                    break
-                happened.append(event())
-            found = {name: each.result() for name, each in loads.items()}
-            watch.over.set()
-    result = verdict(found, happened, watch) | {"machine": machine.describe(sys.argv[1:])}
+            try:
+                loads = start_loads(threads.submit, url, photos, options.load * capacity, options.minutes * 60)
+                happened = one_after_the_other(day, kinds, options.every, options.minutes * 60)
+                found = {name: each.result() for name, each in loads.items()}
+            finally:
+                watch.over.set()
+    result = {"capacity_per_s": capacity, "load": options.load} | verdict(found, happened, watch)
+    result["machine"] = machine.describe(sys.argv[1:])
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit("error: " + "; ".join(result["failures"]) if result["failures"] else 0)
 
 
-class Live(Cluster):
-    """A running cluster, whose config can be read back."""
+def say(what: str) -> None:
+    """Tell the user what goes on."""
+    print(f"· {what}", file=sys.stderr, flush=True)
 
-    def config(self) -> dict[str, Any]:
-        """Of the only application, as it was deployed."""
-        (app,) = self.state()["applications"].values()
-        deployed: dict[str, Any] = app["deployed_app_config"]
-        return deployed
 
-    def replicas(self, stage: str) -> list[dict[str, Any]]:
-        """Those that run."""
-        (app,) = self.state()["applications"].values()
-        return [each for each in app["deployments"][stage]["replicas"] if each["state"] == "RUNNING"]
+def one_after_the_other(day: BadDay, kinds: list[str], every_s: float, for_s: float) -> list[str]:
+    """Let things happen until the time is over; gives what did, `failed: ` in front of what did not end well."""
+    happened: list[str] = []
+    until = time.monotonic() + for_s
+    for kind, event in day.events(kinds) if kinds else ():
+        if time.monotonic() + 2 * every_s > until:
+            break
+        time.sleep(every_s)
+        start = time.monotonic()
+        try:
+            event()
+        except (DeployError, EventError) as error:
+            kind = f"failed: {kind}: {error}"
+        happened.append(kind)
+        say(f"{kind} ({time.monotonic() - start:.1f} s)")
+    return happened
 
 
 @contextlib.contextmanager
-def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, str, Live]]:
+def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, str, Cluster]]:
     """The service as `make run` starts it, without the page; gives its processes, API and cluster."""
     config = yaml.safe_load(options.config.read_text())
-    for deployment in config["applications"][0]["deployments"]:
-        deployment["num_replicas"] = 2
+    for app in config["applications"]:
+        for deployment in app["deployments"]:
+            deployment["num_replicas"] = options.replicas
     path, log, port = folder / "config.yaml", folder / "log", free_port()
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "serve_app", "--no-page", f"--config={path}", f"--port={port}"]
@@ -125,65 +139,33 @@ def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, s
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"error: the service did not start: {tail(log)}")
             time.sleep(0.5)
-        yield tree, f"http://127.0.0.1:{port}", Live(ready[1])
+        yield tree, f"http://127.0.0.1:{port}", Cluster(ready[1])
 
 
-def start_loads(submit: Callable[..., Any], url: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Three kinds of requests at once, for as long as it takes."""
+def write_inputs(folder: Path) -> Path:
+    """Photos, and beside them a folder of files that are none."""
     photos, broken = folder / "photos", folder / "broken"
     write_photos(photos)
     broken.mkdir()
     for number, path in enumerate(image_files(photos)[:8]):
         data = path.read_bytes()
         (broken / path.name).write_bytes(data[: len(data) // 2] if number % 2 else b"no image at all")
-    common = {"seconds": options.minutes * 60, "timeout": 60}
+    return photos
+
+
+def start_loads(submit: Callable[..., Any], url: str, photos: Path, rate: float, seconds: float) -> dict[str, Any]:
+    """Three kinds of requests at once: two thirds of the photos come alone, one third many at a time."""
+    common = {"seconds": seconds, "timeout": 60}
     return {
-        "single": submit(load.apply, url, photos, rate=options.rate, **common),
-        "many": submit(load.apply, url, photos, rate=options.rate / 2, per_request=MANY, **common),
-        "broken": submit(load.apply, url, broken, rate=1.0, seed=1, **common),
+        "single": submit(load.apply, url, photos, rate=rate * 2 / 3, **common),
+        "many": submit(load.apply, url, photos, rate=rate / 3, per_request=MANY, **common),
+        "broken": submit(load.apply, url, photos.parent / "broken", rate=1.0, seed=1, **common),
     }
-
-
-def events(cluster: Live, config: dict[str, Any], updates_only: bool) -> Iterator[Callable[[], str]]:
-    """What happens to the service, one after the other, without an end."""
-    kills = [lambda stage=stage: kill(cluster, stage) for stage in STAGES]
-    for number in itertools.count():
-        yield lambda number=number: update(cluster, config, number)
-        if not updates_only:
-            yield kills[number % len(kills)]
-
-
-def update(cluster: Live, config: dict[str, Any], number: int) -> str:
-    """Other user_config values, as an operator would deploy them."""
-    changed = copy.deepcopy(config)
-    for deployment in changed["deployments"]:
-        if deployment["name"] == "Ingress":
-            deployment["user_config"]["top_k"] = 5 + number % 5
-        if deployment["name"] == "Classifier":
-            deployment["user_config"]["max_batch"] = 4 + number % 5
-    try:
-        cluster.apply({"applications": [changed]}, EVENT_TIMEOUT_S)
-    except DeployError as error:
-        return f"update failed: {error}"
-    return "update"
-
-
-def kill(cluster: Live, stage: str) -> str:
-    """SIGKILL one of a stage's replicas, and wait until there are as many as before."""
-    before = cluster.replicas(stage)
-    psutil.Process(before[0]["pid"]).kill()
-    gone, deadline = before[0]["replica_id"], time.monotonic() + EVENT_TIMEOUT_S
-    while time.monotonic() < deadline:
-        now = cluster.replicas(stage)
-        if len(now) == len(before) and gone not in {each["replica_id"] for each in now}:
-            return f"kill {stage}"
-        time.sleep(1)
-    return f"kill failed: no new {stage} within {EVENT_TIMEOUT_S} s"
 
 
 def verdict(found: dict[str, Any], happened: list[str], watch: Watch) -> dict[str, Any]:
     """Everything that was seen, and the sentences that make it a failure."""
-    failures = [event for event in happened if "failed" in event]
+    failures = [event for event in happened if event.startswith("failed")]
     for name, expected in EXPECTED.items():
         if wrong := {outcome: n for outcome, n in found[name]["outcomes"].items() if outcome not in expected}:
             failures.append(f"{name}: {wrong} of {found[name]['requests']} requests")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -80,7 +81,8 @@ def render(settings: Settings, outputs: Mapping[str, str], private_key: Path, cl
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
     except (KeyError, ValueError) as error:
         raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
-    config["docker"]["run_options"] += [f"--env={name}={value}" for name, value in ray_environment().items()]
+    environment = (f"--env={name}={value}" for name, value in ray_environment().items())
+    config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray makes one line of them for a shell
     return check(config)
 
 

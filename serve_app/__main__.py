@@ -120,10 +120,12 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     config = serve_config.read(path)
     if not config["applications"]:
         raise ConfigError(f"{path} cannot be read as a Serve config: its list of `applications` is empty")
-    app = config["applications"][0]
     config["http_options"] = {**config.get("http_options", {}), "port": port}
-    if weights != "config":
-        app.setdefault("args", {})["weights"] = choose_weights() if weights == "auto" else weights
+    alone = [app for app in config["applications"] if app.get("import_path") == serve_config.APP]
+    if alone and weights != "config":
+        chosen = choose_weights() if weights == "auto" else weights
+        for app in alone:  # several variants stay as the file has them
+            app["args"] = {**app.get("args", {}), "weights": chosen}
     return config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_the_dashboard_listens_on_the_head_only(config: dict[str, Any]) -> None:
 
 
 def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
-    options = config["docker"]["run_options"]
+    options = shlex.split(" ".join(config["docker"]["run_options"]))
     assert "--env=RAY_SERVE_ENABLE_HA_PROXY=1" in options
     assert {f"--env={name}={value}" for name, value in launcher.ray_environment().items()} <= set(options)
 

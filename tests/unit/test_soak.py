@@ -31,7 +31,7 @@ def test_a_quiet_day_passes() -> None:
     [
         (loads(single={"200": 8, "500": 1}), [], FLAT, "single: {'500': 1} of 9 requests"),
         (loads(broken={"200": 9}), [], FLAT, "broken: {'200': 9} of 9 requests"),
-        (loads(), ["kill failed: no new Ingress"], FLAT, "kill failed: no new Ingress"),
+        (loads(), ["failed: kill Ingress: waited"], FLAT, "failed: kill Ingress"),
         (loads(), [], [1000.0 + 10 * i for i in range(20)], "memory_mb grew by 150 from about 1115"),
     ],
     ids=("an error", "a broken file with an answer", "a replica that stays away", "a leak"),
