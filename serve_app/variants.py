@@ -61,8 +61,8 @@ class Variants:
         self._recovering: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def reconfigure(self, tuning: IngressTuning) -> None:
-        """Take other shares; the first time, return once somebody answers."""
+    def reconfigure(self, tuning: IngressTuning) -> None:
+        """Take other shares, at once the first time."""
         self._grouping = grouping(tuning)
         for variant in self._variants.values():
             variant.reconfigure(*self._grouping)
@@ -71,20 +71,9 @@ class Variants:
         self._waiting_for = None
         wanted = Traffic.of(tuning)
         if not self._started:
-            self._traffic = wanted
-            await self.until_ready()
-            self._started = True
+            self._traffic, self._started = wanted, True
         elif wanted != self._traffic:
             self._switching = asyncio.create_task(self._switch(wanted))
-
-    async def until_ready(self) -> None:
-        """Return once a variant that gets requests answers."""
-        while True:
-            try:
-                return await self.check_ready()
-            except NotReadyError as error:
-                log.info("waiting: %s", error)
-                await asyncio.sleep(ASK_AGAIN_S)
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""

@@ -9,17 +9,19 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from serve_app.api import create_app
 from serve_app.config import AnswerTuning, IngressTuning, parse
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import Handle, stay_on_loopback
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
+from serve_app.errors import NotReadyError
 from serve_app.keys import Keys
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Choice, Wanted
 from serve_app.traffic import OWN, Traffic
-from serve_app.variant import Link
+from serve_app.variant import ASK_AGAIN_S, Link
 from serve_app.variants import Variants
 
 log = logging.getLogger("serve_app")
@@ -70,7 +72,9 @@ class Ingress:
             return
         self._refused = None
         self._applications[1:] = [name for name in traffic.names if name != OWN]
-        await self._variants.reconfigure(tuning)
+        self._variants.reconfigure(tuning)
+        if not self._configured:
+            await self._until_ready()
         self._configured = True
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
@@ -106,6 +110,18 @@ class Ingress:
             for name, one in found.deployments.items()
         }
         return {"deployments": deployments, "refused": self._refused, **described}
+
+    async def _until_ready(self) -> None:
+        """Return once a model answers, or this application has failed: somebody has to say so then."""
+        while True:
+            try:
+                return await self._variants.check_ready()
+            except NotReadyError as error:
+                log.info("waiting: %s", error)
+            own = (await asyncio.to_thread(serve.status)).applications.get(self._applications[0])
+            if own is not None and own.status == ApplicationStatus.DEPLOY_FAILED:
+                return
+            await asyncio.sleep(ASK_AGAIN_S)
 
     def _adopt(self, tuning: IngressTuning) -> None:
         """Take what is taken at once.

@@ -73,6 +73,6 @@ def test_the_environment_is_the_same_wherever_it_is_set() -> None:
     names = "|".join(environment)
     places = tracked("compose.yaml", "Dockerfile", "Makefile", "cluster", "configs", "serve_app", ".github")
     for path in places:
-        if path.suffix not in {".safetensors"}:
-            for name, value in re.findall(rf"\b({names})\b\"?\s*[=:]\s*\"?([^\s\"\\]+)", path.read_text()):
-                assert value == environment[name], f"{path}: {name}"
+        if path.suffix not in {".safetensors", ".env"}:
+            for name, value in re.findall(rf"\b({names})\b\"?\s*[=:]\s*(\"[^\"]+\"|[^\s\"\\]+)", path.read_text()):
+                assert value.strip('"') == environment[name], f"{path}: {name}"

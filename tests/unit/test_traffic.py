@@ -82,7 +82,8 @@ class World:
         self.variants = Variants(lambda name: self.links.get(name) or gone(name), self.metrics)
 
     async def set(self, **user_config: object) -> None:
-        await self.variants.reconfigure(parse(IngressTuning, user_config))
+        self.variants.reconfigure(parse(IngressTuning, user_config))
+        await self.variants.check_ready()
 
     async def ask(self, asked: str | None = None, client: str | None = None) -> str:
         choice = self.variants.choose(asked, client)
@@ -205,15 +206,14 @@ async def test_shares_hold_once_a_late_variant_answers() -> None:
     assert await world.answers(5) == {"green": 5}
 
 
-async def test_a_replica_that_starts_waits_for_somebody_who_answers() -> None:
-    """It takes no requests that nobody could answer."""
+async def test_ready_is_who_has_somebody_to_ask() -> None:
+    """An ingress that starts takes no requests until then."""
     world = World()
     world.links["blue"].there = False
-    starting = asyncio.create_task(world.set(traffic={"blue": 1}))
-    await asyncio.sleep(0.05)
-    assert not starting.done()
+    with pytest.raises(NotReadyError):
+        await world.set(traffic={"blue": 1})
     world.links["blue"].there = True
-    await starting
+    await world.variants.check_ready()
     assert await world.ask() == "blue"
 
 
