@@ -149,6 +149,11 @@ class Client:
             await asyncio.sleep(0.01)  # a server that refuses connections is not to be hammered
         self.samples.append(Sample(due, sent, time.perf_counter(), outcome, batch_sizes))
 
+    def close(self) -> None:
+        """Hang up."""
+        for connection in self._idle:
+            connection.close()
+
     async def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()

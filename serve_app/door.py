@@ -8,6 +8,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.admission import Admission, Admitted
 from serve_app.answers import to_problem
 from serve_app.deadline import read_deadline
-from serve_app.errors import ServiceError, SlowBodyError, UnauthorizedError
+from serve_app.errors import InvalidParameterError, ServiceError, SlowBodyError, UnauthorizedError
 from serve_app.oip import path_of, respond
 from serve_app.service import Service
 from serve_app.stats import Stats
@@ -23,7 +24,36 @@ from serve_app.stats import Stats
 # Open to callers without a key: whether it runs, and what it is.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/redoc", "/openapi.json")
 OPEN_FOLDER = "/static-offline-docs/"
+# What Ray Serve reads of a request before we see it, as UTF-8; it answers anything else with 500.
+READ_BY_RAY = (
+    *(b"x-request-id", b"x-session-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
+    *(b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"traceparent", b"tracestate"),
+)
 SAFE = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
+
+
+class Legible:
+    """ASGI middleware: refuses headers that Ray Serve could not read. Stands before Ray, see ``outermost``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap Ray Serve's app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name in READ_BY_RAY and not _is_utf8(value):
+                    error = InvalidParameterError(f"header {name.decode()}: not UTF-8")
+                    problem = to_problem(error, f"req_{uuid.uuid4().hex}")
+                    await respond(Request(scope), problem)(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+def outermost() -> list[Middleware]:
+    """What Ray Serve puts around itself, named in configs/ray.env."""
+    return [Middleware(Legible)]
 
 
 class Identify:
@@ -146,3 +176,11 @@ def _counting(receive: Receive, admitted: Admitted) -> Receive:
         return message
 
     return receive_in_time
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -79,21 +79,24 @@ async def test_overload_is_refused_and_passes(running: Running, tune: Tune, tmp_
     await asyncio.sleep(1)
     await closed_loop(after, 4, time.perf_counter() + 3)
     assert set(outcomes(after)) == {"200"}
+    storm.close()
+    after.close()
 
 
 @pytest.mark.parametrize(
-    ("header", "text", "status_code", "code"),
+    ("header", "text", "expected"),
     [
-        ("X-Request-Timeout-Ms", "1", 504, "deadline_exceeded"),
-        ("X-Request-Timeout-Seconds", "0.051", 504, "deadline_exceeded"),
-        ("X-Request-Timeout-Ms", "soon", 422, "invalid_parameter"),
+        # On a busy machine the time is over before the body is there.
+        ("X-Request-Timeout-Ms", "1", {(504, "deadline_exceeded"), (408, "slow_body")}),
+        ("X-Request-Timeout-Seconds", "0.051", {(504, "deadline_exceeded"), (408, "slow_body")}),
+        ("X-Request-Timeout-Ms", "soon", {(422, "invalid_parameter")}),
     ],
 )
-def test_deadlines_are_problems(running: Running, header: str, text: str, status_code: int, code: str) -> None:
+def test_deadlines_are_problems(running: Running, header: str, text: str, expected: set[tuple[int, str]]) -> None:
     """Also for the header that Ray Serve would answer in plain text."""
     answer = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), headers={header: text})
     assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.status_code, answer.json()["code"]) == (status_code, code)
+    assert (answer.status_code, answer.json()["code"]) in expected
 
 
 def test_what_a_client_left_behind_is_let_go_of(running: Running) -> None:

@@ -15,6 +15,7 @@ from starlette.types import Message
 from serve_app.api import create_app
 from serve_app.bodies import JsonBody, body_schema
 from serve_app.config import Limits, WeightsSpec
+from serve_app.door import outermost
 from serve_app.tensors import InferRequest
 from tests.conftest import make_photo
 from tests.fuzz.requests import KINDS, broken
@@ -26,7 +27,9 @@ def app(weights: WeightsSpec) -> Any:
     return create_app(LocalService(weights, Limits(max_body_bytes=2**20, deadline_s=0.3)))
 
 
-async def ask(app: Any, path: str, kind: str, *messages: Message) -> tuple[int, Any]:
+async def ask(
+    app: Any, path: str, kind: str, *messages: Message, more: tuple[tuple[bytes, bytes], ...] = ()
+) -> tuple[int, Any]:
     """Call the app with these events from the server; its status and JSON."""
     waiting, sent = list(messages), []
 
@@ -38,7 +41,7 @@ async def ask(app: Any, path: str, kind: str, *messages: Message) -> tuple[int, 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", kind.encode())]
+    headers = [(b"content-type", kind.encode()), *more]
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
     await app(scope | {"headers": headers, "http_version": "1.1", "scheme": "http"}, receive, send)
     body = b"".join(message.get("body", b"") for message in sent[1:])
@@ -47,6 +50,19 @@ async def ask(app: Any, path: str, kind: str, *messages: Message) -> tuple[int, 
 
 def part(body: bytes, more: bool = False) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v2/models/resnet18/infer"])
+async def test_headers_that_ray_cannot_read_do_not_reach_it(app: Any, path: str) -> None:
+    """Other headers may hold what they like."""
+    for each in outermost():
+        app = each.cls(app, *each.args, **each.kwargs)
+    photo = part(make_photo())
+    status, body = await ask(app, path, "image/jpeg", photo, more=((b"x-request-id", b"\xff\xfe"),))
+    assert status in (400, 422)  # the first door's, the second door's
+    assert "header x-request-id: not UTF-8" in (body.get("detail") or body["error"])
+    other = await ask(app, path, "image/jpeg", photo, more=((b"cookie", b"\xff\xfe"),))
+    assert "not UTF-8" not in str(other)
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/predict", "/v2/models/resnet18/infer"])
