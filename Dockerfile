@@ -74,6 +74,9 @@ ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_worker_niceness=0 \
     RAY_AUTH_MODE=disabled \
     RAY_USAGE_STATS_ENABLED=0
+# Before the first request, HAProxy's configuration is completed.
+RUN python -m serve_app.haproxy /usr/local/bin/serve-haproxy
+ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
 # `ray start` puts no folder of ours on the path of its workers; PYTHONPATH does, whoever starts it.
 ENV PYTHONPATH=/app TORCH_HOME=/weights
 USER ray

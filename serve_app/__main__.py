@@ -20,10 +20,10 @@ from typing import Any
 import httpx2
 import psutil
 
-from serve_app import loopback
 from serve_app.deploy import serve_config
 from serve_app.deploy.rollout import Cluster, DeployError
 from serve_app.deploy.serve_config import ConfigError
+from serve_app.haproxy import LOOPBACK
 from serve_app.launch_environment import ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +51,7 @@ def main() -> None:
         default="auto",
         help="auto (imagenet if it can be had, else demo), imagenet, demo, or `config`: as the file says",
     )
-    parser.add_argument("--host", default=loopback.ADDRESS, choices=loopback.CHOICES, help="where API and page listen")
+    parser.add_argument("--host", default=LOOPBACK, choices=(LOOPBACK, "0.0.0.0"), help="where API and page listen")
     parser.add_argument("--port", type=int, default=8000, help="of the API")
     parser.add_argument("--page-port", type=int, default=8501, help="of the page")
     parser.add_argument("--no-page", dest="page", action="store_false", help="serve the API only")
@@ -145,7 +145,7 @@ def choose_weights() -> str:
 
 
 @contextlib.contextmanager
-def serving(config: dict[str, Any], port: int, host: str = loopback.ADDRESS) -> Iterator[tuple[str, str]]:
+def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator[tuple[str, str]]:
     """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
 
     Raises:
@@ -160,12 +160,12 @@ def serving(config: dict[str, Any], port: int, host: str = loopback.ADDRESS) -> 
         for name, value in ray_environment(Path(folder.name), host, port).items():
             os.environ.setdefault(name, value)
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
-        config["http_options"]["host"] = loopback.ADDRESS if behind_haproxy else host
+        config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
 
         context = ray.init(
             address="local",
-            dashboard_host=loopback.ADDRESS,
+            dashboard_host=LOOPBACK,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -204,7 +204,7 @@ def drain() -> None:
 
 
 @contextlib.contextmanager
-def page(api: str, port: int, host: str = loopback.ADDRESS) -> Iterator[str]:
+def page(api: str, port: int, host: str = LOOPBACK) -> Iterator[str]:
     """Run the Streamlit page against an API; gives its address once it answers.
 
     Raises:

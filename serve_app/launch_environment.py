@@ -6,7 +6,7 @@ import importlib.util
 import socket
 from pathlib import Path
 
-from serve_app import loopback
+from serve_app import haproxy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +43,6 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
 
         program = folder / "haproxy"
         inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
-        loopback.wrap_haproxy(program, get_haproxy_binary(), host, port, inner)
+        haproxy.write_program(program, get_haproxy_binary(), haproxy.on_this_machine(host, port, inner))
         found["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
     return found

@@ -20,7 +20,7 @@ ORDER = (
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.smoke", "deploy.__main__"),
-    *("launch_weights", "loopback", "launch_environment", "__main__"),
+    *("launch_weights", "haproxy", "launch_environment", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
 )
