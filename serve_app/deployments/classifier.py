@@ -15,7 +15,8 @@ from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsS
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import MILLISECONDS, cores, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.schemas import ClassifyItem, Explain, ModelState, Named
+from serve_app.health import ModelHealth
+from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
 
 log = logging.getLogger("serve_app")
 SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -49,6 +50,7 @@ class Classifier:
             self._model.lanes_are_cores,
             self._record,
         )
+        self._health = ModelHealth(self._classify_nothing)
         self._made: ClassifierTuning | None = None  # the change that was made, or tried, last
         self._wanted: ClassifierTuning | None = None
         self._changing: asyncio.Task[None] | None = None
@@ -100,6 +102,19 @@ class Classifier:
         loading = self._wanted.weights if self._wanted and self._wanted is not self._made else None
         return ModelState(card=self._model.card, loading=loading and loading.source, refused=self._refused)
 
+    async def check_health(self) -> None:
+        """Serve calls this again and again, and replaces a replica that raises three times on end.
+
+        Raises:
+            NotReadyError: The model does not answer, or not with numbers.
+        """
+        await self._health.check()
+
+    async def _classify_nothing(self) -> Classification:
+        crop_px = self._model.card.transform.crop_px
+        black = ClassifyItem(np.zeros((crop_px, crop_px, 3), np.uint8), 1)
+        return (await self._batcher.submit(black)).value.classification
+
     async def _change(self) -> None:
         """Make the change that is wanted, and those that come meanwhile."""
         while (tuning := self._wanted) and tuning is not self._made:
@@ -137,5 +152,7 @@ class Classifier:
         self._model_ms.observe(batch.model_s * 1000, version)
         for queued in batch.queue_s:
             self._queue_ms.observe(queued * 1000, version)
+        if batch.failed < batch.size:
+            self._health.answered()
         if batch.failed:
             self._failed.inc(batch.failed, version)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     *("errors", "config", "deadline", "keys", "schemas", "opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
-    *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap"),
+    *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),
     *("service", "traffic", "variant", "variants", "stats", "bodies", "answers", "admission", "fanout", "tensors"),
     *("oip", "door", "api"),
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
