@@ -193,6 +193,7 @@ def create_app(service: Service) -> FastAPI:
             "model": cards[0].ref.model_dump() if cards else None,
             **described,
             "door": admission.snapshot(),
+            "log": service.log and service.log.snapshot(),
             **stats.snapshot(),
         }
 

@@ -102,6 +102,17 @@ class KeysTuning(Knobs):
         return any(source is not None for source in (self.hashes, self.file, self.env))
 
 
+class LogTuning(Knobs):
+    """The prediction log: one row per image answered."""
+
+    folder: str = Field(description="Folder or bucket (`s3://…`) that takes the rows, as Parquet.")
+    flush_s: float = Field(
+        10.0, gt=0, le=3600, description="Longest time that a row waits to be written; a killed process loses so much."
+    )
+    rows_per_file: int = Field(20_000, ge=1, description="So many rows are written at once, however soon.")
+    max_waiting: int = Field(100_000, ge=1, description="Rows that wait to be written; more are dropped and counted.")
+
+
 class AppConfig(Knobs):
     """``args:`` of an application with a model in it."""
 
@@ -162,6 +173,7 @@ class IngressTuning(AnswerTuning):
     limits: Limits = Limits()
     door: DoorTuning = DoorTuning()
     keys: KeysTuning = KeysTuning()
+    log: LogTuning | None = Field(None, description="Where the prediction log goes; none is kept by default.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )

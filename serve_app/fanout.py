@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 
 from starlette.datastructures import State
@@ -14,7 +15,7 @@ from serve_app.bodies import Parameters, Upload
 from serve_app.deadline import Deadline
 from serve_app.errors import ServiceError
 from serve_app.schemas import Explain, ImageResult
-from serve_app.service import Answer, Choice, Service
+from serve_app.service import Answer, Asked, Choice, Service
 from serve_app.stats import Stats
 
 log = logging.getLogger("serve_app")
@@ -57,6 +58,8 @@ class FanOut:
         admitted: Admitted,
     ) -> ImageResult:
         worked = False
+        size = 0 if isinstance(upload.encoded, ServiceError) else len(upload.encoded)
+        asked = Asked(request_id, index, choice.variant, size, time.perf_counter())
         try:
             answered = await self._answer(upload, parameters, choice, admitted.deadline)
             worked = True
@@ -68,10 +71,14 @@ class FanOut:
             failure = ServiceError("this image could not be classified; the server's log says why")
         else:
             self._stats.answered(answered)
+            if self._service.log:
+                self._service.log.answered(asked, answered)
             return to_result(index, upload.id, answered, parameters, self._service)
         finally:
             admitted.finished(worked)
         self._stats.failed(failure)
+        if self._service.log:
+            self._service.log.failed(asked, failure)
         return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
 
     async def _answer(self, upload: Upload, parameters: Parameters, choice: Choice, deadline: Deadline) -> Answer:

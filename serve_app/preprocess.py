@@ -10,7 +10,7 @@ from PIL import Image
 
 from serve_app.errors import InvalidImageError
 from serve_app.opening import DECODER_ERRORS, open_image
-from serve_app.schemas import ImageInfo, ImageTransform, PreprocessedImage
+from serve_app.schemas import ImageInfo, ImageTransform, Look, PreprocessedImage
 
 EXIF_ORIENTATION = 0x0112
 
@@ -77,6 +77,16 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
     width, height = image.size[::-1] if turned and orientation > 4 else image.size
     info = ImageInfo(format=str(image.format).lower(), width=width, height=height, orientation=orientation)
     return PreprocessedImage(np.asarray(crop), info)
+
+
+def look(pixels: np.ndarray) -> Look:
+    """Measure how a crop looks, on its green channel, which is most of what the eye calls light.
+
+    Args:
+        pixels: uint8, (H, W, 3), RGB.
+    """
+    green = pixels[:, :, 1].astype(np.int16)
+    return Look(float(green.mean()), float(green.std()), float(np.abs(np.diff(green, axis=1)).mean()))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -99,6 +99,20 @@ class PreprocessedImage:
 
     pixels: np.ndarray
     info: ImageInfo
+
+
+class Look(NamedTuple):
+    """How a crop looks, 0-255: what drifts when cameras or light change.
+
+    Attributes:
+        brightness: Mean.
+        contrast: Standard deviation.
+        sharpness: Mean difference of neighbours in a row.
+    """
+
+    brightness: float
+    contrast: float
+    sharpness: float
 
 
 Explain = Literal["top"] | int | None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serve_app.config import AnswerTuning, DoorTuning, Limits
 from serve_app.deadline import Deadline
-from serve_app.errors import NotReadyError
+from serve_app.errors import NotReadyError, ServiceError
 from serve_app.keys import Keys
-from serve_app.schemas import Classification, Explain, ImageInfo, ModelCard, ModelRef
+from serve_app.schemas import Classification, Explain, ImageInfo, Look, ModelCard, ModelRef
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Wanted:
         explain: Class to explain, ``"top"`` or none.
         max_pixels: Most that its header may declare.
         deadline: When its client stops waiting.
+        look: Measure how it looks, for the prediction log.
     """
 
     encoded: bytes
@@ -30,6 +31,7 @@ class Wanted:
     explain: Explain
     max_pixels: int
     deadline: Deadline
+    look: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Answer:
         labels: Of every class in the classification, by class id.
         timings_ms: ``decode``, ``queue`` and ``model``.
         batch_size: Images in its batch.
+        look: Brightness, contrast and sharpness of its crop, if they were asked for.
     """
 
     image: ImageInfo
@@ -51,6 +54,7 @@ class Answer:
     labels: Mapping[int, str]
     timings_ms: dict[str, float]
     batch_size: int
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,37 @@ class Choice:
     asked: bool = False
 
 
+class Asked(NamedTuple):
+    """What is known of an image before it is answered.
+
+    Attributes:
+        request_id: Of its request.
+        image: Its place in that.
+        variant: Who was to answer.
+        bytes: Of the file.
+        start: When it was sent on its way, as time.perf_counter says it.
+    """
+
+    request_id: str
+    image: int
+    variant: str
+    bytes: int
+    start: float
+
+
+class Log(Protocol):
+    """Where a row per image goes."""
+
+    def answered(self, asked: Asked, answer: Answer) -> None:
+        """An image got its classes."""
+
+    def failed(self, asked: Asked, error: ServiceError) -> None:
+        """An image got an error."""
+
+    def snapshot(self) -> dict[str, int]:
+        """Rows written, waiting and dropped."""
+
+
 class Service(Protocol):
     """Stages 2 and 3, however they are reached.
 
@@ -75,6 +110,7 @@ class Service(Protocol):
         door: How much may be under way, as it is now.
         keys: Who may call, as it is now.
         cors_origins: Sites whose pages may call, as it is now.
+        log: The prediction log, if one is kept now.
         room: How many images the stages take at a time; more than those wait.
     """
 
@@ -83,6 +119,7 @@ class Service(Protocol):
     door: DoorTuning
     keys: Keys
     cors_origins: tuple[str, ...]
+    log: Log | None
     room: int
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:

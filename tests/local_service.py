@@ -14,7 +14,7 @@ from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
 from serve_app.keys import Keys
 from serve_app.preprocess import preprocess
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelCard
-from serve_app.service import Answer, Choice
+from serve_app.service import Answer, Choice, Log
 from serve_app.traffic import OWN
 from serve_app.weights import load_model
 
@@ -38,6 +38,7 @@ class LocalService:
         engine, self._card = load(weights)
         self.limits, self.tuning, self.door = limits or Limits(), AnswerTuning(), DoorTuning()
         self.room, self.keys, self.cors_origins = 8, Keys(KeysTuning()), ()
+        self.log: Log | None = None
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )

@@ -12,14 +12,15 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from serve_app.api import create_app
-from serve_app.config import AnswerTuning, IngressTuning, parse
+from serve_app.config import AnswerTuning, IngressTuning, LogTuning, parse
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import Handle, stay_on_loopback
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.errors import NotReadyError
 from serve_app.keys import Keys
+from serve_app.prediction_log import PredictionLog
 from serve_app.schemas import Explain, ModelCard
-from serve_app.service import Answer, Choice, Wanted
+from serve_app.service import Answer, Choice, Log, Wanted
 from serve_app.traffic import OWN, Traffic
 from serve_app.variant import ASK_AGAIN_S, Link
 from serve_app.variants import Variants
@@ -41,6 +42,9 @@ class Ingress:
             preprocessor: First stage of the variant ``main``, if there is one in this application.
         """
         stay_on_loopback()
+        self.log: Log | None = None
+        self._kept: PredictionLog | None = None
+        self._logged: LogTuning | None = None
         self._adopt(IngressTuning())
         self._preprocessor = preprocessor
         self._variants = Variants(self._connect, RayMetrics())
@@ -89,7 +93,9 @@ class Ingress:
         self, choice: Choice, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline
     ) -> Answer:
         """See Service.classify."""
-        return await self._variants.classify(choice, Wanted(encoded, top_k, explain, self.limits.max_pixels, deadline))
+        look = self.log is not None
+        wanted = Wanted(encoded, top_k, explain, self.limits.max_pixels, deadline, look)
+        return await self._variants.classify(choice, wanted)
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
@@ -111,6 +117,11 @@ class Ingress:
         }
         return {"deployments": deployments, "refused": self._refused, **described}
 
+    def __del__(self) -> None:
+        """Serve calls this when it stops a replica: rows that wait are written."""
+        if self._kept:
+            self._kept.close()
+
     async def _until_ready(self) -> None:
         """Return once a model answers, or this application has failed: somebody has to say so then."""
         while True:
@@ -127,9 +138,15 @@ class Ingress:
         """Take what is taken at once.
 
         Raises:
-            ValueError: The keys cannot be read; nothing has changed.
+            ValueError: The keys cannot be read, or the log not written; nothing has changed.
         """
-        self.keys = Keys(tuning.keys)
+        keys = Keys(tuning.keys)
+        if tuning.log != self._logged:
+            before, self._kept = self._kept, PredictionLog(tuning.log) if tuning.log else None
+            self.log, self._logged = self._kept, tuning.log
+            if before:
+                self._closing = asyncio.get_running_loop().run_in_executor(None, before.close)
+        self.keys = keys
         self.tuning: AnswerTuning = tuning
         self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
         self.room = tuning.lanes * tuning.max_group

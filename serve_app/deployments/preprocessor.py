@@ -13,8 +13,8 @@ from ray import serve
 from serve_app.batcher import Batched
 from serve_app.deployments.calls import Handle, call, cores, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ImageTransform, ModelState, Named, PreprocessedImage
+from serve_app.preprocess import look, preprocess
+from serve_app.schemas import ImageTransform, Look, ModelState, Named, PreprocessedImage
 from serve_app.service import Answer, Wanted
 
 ASK_AGAIN_S = 0.5
@@ -48,9 +48,7 @@ class Preprocessor:
         loop = asyncio.get_running_loop()
         decoded = await asyncio.gather(*(loop.run_in_executor(self._threads, self._decode, each) for each in wanted))
         good = [
-            (each, *image_and_ms)
-            for each, image_and_ms in zip(wanted, decoded, strict=True)
-            if not isinstance(image_and_ms, ServiceError)
+            (each, *found) for each, found in zip(wanted, decoded, strict=True) if not isinstance(found, ServiceError)
         ]
         answers: Iterator[Answer | ServiceError] = iter(await self._classify(good, company) if good else ())
         return [failed if isinstance(failed, ServiceError) else next(answers) for failed in decoded]
@@ -70,20 +68,21 @@ class Preprocessor:
             return False
         return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
-    def _decode(self, wanted: Wanted) -> tuple[PreprocessedImage, float] | ServiceError:
+    def _decode(self, wanted: Wanted) -> tuple[PreprocessedImage, Look | None, float] | ServiceError:
         start = time.perf_counter()
         try:
             wanted.deadline.check()
             image = preprocess(wanted.encoded, self._transform, wanted.max_pixels)
         except ServiceError as error:
             return error
-        return image, (time.perf_counter() - start) * 1000
+        seen = look(image.pixels) if wanted.look else None
+        return image, seen, (time.perf_counter() - start) * 1000
 
     async def _classify(
-        self, good: list[tuple[Wanted, PreprocessedImage, float]], company: int
+        self, good: list[tuple[Wanted, PreprocessedImage, Look | None, float]], company: int
     ) -> list[Answer | ServiceError]:
-        pixels = np.stack([image.pixels for _, image, _ in good])
-        asked = [(each.top_k, each.explain, each.deadline) for each, _, _ in good]
+        pixels = np.stack([image.pixels for _, image, _, _ in good])
+        asked = [(each.top_k, each.explain, each.deadline) for each, *_ in good]
 
         def send() -> Awaitable[list[Batched[Named] | ServiceError]]:
             return self._classifier.remote(pixels, asked, max(company, len(good)))
@@ -102,6 +101,7 @@ class Preprocessor:
                 batched.value.labels,
                 {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000},
                 batched.batch_size,
+                seen,
             )
-            for (_, image, decode_ms), batched in zip(good, found, strict=True)
+            for (_, image, seen, decode_ms), batched in zip(good, found, strict=True)
         ]
