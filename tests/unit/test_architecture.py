@@ -35,6 +35,7 @@ ORDER = (
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
+    "jobs.etl",
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
 DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
