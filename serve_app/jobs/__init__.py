@@ -4,5 +4,6 @@ batch_predict.py  the command: flags, progress bar, summary
 pipeline.py       the stages on Ray Data; the only file here that knows Ray
 stages.py         what one worker does with one shard: read, decode, classify, write
 output.py         the folder of results: manifest, listing, parts; what makes a stopped run go on
+etl.py            prediction log -> days and hourly summaries, on DuckDB
 sources.py        where images come from: folder, glob, zip, bucket
 """

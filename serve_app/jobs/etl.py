@@ -127,9 +127,8 @@ def _check(folder: Path, report: Report) -> Iterator[Path]:
     for path in sorted((folder / RAW).glob("[!.]*.parquet")):
         try:
             found = pq.read_schema(path)
-            problem = (
-                "" if found.equals(SCHEMA) else f"other columns: {set(found.names) ^ set(SCHEMA.names) or 'types'}"
-            )
+            others = ", ".join(sorted(set(found.names) ^ set(SCHEMA.names))) or "types"
+            problem = "" if found.equals(SCHEMA) else f"not the log's columns: {others}"
         except (OSError, ArrowException) as error:
             problem = " ".join(str(error).split())
         if not problem:
