@@ -105,7 +105,7 @@ class KeysTuning(Knobs):
 class LogTuning(Knobs):
     """The prediction log: one row per image answered."""
 
-    folder: str = Field(description="Folder or bucket (`s3://…`) that takes the rows, as Parquet.")
+    folder: str = Field(..., description="Folder or bucket (`s3://…`) that takes the rows, as Parquet.")
     flush_s: float = Field(
         10.0, gt=0, le=3600, description="Longest time that a row waits to be written; a killed process loses so much."
     )
@@ -173,7 +173,7 @@ class IngressTuning(AnswerTuning):
     limits: Limits = Limits()
     door: DoorTuning = DoorTuning()
     keys: KeysTuning = KeysTuning()
-    log: LogTuning | None = Field(None, description="Where the prediction log goes; none is kept by default.")
+    log: LogTuning | None = Field(None, description="The prediction log, `log: {folder: …}`; none is kept by default.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )

@@ -94,7 +94,7 @@ def run(folder: Path, keep_days: int | None = None, today: datetime.date | None 
         (folder / each).mkdir(parents=True, exist_ok=True)
     report = Report()
     with _alone(folder), duckdb.connect() as db:
-        db.execute("SET TimeZone = 'UTC'")
+        db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")  # nothing is downloaded
         db.execute(f"SET temp_directory = '{_quoted(folder / '.spill')}'")
         files = list(_check(folder, report))
         if files:

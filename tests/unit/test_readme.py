@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serve_app.config import ClassifierTuning, DoorTuning, EngineSpec, IngressTuning, KeysTuning, Limits
+from serve_app.config import ClassifierTuning, DoorTuning, EngineSpec, IngressTuning, KeysTuning, Limits, LogTuning
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,6 +18,7 @@ HOMES: dict[str, type[BaseModel]] = {
     "`limits` in it": Limits,
     "`door` in it": DoorTuning,
     "`keys` in it": KeysTuning,
+    "`log` in it": LogTuning,
     "`user_config` of Classifier": ClassifierTuning,
 }
 
@@ -27,7 +28,8 @@ def rows() -> Iterator[str]:
     for home, kind in HOMES.items():
         for name, field in kind.model_fields.items():
             if field.description:  # else it holds knobs of its own
-                yield f"| {home} | `{name}` | {field.default} | {field.description} |"
+                default = "required" if field.is_required() else field.default
+                yield f"| {home} | `{name}` | {default} | {field.description} |"
 
 
 def test_every_knob_is_in_the_table() -> None:
