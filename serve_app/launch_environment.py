@@ -9,6 +9,7 @@ from pathlib import Path
 from serve_app import haproxy
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
 def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
@@ -44,5 +45,5 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
         program = folder / "haproxy"
         inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
         haproxy.write_program(program, get_haproxy_binary(), haproxy.on_this_machine(host, port, inner))
-        found["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(program)
+        found[PROGRAM] = str(program)
     return found
