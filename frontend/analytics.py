@@ -178,7 +178,12 @@ def _bars(bins: pd.DataFrame, title: str, width: float) -> None:
     chart = (
         alt.Chart(bins.assign(high=bins["low"] + width))
         .mark_bar()
-        .encode(x=alt.X("low:Q", title=title), x2="high:Q", y=alt.Y("images:Q", title=None), tooltip=["low", "images"])
+        .encode(
+            x=alt.X("low:Q", bin="binned", title=title),
+            x2="high:Q",
+            y=alt.Y("images:Q", title=None),
+            tooltip=["low", "images"],
+        )
     )
     st.altair_chart(chart.properties(height=220))
 
