@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from cluster.launcher import ray_environment
 from tests.running import ROOT, free_port
 
 START_TIMEOUT_S = 90
@@ -82,9 +83,7 @@ class Head(Node):
 
 def environment(files: Path, api_port: int) -> dict[str, str]:
     """configs/ray.env, and what two nodes on one machine may not share."""
-    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
-    found = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found |= dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    found = {**os.environ, "PYTHONPATH": str(ROOT)} | ray_environment()
     found |= {
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
