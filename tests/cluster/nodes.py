@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from cluster.launcher import ray_environment
+from serve_app.launch_environment import apart, every_node
 from tests.running import ROOT, free_port
 
 START_TIMEOUT_S = 90
@@ -83,14 +83,8 @@ class Head(Node):
 
 def environment(files: Path, api_port: int) -> dict[str, str]:
     """configs/ray.env, and what two nodes on one machine may not share."""
-    found = {**os.environ, "PYTHONPATH": str(ROOT)} | ray_environment()
-    found |= {
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
-        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),  # the head keeps http_options.port
-    }
-    ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
-    return found | {f"RAY_SERVE_{name}": str(free_port()) for name in ports}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
+    }  # the head keeps http_options.port
+    return {**os.environ, **every_node(), **apart(files), **own}

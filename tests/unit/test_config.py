@@ -9,9 +9,9 @@ import yaml
 from ray._private import ray_constants
 from ray.serve._private import constants
 
-from cluster.launcher import ray_environment
 from serve_app.config import AppConfig, BatchTuning, ClassifierTuning, IngressTuning, WeightsSpec, parse
 from serve_app.deploy.serve_config import BUILDERS, ConfigError, check
+from serve_app.launch_environment import every_node
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -81,14 +81,14 @@ def test_the_files_differ_only_in_capacity() -> None:
 def test_the_env_file_names_switches_that_ray_has() -> None:
     """A renamed switch would be ignored in silence."""
     source = Path(constants.__file__).read_text() + Path(ray_constants.__file__).read_text()
-    names = list(ray_environment())
+    names = list(every_node())
     assert len(names) > 4
     for name in names:
         assert f'"{name}"' in source or name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
 
 
 def test_the_largest_image_fits_through_grpc() -> None:
-    assert int(ray_environment()["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > IngressTuning().limits.max_image_bytes
+    assert int(every_node()["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > IngressTuning().limits.max_image_bytes
 
 
 def test_errors_say_what_and_where() -> None:
