@@ -16,6 +16,7 @@ from serve_app.deadline import Deadline
 from serve_app.deployments.calls import MILLISECONDS, cores, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.health import ModelHealth
+from serve_app.priority import take_priority
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
 
 log = logging.getLogger("serve_app")
@@ -67,6 +68,7 @@ class Classifier:
             tuning = parse(ClassifierTuning, user_config)
             await asyncio.to_thread(self._model.change, tuning)
             self._apply(tuning)
+            take_priority()
             return
         try:
             self._wanted = parse(ClassifierTuning, user_config)

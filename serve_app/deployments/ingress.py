@@ -19,6 +19,7 @@ from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.errors import NotReadyError
 from serve_app.keys import Keys
 from serve_app.prediction_log import PredictionLog
+from serve_app.priority import take_priority
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Choice, Log, Wanted
 from serve_app.traffic import OWN, Traffic
@@ -79,6 +80,7 @@ class Ingress:
         self._variants.reconfigure(tuning)
         if not self._configured:
             await self._until_ready()
+            take_priority()
         self._configured = True
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:

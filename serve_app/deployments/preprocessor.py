@@ -14,6 +14,7 @@ from serve_app.batcher import Batched
 from serve_app.deployments.calls import Handle, call, cores, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import look, preprocess
+from serve_app.priority import take_priority
 from serve_app.schemas import ImageTransform, Look, ModelState, Named, PreprocessedImage
 from serve_app.service import Answer, Wanted
 
@@ -37,6 +38,7 @@ class Preprocessor:
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         while not await self._fits():
             await asyncio.sleep(ASK_AGAIN_S)
+        take_priority()
 
     async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """Decode and classify images that came together.

@@ -20,6 +20,8 @@ def test_ctrl_c_leaves_no_process() -> None:
         assert httpx2.get(f"{service.api}/readyz").status_code == 200
         assert httpx2.get(service.page).status_code == 200
         assert len(service.survivors()) > 5
+        replicas = [each for each in service.processes() if "ServeReplica" in each.cmdline()[0]]
+        assert [each.nice() for each in replicas] == [psutil.Process().nice()] * 3
         service.interrupt()
         assert service.survivors() == []
         assert "Traceback" not in service.output.read_text()

@@ -29,6 +29,7 @@ ORDER = (
         "tensors",
     ),
     *("oip", "door", "api"),
+    "priority",
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.smoke", "deploy.__main__"),

@@ -1,0 +1,42 @@
+"""Replicas start at a low priority, so that a start under load takes what is free, and raise themselves when ready."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import get_native_id
+
+LOW = 15  # niceness, as Ray's own default for its workers
+
+
+def may_raise() -> bool:
+    """Whether this user may raise a priority that was lowered: root may, and whoever has a RLIMIT_NICE of 20.
+
+    Linux keeps a niceness for each thread, so it is tried on one.
+    """
+
+    def lowered_and_raised() -> bool:
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, usual + 1)
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, usual)
+        except PermissionError:
+            return False
+        return True
+
+    if sys.platform != "linux":
+        return False
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lowered_and_raised).result()
+
+
+def take_priority() -> None:
+    """Give all threads of this process the priority of its parent, Ray's node; as far as that is allowed."""
+    if sys.platform != "linux":
+        return
+    usual = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    for thread in (get_native_id(), *map(int, os.listdir("/proc/self/task"))):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or nothing may be raised here
+            os.setpriority(os.PRIO_PROCESS, thread, usual)
