@@ -24,7 +24,7 @@ from serve_app.deploy import serve_config
 from serve_app.deploy.rollout import Cluster, DeployError
 from serve_app.deploy.serve_config import ConfigError
 from serve_app.haproxy import LOOPBACK
-from serve_app.launch_environment import PROGRAM, ray_environment
+from serve_app.launch_environment import ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY_TIMEOUT_S = 300
@@ -157,11 +157,8 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
     ours: list[psutil.Process] = []
     folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
-        wanted = ray_environment(Path(folder.name), host, port)
-        for name, value in wanted.items():
+        for name, value in ray_environment(Path(folder.name), host, port).items():
             os.environ.setdefault(name, value)
-        if PROGRAM in wanted:  # it starts the one that was named here before, such as an image's
-            os.environ[PROGRAM] = wanted[PROGRAM]
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import

