@@ -16,6 +16,7 @@ ServiceError                    500 internal
 ├── DeadlineExceededError       504 deadline_exceeded    (retryable)
 ├── EngineError                 an engine that cannot run here; fails a deployment, never a request
 ├── DatasetError                a folder of images that cannot be trained or evaluated on
+├── SourceError                 images that a job cannot read (unreadable), or a folder that it cannot use
 └── WeightsError                weights that cannot be had; fails a deployment, never a request
 
 Every error is built from one message, so it survives pickling between processes.
@@ -128,6 +129,12 @@ class DatasetError(ServiceError):
     """A folder of labelled images that cannot be used, and why."""
 
     code, title = "dataset", "Unusable data set"
+
+
+class SourceError(ServiceError):
+    """One of a job's images, all of them, or its folder of results cannot be used."""
+
+    code, title = "unreadable", "Unreadable"
 
 
 class WeightsError(ServiceError):

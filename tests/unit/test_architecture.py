@@ -36,13 +36,14 @@ ORDER = (
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",
-    "jobs.etl",
+    *("jobs.sources", "jobs.output", "jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
 DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
+RAY_DATA = {"jobs.pipeline", "jobs.batch_predict"}
 OWNERS = {
-    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__"},
+    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", *RAY_DATA},
     "fastapi": {"api", "deployments.ingress", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},

@@ -1,0 +1,93 @@
+"""A batch job against the in-process ceiling of the same code on the same cores, and its memory.
+
+``python -m benchmarks.batch_job FOLDER`` prints JSON. The ceiling is `ceiling.py`'s: images in memory, one process per
+core, no Ray, nothing written; it is measured before and after the job, and the better of the two counts. The job's pace
+is taken from its parts, from the first one of each worker on, so without the start of Ray and model; ``whole`` is with
+it. Memory is that of the command and all that it starts (PSS).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks import ceiling
+from benchmarks.processes import MARK, Tree
+from serve_app.cards import DEMO
+
+ROOT = Path(__file__).parents[1]
+SAMPLE_S = 0.5
+
+
+def run_job(weights: Path, images: Path, out: Path) -> dict[str, Any]:
+    """Run the command over a folder: its summary, its pace and the most memory that it had."""
+    command = [sys.executable, "-m", "serve_app.jobs.batch_predict", str(images), str(out), "--weights", str(weights)]
+    mark = str(os.getpid())
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, MARK: mark, "RAY_worker_niceness": "0"},  # as the ceiling's processes
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    tree, most, ended = Tree(psutil.Process(process.pid), mark), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SAMPLE_S):
+            most.append(sum(tree.memory_mb().values()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    printed, _ = process.communicate()
+    ended.set()
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(f"the job ended with code {process.returncode}")
+    summary = json.loads(printed)
+    return {
+        "images": summary["images"],
+        "images_per_s": round(pace(out), 1),
+        "whole_images_per_s": summary["images_per_s"],
+        "peak_mb": round(max(most)),
+    }
+
+
+def pace(out: Path) -> float:
+    """Images a second, once each worker has written its first part."""
+    parts = sorted((path.stat().st_mtime, pq.read_metadata(path).num_rows) for path in (out / "parts").glob("[!.]*"))
+    workers = os.cpu_count() or 1
+    return sum(rows for _, rows in parts[workers:]) / (parts[-1][0] - parts[workers - 1][0])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, help="folder of JPEG and PNG files, some thousands of them")
+    parser.add_argument("--weights", type=Path, default=DEMO, help="a .safetensors file; by default the demo model's")
+    parser.add_argument(
+        "--sample", type=Path, help="folder for the ceiling, some hundreds of them; by default the same"
+    )
+    parser.add_argument("--seconds", type=float, default=8, help="of the ceiling, for each batch size")
+    options = parser.parse_args()
+    sample = options.sample or options.images
+    before = ceiling.apply(options.weights, sample, options.seconds)
+    with tempfile.TemporaryDirectory() as out:
+        job = run_job(options.weights, options.images, Path(out))
+    after = ceiling.apply(options.weights, sample, options.seconds)
+    limits = [max(batch["images_per_s"] for batch in each["batches"].values()) for each in (before, after)]
+    print(json.dumps({**job, "ceilings": limits, "ratio": round(job["images_per_s"] / max(limits), 3)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Jobs beside the running service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from serve_app.cards import load_card
+from serve_app.jobs.output import Job, Output
+from serve_app.jobs.sources import open_source
+from serve_app.jobs.stages import Decoder, Predictor
+from tests.conftest import encode, make_photo, make_picture
+from tests.running import Running
+
+SIZES = [(320, 240), (240, 320), (48, 48), (1200, 900)]
+
+
+@pytest.fixture(scope="module")
+def http(running: Running) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=running.api, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def photos() -> dict[str, bytes]:
+    """Thirty files, of several kinds; three of them are broken."""
+    found = {f"{n:02}.jpg": make_photo(n, *SIZES[n % 4]) for n in range(24)}
+    found |= {f"p{n}.png": encode(make_picture(100, 80, n), "PNG") for n in range(3)}
+    return found | {"cut.jpg": found["03.jpg"][:900], "text.jpg": b"text", "empty.jpg": b""}
+
+
+def online(http: httpx2.Client, photos: dict[str, bytes]) -> dict[str, dict[str, float] | str]:
+    """What the service says over HTTP: scores by class, or the error's code."""
+    files = [("images", (name, photo)) for name, photo in photos.items()]
+    results = http.post("/v1/classify", files=files).json()["results"]
+    return {
+        each["id"]: each["error"]["code"]
+        if each["status"] == "error"
+        else {p["label"]: p["score"] for p in each["predictions"]}
+        for each in results
+    }
+
+
+def agrees(found: dict[str, dict[str, float] | str], expected: dict[str, dict[str, float] | str]) -> bool:
+    """The same codes for broken images, scores within 1e-3 for the others."""
+    assert found.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert found[name] == (wanted if isinstance(wanted, str) else pytest.approx(wanted, abs=1e-3)), name
+    return True
+
+
+def test_the_command_answers_as_the_service_does(http: httpx2.Client, photos: dict[str, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, photo in photos.items():
+        (folder / name).write_bytes(photo)
+    job = Job(source=str(folder), out=str(tmp_path / "out"))
+    output = Output(job.out)
+    output.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
+    Predictor(job)(Decoder(job)(0))
+    (part,) = output.parts()
+    found = {
+        row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
+        for row in output.read(part).to_pylist()
+    }
+    assert agrees(found, online(http, photos))
