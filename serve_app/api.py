@@ -20,6 +20,7 @@ from serve_app.config import AnswerTuning
 from serve_app.door import Cors, Door, Identify
 from serve_app.errors import InvalidParameterError, NotReadyError, ServiceError, UnknownModelError
 from serve_app.fanout import FanOut, finish
+from serve_app.feedback_api import create_router as create_feedback_router
 from serve_app.oip import create_router, respond
 from serve_app.opening import FORMATS
 from serve_app.schemas import (
@@ -92,6 +93,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Cors, service=service)
     app.add_middleware(Identify, service=service)
     app.include_router(create_router(service, fan_out))
+    app.include_router(create_feedback_router(service))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))
@@ -169,6 +171,7 @@ def create_app(service: Service) -> FastAPI:
             "limits": service.limits.model_dump(),
             "defaults": service.tuning.model_dump(include=set(AnswerTuning.model_fields)),
             "formats": [name.lower() for name in FORMATS],
+            "feedback": service.feedback and {"keep_images": service.feedback.keep_images},
         }
 
     @app.get(

@@ -113,6 +113,15 @@ class LogTuning(Knobs):
     max_waiting: int = Field(100_000, ge=1, description="Rows that wait to be written; more are dropped and counted.")
 
 
+class FeedbackTuning(Knobs):
+    """What people say about answers."""
+
+    folder: str = Field(..., description="Folder that takes the votes; all ingress replicas have to reach it.")
+    keep_images: bool = Field(
+        False, description="Whether the images that people send with the right class are kept, to train on."
+    )
+
+
 class AppConfig(Knobs):
     """``args:`` of an application with a model in it."""
 
@@ -174,6 +183,9 @@ class IngressTuning(AnswerTuning):
     door: DoorTuning = DoorTuning()
     keys: KeysTuning = KeysTuning()
     log: LogTuning | None = Field(None, description="The prediction log, `log: {folder: …}`; none is kept by default.")
+    feedback: FeedbackTuning | None = Field(
+        None, description="Where `POST /v1/feedback` goes, `feedback: {folder: …}`; nowhere by default."
+    )
     cors_origins: tuple[str, ...] = Field(
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )

@@ -4,6 +4,7 @@ ServiceError                    500 internal
 ├── MalformedRequestError       400 malformed
 ├── UnauthorizedError           401 unauthorized
 ├── UnknownModelError           404 unknown_model
+├── FeedbackOffError            404 feedback_off
 ├── SlowBodyError               408 slow_body
 ├── TooLargeError               413 too_large
 │   └── ImageTooLargeError      413 image_too_large
@@ -54,6 +55,12 @@ class UnknownModelError(ServiceError):
     """No model of that name is served here."""
 
     status, code, title = 404, "unknown_model", "Unknown model"
+
+
+class FeedbackOffError(ServiceError):
+    """Feedback is not kept by this service."""
+
+    status, code, title = 404, "feedback_off", "No feedback kept"
 
 
 class SlowBodyError(ServiceError):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from serve_app.config import AnswerTuning, DoorTuning, Limits
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError
+from serve_app.feedback import Feedback
 from serve_app.keys import Keys
 from serve_app.schemas import Classification, Explain, ImageInfo, Look, ModelCard, ModelRef
 
@@ -111,6 +112,7 @@ class Service(Protocol):
         keys: Who may call, as it is now.
         cors_origins: Sites whose pages may call, as it is now.
         log: The prediction log, if one is kept now.
+        feedback: Where votes go, if they are kept now.
         room: How many images the stages take at a time; more than those wait.
     """
 
@@ -120,6 +122,7 @@ class Service(Protocol):
     keys: Keys
     cors_origins: tuple[str, ...]
     log: Log | None
+    feedback: Feedback | None
     room: int
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:

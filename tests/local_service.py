@@ -11,6 +11,7 @@ from serve_app.classifier import ResNetEngine
 from serve_app.config import AnswerTuning, BatchTuning, DoorTuning, KeysTuning, Limits, WeightsSpec
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
+from serve_app.feedback import Feedback
 from serve_app.keys import Keys
 from serve_app.preprocess import preprocess
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelCard
@@ -39,6 +40,7 @@ class LocalService:
         self.limits, self.tuning, self.door = limits or Limits(), AnswerTuning(), DoorTuning()
         self.room, self.keys, self.cors_origins = 8, Keys(KeysTuning()), ()
         self.log: Log | None = None
+        self.feedback: Feedback | None = None
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )

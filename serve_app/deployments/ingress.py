@@ -17,6 +17,7 @@ from serve_app.deadline import Deadline
 from serve_app.deployments.calls import Handle, stay_on_loopback
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.errors import NotReadyError
+from serve_app.feedback import Feedback
 from serve_app.keys import Keys
 from serve_app.prediction_log import PredictionLog
 from serve_app.priority import take_priority
@@ -46,9 +47,11 @@ class Ingress:
         self.log: Log | None = None
         self._kept: PredictionLog | None = None
         self._logged: LogTuning | None = None
+        self.feedback: Feedback | None = None
+        self._metrics = RayMetrics()
         self._adopt(IngressTuning())
         self._preprocessor = preprocessor
-        self._variants = Variants(self._connect, RayMetrics())
+        self._variants = Variants(self._connect, self._metrics)
         self._applications = [serve.get_replica_context().app_name]
         self._configured = False
         self._refused: str | None = None
@@ -140,15 +143,17 @@ class Ingress:
         """Take what is taken at once.
 
         Raises:
-            ValueError: The keys cannot be read, or the log not written; nothing has changed.
+            ValueError: The keys cannot be read, or log or feedback not written; nothing has changed.
         """
         keys = Keys(tuning.keys)
+        feedback = Feedback(tuning.feedback) if tuning.feedback else None
         if tuning.log != self._logged:
-            before, self._kept = self._kept, PredictionLog(tuning.log) if tuning.log else None
+            opened = PredictionLog(tuning.log) if tuning.log else None
+            before, self._kept = self._kept, opened
             self.log, self._logged = self._kept, tuning.log
             if before:
                 self._closing = asyncio.get_running_loop().run_in_executor(None, before.close)
-        self.keys = keys
+        self.keys, self.feedback = keys, feedback
         self.tuning: AnswerTuning = tuning
         self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
         self.room = tuning.lanes * tuning.max_group

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "deadline", "keys", "schemas", "opening", "preprocess", "batcher", "cards", "weights"),
+    *("errors", "config", "deadline", "keys", "schemas", "feedback"),
+    *("opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),
     *(
@@ -28,7 +29,7 @@ ORDER = (
         "fanout",
         "tensors",
     ),
-    *("oip", "door", "api"),
+    *("oip", "door", "feedback_api", "api"),
     "priority",
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
@@ -44,7 +45,7 @@ BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 RAY_DATA = {"jobs.pipeline", "jobs.batch_predict"}
 OWNERS = {
     "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", *RAY_DATA},
-    "fastapi": {"api", "deployments.ingress", "oip"},
+    "fastapi": {"api", "deployments.ingress", "feedback_api", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
@@ -81,7 +82,8 @@ def test_imports_point_one_way(name: str) -> None:
     inner = {n.removeprefix("serve_app.") for n in imports(modules()[name]) if n.startswith("serve_app.")}
     below = set(ORDER[: ORDER.index(name)])
     if name.startswith("training."):
-        below -= {"answers", "api", "bodies", *DEPLOYMENTS, "app", "fanout", "oip", "service", "stats", "tensors"}
+        below -= {"answers", "api", "bodies", *DEPLOYMENTS, "app", "fanout", "feedback_api"}
+        below -= {"oip", "service", "stats", "tensors"}
     assert {n for n in inner if n in ORDER} <= below
 
 
@@ -117,6 +119,7 @@ def test_stages_open_with_their_number() -> None:
         ("keys", 1),
         ("admission", 1),
         ("door", 1),
+        ("feedback_api", 1),
         ("swap", 3),
         ("deployments.links", 1),
         ("deployments.ingress", 1),

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serve_app.config import ClassifierTuning, DoorTuning, EngineSpec, IngressTuning, KeysTuning, Limits, LogTuning
+from serve_app.config import (
+    ClassifierTuning,
+    DoorTuning,
+    EngineSpec,
+    FeedbackTuning,
+    IngressTuning,
+    KeysTuning,
+    Limits,
+    LogTuning,
+)
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -19,6 +28,7 @@ HOMES: dict[str, type[BaseModel]] = {
     "`door` in it": DoorTuning,
     "`keys` in it": KeysTuning,
     "`log` in it": LogTuning,
+    "`feedback` in it": FeedbackTuning,
     "`user_config` of Classifier": ClassifierTuning,
 }
 
