@@ -24,7 +24,7 @@ def show_classify(client: Client) -> None:
     if not photos:
         st.info("Drop one photo to see its ten likeliest classes and where the model looked; drop many to sort them.")
     elif len(photos) == 1:
-        show_single(client, photos[0], served["models"][0])
+        show_single(client, photos[0], served)
     else:
         show_many(client, photos, served)
 

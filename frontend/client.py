@@ -84,6 +84,11 @@ class Client:
         """What is served, and within which limits."""
         return self._json("GET", "/v1/models")
 
+    def labels(self, name: str, variant: str) -> list[str]:
+        """The classes of a model."""
+        found: list[str] = self._json("GET", f"/v1/models/{name}/labels", headers={"X-Model": variant})["labels"]
+        return found
+
     def status(self) -> Json:
         """What the service has done since it started."""
         return self._json("GET", "/v1/status")
@@ -100,7 +105,8 @@ class Client:
         """Classify one photo, with the heat map of one class (by default the best).
 
         Returns:
-            The image's result; ``error`` in it says what is wrong with the image.
+            The image's result, with the answer's id as ``request_id``; ``error`` in it says what is wrong with the
+            image.
         """
         query: dict[str, str | int] = {"explain": "cam"}
         if explain_class is not None:
@@ -111,7 +117,22 @@ class Client:
         except ProblemError as error:
             return {"index": 0, "id": photo.name, "status": "error", "error": error.problem}
         result: Json = answer["results"][0]
-        return result
+        return {**result, "request_id": answer["id"]}
+
+    def feedback(self, request_id: str, correct: bool, label: str | None = None, photo: Photo | None = None) -> None:
+        """Say whether the answer to a request's only photo was right.
+
+        Args:
+            request_id: Of the answer.
+            correct: Whether the best class was.
+            label: The right class.
+            photo: Where it may be kept; with a label.
+        """
+        said: Json = {"request_id": request_id, "correct": correct} | ({"label": label} if label else {})
+        files = {"image": (photo.name, photo.data)} if photo else None
+        with self._answering():
+            body: Json = {"data": {**said, "correct": str(correct)}, "files": files} if files else {"json": said}
+            _raise_problem(self._http.post("/v1/feedback", **body))
 
     def classify_many(self, photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[Json]:
         """Classify photos in as few requests as the limits allow; yields results as they finish.

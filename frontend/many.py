@@ -52,7 +52,7 @@ def show_many(client: Client, photos: Sequence[Photo], served: Json) -> None:
     elif view == "Table":
         _show_table(shown, photos)
     else:
-        _show_cards(client, shown, photos, results, model)
+        _show_cards(client, shown, photos, results, served)
     _show_downloads(shown, photos, results)
 
 
@@ -114,7 +114,7 @@ def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_cards(
-    client: Client, shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json], model: Json
+    client: Client, shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json], served: Json
 ) -> None:
     pages = -(-len(shown) // PER_PAGE)
     page = st.pagination(pages, key="many-page") if pages > 1 else 1
@@ -134,13 +134,13 @@ def _show_cards(
                 st.progress(row["score"], f"**{row['class']}** · {row['score']:.0%}{unsure}")
                 st.caption(row["name"])
                 if st.button("Details", key=f"details-{i}", type="tertiary"):
-                    _show_details(client, photos[i], model)
+                    _show_details(client, photos[i], served)
 
 
 @st.dialog("Details", width="large")
-def _show_details(client: Client, photo: Photo, model: Json) -> None:
+def _show_details(client: Client, photo: Photo, served: Json) -> None:
     st.caption(photo.name)
-    show_single(client, photo, model, key="details")
+    show_single(client, photo, served, key="details")
 
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo]) -> None:

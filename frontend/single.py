@@ -10,20 +10,22 @@ import pandas as pd
 import streamlit as st
 
 from frontend.client import Client, Json, Photo
+from frontend.feedback import show_feedback
 from frontend.heatmap import open_upright, overlay
 
 PHASES = ("decode", "queue", "model")
 
 
-def show_single(client: Client, photo: Photo, model: Json, key: str = "single") -> None:
+def show_single(client: Client, photo: Photo, served: Json, key: str = "single") -> None:
     """Show one photo's answer.
 
     Args:
         client: To the API.
         photo: To classify; answers are remembered for the session.
-        model: Its entry in ``/v1/models``.
+        served: What ``/v1/models`` says.
         key: Keeps this view's widgets apart from others'.
     """
+    model = served["models"][0]
     chart_key = f"{key}-bars-{photo.key}"
     result = _answer(client, photo, model, _clicked(chart_key))
     picture = open_upright(photo.data)
@@ -48,6 +50,8 @@ def show_single(client: Client, photo: Photo, model: Json, key: str = "single") 
         st.markdown("**Top classes** · click a bar for its heat map")
         st.altair_chart(_bars(result), on_select="rerun", key=chart_key, width="stretch")
         _show_times(result)
+        if kept := served.get("feedback"):
+            show_feedback(client, photo, result, model, kept, key)
     _show_snippets(client, photo, result)
 
 

@@ -13,15 +13,17 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import yaml
 
+from serve_app.deploy.compare import refuse_worse
 from serve_app.deploy.plan import plan
 from serve_app.deploy.rollout import Cluster, DeployError, RefusedError, State, previous_config
 from serve_app.deploy.serve_config import BUILDERS, MODEL, Config, ConfigError, check, read
-from serve_app.deploy.smoke import known_image, smoke_test
+from serve_app.deploy.smoke import authorization, known_image, smoke_test
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--image", type=Path, help="to test with; default: one made here")
     parser.add_argument("--dry-run", action="store_true", help="print what would change, and change nothing")
+    parser.add_argument("--force", action="store_true", help="deploy weights whose card says that they are worse")
     parser.add_argument("--timeout-s", type=float, default=600, help="for the way there, and for the way back")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -49,9 +52,13 @@ def main() -> None:
         before = cluster.state()
         for change in plan(before, config):
             say(str(change))
+        api = options.api or api_address(options.address, before, config)
+        service = Service(api.rstrip("/"), image)
+        if not options.force:
+            for found in refuse_worse(config, service.cards() if is_running(before) else []):
+                say(found)
         if not options.dry_run:
-            api = options.api or api_address(options.address, before, config)
-            deploy(cluster, config, before, Service(api.rstrip("/"), image), options.timeout_s)
+            deploy(cluster, config, before, service, options.timeout_s)
     except KeyboardInterrupt:
         end(1, "interrupted; nothing was changed")
     except (ConfigError, RefusedError, OSError) as error:
@@ -78,6 +85,16 @@ class Service:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise RefusedError(f"no service answers at {self.api} ({error}): name its address with --api") from None
 
+    def cards(self) -> list[dict[str, Any]]:
+        """What is served now; nothing if it does not say."""
+        try:
+            answer = httpx2.get(f"{self.api}/v1/models", headers=authorization(), timeout=10).raise_for_status()
+            models: list[dict[str, Any]] = answer.json()["models"]
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, LookupError) as error:
+            say(f"not compared with what is served: {self.api}/v1/models does not answer ({error})")
+            return []
+        return models
+
     def test(self, state: State, config: Config) -> None:
         """Ask every application of ours.
 
@@ -99,7 +116,7 @@ def deploy(cluster: Cluster, config: Config, before: State, service: Service, ti
         DeployError: It is not live; says why, and what is.
     """
     previous = previous_config(before)
-    if any(app["status"] == "RUNNING" for app in before["applications"].values()):
+    if is_running(before):
         service.check_there()
     try:
         make_live(cluster, config, before, service, timeout_s)
@@ -113,6 +130,11 @@ def deploy(cluster: Cluster, config: Config, before: State, service: Service, ti
             f"interrupted: Ray goes on with the new config; the previous one is in {save(previous)}, deploy that to go "
             "back"
         ) from None
+
+
+def is_running(state: State) -> bool:
+    """Whether some application answers now."""
+    return any(app["status"] == "RUNNING" for app in state["applications"].values())
 
 
 def make_live(cluster: Cluster, config: Config, before: State, service: Service, timeout_s: float) -> None:

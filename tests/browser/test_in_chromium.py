@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from serve_app.deploy.rollout import Cluster, previous_config
+from serve_app.feedback import labelled
 from tests.conftest import make_photo
 from tests.running import ROOT, Running, free_port
 
@@ -203,3 +206,27 @@ def test_server_down(page: Page, orphan_page: str) -> None:
     shoot(page, "down")
     page.goto(f"{orphan_page}/status")
     expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
+
+
+def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
+    """Thumbs appear where feedback is kept; down, then a class: the photo is in the training set under it."""
+    cluster = Cluster(running.dashboard)
+    before = previous_config(cluster.state())
+    config = copy.deepcopy(before)
+    (ingress,) = (one for one in config["applications"][0]["deployments"] if one["name"] == "Ingress")
+    ingress["user_config"]["feedback"] = {"folder": str(tmp_path), "keep_images": True}
+    cluster.apply(config, 60)
+    try:
+        page.goto(running.page)
+        upload(page, files[0])
+        expect(page.get_by_text("With your answer the photo is kept")).to_be_visible()
+        page.get_by_test_id("stFeedback").get_by_role("radio").last.click()
+        page.get_by_role("combobox", name="What is it?").click()
+        page.get_by_role("option").first.click()
+        expect(page.get_by_text("Thank you. The photo is kept with it.")).to_be_visible()
+        page.wait_for_timeout(500)
+        shoot(page, "feedback")
+    finally:
+        cluster.apply(before, 60)
+    (kept,) = labelled(tmp_path)
+    assert kept.path.read_bytes() == files[0].read_bytes()

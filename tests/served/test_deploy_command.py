@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from serve_app.cards import DEMO, load_card
 from serve_app.config import WeightsSpec
 from serve_app.deploy.plan import Effect, plan
 from serve_app.deploy.rollout import Cluster, previous_config
@@ -159,3 +160,31 @@ def test_a_broken_version_never_answers(
     assert set(load.versions()) == {"demo-1"}
     assert {one.said for one in load.seen} == {load.seen[0].said}
     assert len(load.seen) > RATE * 10
+
+
+def measured(folder: Path, version: str, top1: float) -> Config:
+    """The demo model's numbers under a card that says how good they are on some images."""
+    demo = load_card(WeightsSpec(source="demo"))
+    state = load_file(DEMO)
+    state["fc.bias"] = state["fc.bias"] + top1 / 100  # a file of its own
+    card = demo.model_dump(include={"name", "labels", "transform"})
+    metrics = {"held-out": {"images": 100, "top1": top1, "fingerprint": "f" * 64}}
+    digest = publish(state, card | {"version": version, "metrics": metrics}, folder / version).sha256
+    return {"user_config": {"weights": {"source": str(folder / version / "model.safetensors"), "sha256": digest}}}
+
+
+def test_weights_that_are_known_to_be_worse_need_force(cluster: Cluster, deploy: Command, tmp_path: Path) -> None:
+    """By the cards of what is served and what is to be; nothing changes before somebody says so."""
+    config = previous_config(cluster.state())
+    good, worse = (measured(tmp_path, version, top1) for version, top1 in (("good", 0.9), ("worse", 0.8)))
+    done = deploy(change(config, Classifier=good))
+    assert done.returncode == 0, done.stderr
+    before = previous_config(cluster.state())
+    refused = deploy(change(config, Classifier=worse))
+    assert refused.returncode == 2
+    assert "on held-out worse is right in 80.00%, good (served) in 90.00%: it is worse; --force" in refused.stderr
+    assert refused.stderr.endswith("nothing was changed\n")
+    assert previous_config(cluster.state()) == before
+    forced = deploy(change(config, Classifier=worse), "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "answered by worse" in forced.stdout

@@ -33,7 +33,7 @@ ORDER = (
     "priority",
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
-    *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.smoke", "deploy.__main__"),
+    *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
     *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
     "quantize",

@@ -16,8 +16,9 @@ from streamlit.testing.v1 import AppTest
 from frontend.client import Client, Photo, ProblemError, ServerDownError
 from frontend.heatmap import open_upright, overlay
 from serve_app.api import create_app
-from serve_app.config import KeysTuning, Limits, WeightsSpec
+from serve_app.config import FeedbackTuning, KeysTuning, Limits, WeightsSpec
 from serve_app.errors import OverloadedError
+from serve_app.feedback import Feedback, labelled, votes
 from serve_app.keys import Keys, hash_of
 from tests.conftest import encode, make_photo, make_picture
 from tests.local_service import LocalService
@@ -133,6 +134,46 @@ def test_page_with_one_photo(page: AppTest) -> None:
     assert answer["predictions"][0]["label"] in shown[0].value
     assert "/v1/classify" in page.code[0].value
     assert "requests.post" in page.code[1].value
+
+
+@pytest.fixture
+def asked(page: AppTest, service: LocalService, tmp_path: Path) -> AppTest:
+    """The page with one photo, where feedback and its photos are kept."""
+    service.feedback = Feedback(FeedbackTuning(folder=str(tmp_path), keep_images=True))
+    page.run()
+    return page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+
+
+def test_a_thumb_and_the_right_class_reach_the_training_set(asked: AppTest, tmp_path: Path) -> None:
+    """Down: said at once, then with the class that is chosen and the photo; up: as the class that was answered."""
+    best = json.loads(asked.code[2].value)["predictions"][0]["label"]
+    assert f"Is it {best}?" in str([each.value for each in asked.markdown])
+    assert "photo is kept" in str([each.value for each in asked.caption])
+    asked.feedback[0].set_value(0).run()
+    assert not asked.exception
+    assert [(vote.correct, vote.label) for vote in votes(tmp_path)] == [(False, None)]
+    right = "bee" if best != "bee" else "cow"
+    asked.selectbox[0].select(right).run()
+    assert not asked.exception
+    (kept,) = labelled(tmp_path)
+    assert (kept.label, kept.path.read_bytes()) == (right, make_photo())
+    assert "Thank you" in str([each.value for each in asked.caption])
+    asked.run()
+    assert len(list(votes(tmp_path))) == 2  # a rerun says nothing twice
+    asked.feedback[0].set_value(1).run()
+    assert [each.label for each in labelled(tmp_path)] == [best]
+
+
+def test_thumbs_are_there_only_where_they_are_kept(page: AppTest) -> None:
+    page.run()
+    page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+    assert not page.feedback
+
+
+def test_feedback_that_cannot_be_kept_is_said(asked: AppTest, tmp_path: Path) -> None:
+    (tmp_path / "votes").rmdir()
+    asked.feedback[0].set_value(0).run()
+    assert "Your answer could not be kept: the feedback cannot be written" in asked.error[0].value
 
 
 def test_page_with_many_photos(page: AppTest) -> None:
