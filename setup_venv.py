@@ -42,7 +42,7 @@ def main():
         run([sys.executable, "-m", "venv", VENV], failure)
     say("installing pinned packages into .venv (a few minutes the first time; torch with CUDA is large)")
     command = [python, "-m", "pip", "install", "--disable-pip-version-check"]
-    command += ["--constraint", os.path.join(ROOT, "constraints.txt"), "--editable", ROOT + "[page,test]"]
+    command += ["--constraint", os.path.join(ROOT, "constraints.txt"), "--editable", ROOT + "[page,train,test]"]
     if os.environ.get("WHEEL_INDEX"):
         command += ["--extra-index-url", os.environ["WHEEL_INDEX"]]
     run(command, "the packages could not be installed; pip's message above says why")

@@ -58,7 +58,7 @@ def main() -> None:
             paths = [path for path, _ in files[first : first + PER_REQUEST]]
             served.append(served_scores(http, paths, len(labels)))
             batch = torch.stack([plain_transform(path, card.transform) for path in paths])
-            plain.append(model(batch).softmax(1).numpy())
+            plain.append((model(batch) / card.temperature).softmax(1).numpy())
     ours, theirs = np.concatenate(served), np.concatenate(plain)
     targets = np.array([target for _, target in files])
     result = {

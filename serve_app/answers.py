@@ -27,6 +27,7 @@ from serve_app.service import Answer, Service
 def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:
     """One answer as it goes over the wire."""
     found, labels = answer.classification, answer.labels
+    threshold = service.tuning.abstain_below
     return ImageResult(
         index=index,
         id=name,
@@ -40,7 +41,7 @@ def to_result(index: int, name: str | None, answer: Answer, parameters: Paramete
         uncertainty=Uncertainty(
             margin=found.margin,
             entropy=found.entropy,
-            abstain=found.scores[0] < service.tuning.abstain_below,
+            abstain=found.scores[0] < (answer.abstain_below if threshold is None else threshold),
         ),
         timings_ms={phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
         batch_size=answer.batch_size,

@@ -27,7 +27,7 @@ class ResNetEngine:
 
         Args:
             model: In eval mode.
-            card: The model's transform.
+            card: The model's transform and temperature.
             spec: Runtime and precision; by default fp16 on a GPU, else the fastest that is exact.
             cores: CPU cores that its batches share.
 
@@ -36,7 +36,7 @@ class ResNetEngine:
         """
         self.crop_px = card.transform.crop_px
         self._backbone = build(model, card, spec or EngineSpec(), cores)
-        self._head = Head(model.fc, self._backbone.device)
+        self._head = Head(model.fc, self._backbone.device, card.temperature)
         self._gpu: CudaLanes | None = None
         if isinstance(self._backbone, CudaBackbone):
             self._gpu = CudaLanes(self._backbone, self._head, self.crop_px)

@@ -154,8 +154,12 @@ class AnswerTuning(Knobs):
     """What an answer holds when its request does not say."""
 
     top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
-    abstain_below: float = Field(
-        0.4, ge=0, le=1, description="Best scores under this are flagged as `abstain` (not sure)."
+    abstain_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Best scores under this are flagged as `abstain` (not sure); "
+        "by default what the weights' card says, else 0.4.",
     )
 
 

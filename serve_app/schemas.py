@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+ABSTAIN_BELOW = 0.4  # where neither the configuration nor the weights' card has a threshold
+
 
 class Schema(BaseModel):
     """Immutable, and closed: an unknown or misspelled field is an error."""
@@ -60,6 +62,23 @@ class Int8Calibration(Schema):
         return self
 
 
+class Calibration(Schema):
+    """What makes scores honest, fitted on images that trained nothing."""
+
+    temperature: float = Field(gt=0, allow_inf_nan=False, description="Logits are divided by it before softmax.")
+    abstain_below: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Best scores under this are not sure; None where no threshold reaches `precision`.",
+    )
+    precision: float = Field(gt=0, lt=1, description="Share of the sure answers that are to be right.")
+    images: int = Field(gt=0, description="Images that it was fitted on.")
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 over their contents and labels.")
+    ece: float = Field(description="Expected calibration error on those images, after.")
+    ece_before: float = Field(description="The same with temperature 1.")
+
+
 class ModelCard(Schema):
     """Everything a model carries besides its numbers; ``<weights>.json`` beside the safetensors file."""
 
@@ -71,7 +90,21 @@ class ModelCard(Schema):
     training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
+    calibration: Calibration | None = Field(
+        default=None, description="Written by `python -m serve_app.training.calibrate`."
+    )
     int8: Int8Calibration | None = Field(default=None, description="Written by `python -m serve_app.quantize`.")
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by before softmax."""
+        return self.calibration.temperature if self.calibration else 1.0
+
+    @property
+    def abstain_below(self) -> float:
+        """Best scores under this are not sure, unless the configuration says otherwise."""
+        found = self.calibration.abstain_below if self.calibration else None
+        return ABSTAIN_BELOW if found is None else found
 
     @property
     def ref(self) -> ModelRef:
@@ -185,11 +218,13 @@ class Named:
         classification: What the model said.
         model: The weights.
         labels: Of every class in it, by class id.
+        abstain_below: Best scores under this are not sure, say the weights.
     """
 
     classification: Classification
     model: ModelRef
     labels: Mapping[int, str]
+    abstain_below: float = ABSTAIN_BELOW
 
 
 class ModelState(Schema):
@@ -213,7 +248,7 @@ class Uncertainty(Schema):
 
     margin: float = Field(description="Best score minus second best, 0-1.")
     entropy: float = Field(description="Entropy of all scores, in nats.")
-    abstain: bool = Field(description="The best score is below the configured threshold.")
+    abstain: bool = Field(description="The best score is below the threshold: the configuration's, else the weights'.")
 
 
 class Explanation(Schema):

@@ -11,7 +11,7 @@ from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.feedback import Feedback
 from serve_app.keys import Keys
-from serve_app.schemas import Classification, Explain, ImageInfo, Look, ModelCard, ModelRef
+from serve_app.schemas import ABSTAIN_BELOW, Classification, Explain, ImageInfo, Look, ModelCard, ModelRef
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Answer:
         timings_ms: ``decode``, ``queue`` and ``model``.
         batch_size: Images in its batch.
         look: Brightness, contrast and sharpness of its crop, if they were asked for.
+        abstain_below: Best scores under this are not sure, say the weights.
     """
 
     image: ImageInfo
@@ -56,6 +57,7 @@ class Answer:
     timings_ms: dict[str, float]
     batch_size: int
     look: Look | None = None
+    abstain_below: float = ABSTAIN_BELOW
 
 
 @dataclass(frozen=True)

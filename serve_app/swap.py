@@ -102,4 +102,5 @@ def _load(weights: WeightsSpec, engine: EngineSpec, cores: int, max_batch: int) 
 
 def _named(found: Classification, by: Loaded) -> Named:
     class_ids = {*found.class_ids, *([found.activation_map.class_id] if found.activation_map else [])}
-    return Named(found, by.ref, {class_id: by.card.labels[class_id] for class_id in class_ids})
+    labels = {class_id: by.card.labels[class_id] for class_id in class_ids}
+    return Named(found, by.ref, labels, by.card.abstain_below)

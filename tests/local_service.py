@@ -65,7 +65,15 @@ class LocalService:
         batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain))
         times = {"decode": 1.0, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
         labels = dict(enumerate(self._card.labels))
-        return Answer(image.info, batched.value, self._card.ref, labels, times, batched.batch_size)
+        return Answer(
+            image.info,
+            batched.value,
+            self._card.ref,
+            labels,
+            times,
+            batched.batch_size,
+            abstain_below=self._card.abstain_below,
+        )
 
     async def check_ready(self) -> None:
         if isinstance(self.failing, ServiceError):

@@ -19,10 +19,17 @@ class Head:
     part of it from the front is enough.
     """
 
-    def __init__(self, layer: nn.Linear, device: torch.device) -> None:
-        """Copy a model's last layer to a device."""
-        self._weight, self._bias = (t.detach().to(device, torch.float32) for t in (layer.weight, layer.bias))
-        self._host_bias: list[float] = layer.bias.tolist()
+    def __init__(self, layer: nn.Linear, device: torch.device, temperature: float = 1.0) -> None:
+        """Copy a model's last layer to a device.
+
+        Args:
+            layer: Left as it is.
+            device: Where the features will be.
+            temperature: Divides the layer's weights and bias, and so every logit and heat map.
+        """
+        weight, bias = (t.detach().float() / temperature for t in (layer.weight, layer.bias))
+        self._weight, self._bias = weight.to(device), bias.to(device)
+        self._host_bias: list[float] = bias.tolist()
         self.classes = layer.out_features
 
     def best(self, features: Tensor, k: int) -> Tensor:

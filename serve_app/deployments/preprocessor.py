@@ -104,6 +104,7 @@ class Preprocessor:
                 {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000},
                 batched.batch_size,
                 seen,
+                batched.value.abstain_below,
             )
             for (_, image, seen, decode_ms), batched in zip(good, found, strict=True)
         ]

@@ -1,7 +1,9 @@
-"""ImageFolder on disk -> one uint8 tensor in memory."""
+"""ImageFolder or CSV on disk -> one uint8 tensor in memory."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,29 +39,64 @@ class LabelledImages:
     paths: tuple[Path, ...]
 
 
-def list_images(root: Path, labels: Sequence[str] | None = None) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
-    """List the files of an ImageFolder (``root/<class>/<image>``) with their class ids.
+Files = list[tuple[Path, int]]
+
+
+def list_images(source: Path, labels: Sequence[str] | None = None) -> tuple[Files, tuple[str, ...]]:
+    """List labelled files with their class ids.
 
     Args:
-        root: Folder with one sub-folder per class.
-        labels: Class order to use; by default the sorted folder names.
+        source: ImageFolder (``source/<class>/<image>``) or CSV (``path,label``; paths from where it lies).
+        labels: Class order to use; by default the sorted names.
 
     Raises:
-        DatasetError: No class folders, an empty one, or one that ``labels`` lacks.
+        DatasetError: No classes, an empty one, or one that ``labels`` lacks.
     """
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    found = _of_csv(source) if source.suffix.lower() == ".csv" else _of_folders(source)
+    names = tuple(labels or sorted(found))
+    if unknown := sorted(set(found) - set(names)):
+        raise DatasetError(f"{source}: these are not classes of the model: {', '.join(unknown)}")
+    ids = {name: i for i, name in enumerate(names)}
+    return [(path, ids[label]) for label, paths in found.items() for path in paths], names
+
+
+def _of_folders(root: Path) -> dict[str, list[Path]]:
+    folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     if not folders:
         raise DatasetError(f"{root}: expected one sub-folder of images per class, found none")
-    names = tuple(labels or folders)
-    if unknown := sorted(set(folders) - set(names)):
-        raise DatasetError(f"{root}: these folders are not classes of the model: {', '.join(unknown)}")
-    files: list[tuple[Path, int]] = []
-    for folder in folders:
-        found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DatasetError(f"{root / folder}: holds no images ({' '.join(sorted(SUFFIXES))})")
-        files += [(path, names.index(folder)) for path in found]
-    return files, names
+    found = {folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) for folder in folders}
+    if empty := [name for name, paths in found.items() if not paths]:
+        raise DatasetError(f"{root / empty[0]}: holds no images ({' '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _of_csv(path: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"path", "label"} <= set(rows.fieldnames or ()):
+            raise DatasetError(f"{path}: its first line has to name the columns path and label")
+        for row in rows:
+            image = path.parent / (row["path"] or "")
+            if not row["label"] or not image.is_file():
+                raise DatasetError(
+                    f"{path}, line {rows.line_num}: {'no label' if not row['label'] else 'no such file'}"
+                )
+            found.setdefault(row["label"], []).append(image)
+    if not found:
+        raise DatasetError(f"{path}: lists no images")
+    return dict(sorted(found.items()))
+
+
+def fingerprint(files: Sequence[tuple[Path, int]], labels: Sequence[str]) -> str:
+    """SHA-256 over contents and labels, whatever the files' names and order."""
+    lines = sorted(f"{content_hash(path)} {labels[target]}\n" for path, target in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_image_folder(root: Path, side: int, labels: Sequence[str] | None = None) -> LabelledImages:

@@ -1,84 +1,104 @@
-"""A labelled folder + weights -> accuracy, through the serving code."""
+"""Weights + labelled images -> how good they are, through the serving code: numbers and pictures.
+
+``python -m serve_app.training.evaluate WEIGHTS DATA --out FOLDER`` prints the numbers and leaves all of them
+(``evaluation.json``), confusion matrix, reliability diagram and worst mistakes as pictures in FOLDER.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from serve_app.classifier import ResNetEngine
 from serve_app.config import WeightsSpec
 from serve_app.errors import ServiceError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ClassifyItem
-from serve_app.training.data import MAX_PIXELS, list_images
-from serve_app.weights import load_model, spec_of
+from serve_app.schemas import ModelCard
+from serve_app.training.data import list_images
+from serve_app.training.metrics import summarise
+from serve_app.training.pictures import draw_confusion, draw_mistakes, draw_reliability
+from serve_app.training.predict import Predictions, predict
+from serve_app.weights import load_model, republish, spec_of
 
-BATCH = 64
+MISTAKES = 24
+LONG = ("reliability", "confusion", "mistakes")  # not printed, and not kept in a card
 
 
-def evaluate(root: Path, spec: WeightsSpec) -> dict[str, Any]:
-    """Classify every image of an ImageFolder as the service would.
+def evaluate(spec: WeightsSpec, data: Path) -> tuple[dict[str, Any], Predictions, ModelCard]:
+    """Classify labelled images as the service would.
 
     Args:
-        root: Folder with one sub-folder of images per class; names are the model's labels.
         spec: The weights.
+        data: An ImageFolder or CSV of the model's labels.
 
     Returns:
-        ``images``, ``top1`` and ``recall`` per class, as shares of 1.
+        As metrics.summarise gives them, with ``mistakes``, worst first; what was said of each image; the card.
 
     Raises:
-        DatasetError: Not an ImageFolder of the model's classes.
+        DatasetError: Not images of the model's classes, or a broken one, which is named.
         WeightsError: The weights cannot be had.
     """
     model, card = load_model(spec)
-    engine = ResNetEngine(model, card)
-    files, labels = list_images(root, card.labels)
-    seen: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    for part in _batches(tqdm(files, f"classify {root.name}", unit=" images"), BATCH):
-        items = [ClassifyItem(preprocess(p.read_bytes(), card.transform, MAX_PIXELS).pixels, 1) for p, _ in part]
-        for (_, target), answer in zip(part, engine.classify(items), strict=True):
-            seen[labels[target]] += 1
-            hits[labels[target]] += answer.class_ids[0] == target
-    return {
-        "images": len(files),
-        "top1": round(hits.total() / len(files), 4),
-        "recall": {label: round(hits[label] / count, 4) for label, count in seen.items()},
-    }
+    files, labels = list_images(data, card.labels)
+    found = predict(model, card, files)
+    result = summarise(found.scores, found.targets, labels, card.abstain_below)
+    return result | {"mistakes": mistakes(found, labels)}, found, card
 
 
-def _batches(rows: Iterable[tuple[Path, int]], size: int) -> Iterator[list[tuple[Path, int]]]:
-    remaining = iter(rows)
-    while part := list(islice(remaining, size)):
-        yield part
+def mistakes(found: Predictions, labels: tuple[str, ...], most: int = MISTAKES) -> list[dict[str, Any]]:
+    """The wrong answers that were given with most confidence."""
+    best, confidence = found.scores.argmax(1), found.scores.max(1)
+    wrong = np.flatnonzero(best != found.targets)
+    return [
+        {
+            "path": str(found.paths[i]),
+            "label": labels[found.targets[i]],
+            "predicted": labels[best[i]],
+            "score": round(float(confidence[i]), 4),
+        }
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    ]
+
+
+def write(result: dict[str, Any], card: ModelCard, out: Path) -> None:
+    """Leave ``evaluation.json`` and the pictures in a folder, which is made if it is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {"model": card.ref.model_dump(), **result}
+    (out / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n")
+    draw_confusion(result["confusion"], card.labels, out / "confusion.png")
+    draw_reliability(result["reliability"], result["ece"], out / "reliability.png")
+    draw_mistakes(result["mistakes"], out / "mistakes.png")
+
+
+def short(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that fit on a screen."""
+    return {key: value for key, value in result.items() if key not in LONG}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder with one sub-folder of images per class")
-    parser.add_argument("weights", nargs="?", default="demo", help="imagenet, demo or a .safetensors file")
-    parser.add_argument("--record", action="store_true", help="write the result into the model's card")
-    options = parser.parse_args()
-    path = Path(options.weights)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", metavar="WEIGHTS", help="imagenet, demo or a .safetensors file")
+    parser.add_argument("data", metavar="DATA", type=Path, help="labelled images: folder or CSV")
+    parser.add_argument("--out", type=Path, help="folder for all numbers and the pictures")
+    parser.add_argument("--record", metavar="NAME", help="write the numbers under this name into the file's card")
+    asked = parser.parse_args()
     try:
-        result = evaluate(options.data, spec_of(options.weights))
+        spec = spec_of(asked.weights)
+        if asked.record and spec.sha256 is None:
+            parser.error("--record needs a .safetensors file")
+        result, _, card = evaluate(spec, asked.data)
+        if asked.out:
+            write(result, card, asked.out)
+        if asked.record:
+            metrics = {**card.metrics, asked.record: short(result)}
+            republish(spec, card.model_copy(update={"metrics": metrics}), Path(spec.source).parent)
     except (ServiceError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(result, indent=2))
-    if options.record:
-        card_path = path.with_suffix(".json")
-        card = json.loads(card_path.read_text())
-        card["metrics"][options.data.name] = result
-        card_path.write_text(json.dumps(card, indent=2) + "\n")
+    print(json.dumps(short(result), indent=2))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ ORDER = (
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
-    *("training.data", "training.augment", "training.trainer", "training.fit", "training.evaluate"),
+    *("training.data", "training.metrics", "training.predict", "training.pictures"),
+    *("training.calibrate", "training.evaluate", "training.augment", "training.trainer", "training.fit"),
     "quantize",
     *("jobs.sources", "jobs.output", "jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
 )

@@ -119,7 +119,7 @@ def test_command_line_trains_publishes_and_evaluates(folder: Path, tmp_path: Pat
     assert (card.version, card.labels, card.transform.crop_px) == ("tint-1", ("green", "red"), 24)
     assert card.training["command"].startswith("python -m serve_app.training.fit")
     assert card.training["seed"] == 0
-    result = evaluate(folder, spec)
+    result, *_ = evaluate(spec, folder)
     assert result["images"] == 80
     assert result["top1"] > 0.9
 

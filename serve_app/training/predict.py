@@ -1,0 +1,64 @@
+"""Labelled files + weights -> the scores that the service would answer, through the serving code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torchvision.models import ResNet
+from tqdm import tqdm
+
+from serve_app.classifier import ResNetEngine
+from serve_app.errors import DatasetError, ServiceError
+from serve_app.preprocess import preprocess
+from serve_app.schemas import ClassifyItem, ModelCard
+from serve_app.training.data import MAX_PIXELS
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of labelled images.
+
+    Attributes:
+        scores: float32, (N, C): by class id, as the API gives them.
+        targets: int64, (N,): the true class ids.
+        paths: The files.
+    """
+
+    scores: np.ndarray
+    targets: np.ndarray
+    paths: tuple[Path, ...]
+
+
+def predict(model: ResNet, card: ModelCard, files: Sequence[tuple[Path, int]]) -> Predictions:
+    """Classify files as the service does: the same opening, crop, runtime and head.
+
+    Args:
+        model: As weights.load_model gives it; changed in place.
+        card: Its card; its temperature counts.
+        files: Images with their true class ids.
+
+    Raises:
+        DatasetError: An image is broken; it is named.
+    """
+    engine, classes = ResNetEngine(model, card), len(card.labels)
+
+    def item(path: Path) -> ClassifyItem:
+        try:
+            return ClassifyItem(preprocess(path.read_bytes(), card.transform, MAX_PIXELS).pixels, classes)
+        except ServiceError as error:
+            raise DatasetError(f"{path}: {error}") from error
+
+    scores = np.zeros((len(files), classes), np.float32)
+    with ThreadPoolExecutor() as pool, tqdm(total=len(files), desc="classify", unit=" images") as bar:
+        for start in range(0, len(files), BATCH):
+            part = files[start : start + BATCH]
+            for row, answer in enumerate(engine.classify(list(pool.map(item, (path for path, _ in part)))), start):
+                scores[row, list(answer.class_ids)] = answer.scores
+            bar.update(len(part))
+    return Predictions(scores, np.array([target for _, target in files]), tuple(path for path, _ in files))
