@@ -31,7 +31,7 @@ def show_many(client: Client, photos: Sequence[Photo], served: Json) -> None:
     """
     model = served["models"][0]
     answers: dict[Any, Json] = st.session_state.setdefault("many", {})
-    _classify_missing(client, photos, served, answers)
+    classify_missing(client, photos, served, answers)
     results = [answers[(photo.key, model["version"])] for photo in photos]
     rows = _rows(photos, results)
     failed = rows[rows["state"] == FAILED]
@@ -56,7 +56,8 @@ def show_many(client: Client, photos: Sequence[Photo], served: Json) -> None:
     _show_downloads(shown, photos, results)
 
 
-def _classify_missing(client: Client, photos: Sequence[Photo], served: Json, answers: dict[Any, Json]) -> None:
+def classify_missing(client: Client, photos: Sequence[Photo], served: Json, answers: dict[Any, Json]) -> None:
+    """Classify the photos that have no answer yet, and show how far it is."""
     version, limits = served["models"][0]["version"], served["limits"]
     missing = [photo for photo in {p.key: p for p in photos}.values() if (photo.key, version) not in answers]
     if not missing:

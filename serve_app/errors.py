@@ -18,6 +18,7 @@ ServiceError                    500 internal
 ├── EngineError                 an engine that cannot run here; fails a deployment, never a request
 ├── DatasetError                a folder of images that cannot be trained or evaluated on
 ├── SourceError                 images that a job cannot read (unreadable), or a folder that it cannot use
+├── TrainingError               workers that failed together
 └── WeightsError                weights that cannot be had; fails a deployment, never a request
 
 Every error is built from one message, so it survives pickling between processes.
@@ -142,6 +143,12 @@ class SourceError(ServiceError):
     """One of a job's images, all of them, or its folder of results cannot be used."""
 
     code, title = "unreadable", "Unreadable"
+
+
+class TrainingError(ServiceError):
+    """Workers that failed together, and why."""
+
+    code, title = "training", "Training failed"
 
 
 class WeightsError(ServiceError):

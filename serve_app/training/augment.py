@@ -43,7 +43,7 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
         images: uint8, (N, 3, S, S), RGB, 0-255.
         crop_px: Side of the crops, in px.
         options: How far to go.
-        generator: Source of all randomness; the same state gives the same crops.
+        generator: Source of all randomness, on the images' device; the same state gives the same crops.
 
     Returns:
         float32, (N, 3, crop_px, crop_px), channels-last in memory, values 0-255.
@@ -51,7 +51,7 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.empty(n, *shape).uniform_(low, high, generator=generator)
+        return torch.empty(n, *shape, device=images.device).uniform_(low, high, generator=generator)
 
     pixels = images.float().contiguous(memory_format=torch.channels_last)
     pixels = _sharpen(pixels, uniform(*options.sharpness, 1, 1, 1))

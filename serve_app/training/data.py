@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,9 @@ from serve_app.errors import DatasetError, ServiceError
 from serve_app.preprocess import preprocess
 from serve_app.schemas import ImageTransform
 
+Files = list[tuple[Path, int]]  # with class ids
 MAX_PIXELS = 50_000_000
+SHOWN = 10  # broken files
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
@@ -31,15 +34,19 @@ class LabelledImages:
         targets: int64, (N,), index into ``labels``.
         labels: Class names, in the order of the class ids.
         paths: The file of each image.
+        digests: SHA-256 of each file, in hex.
     """
 
     pixels: Tensor
     targets: Tensor
     labels: tuple[str, ...]
     paths: tuple[Path, ...]
+    digests: tuple[str, ...]
 
-
-Files = list[tuple[Path, int]]
+    @property
+    def files(self) -> Files:
+        """Paths and class ids."""
+        return list(zip(self.paths, self.targets.tolist(), strict=True))
 
 
 def list_images(source: Path, labels: Sequence[str] | None = None) -> tuple[Files, tuple[str, ...]]:
@@ -90,47 +97,72 @@ def _of_csv(path: Path) -> dict[str, list[Path]]:
 
 def fingerprint(files: Sequence[tuple[Path, int]], labels: Sequence[str]) -> str:
     """SHA-256 over contents and labels, whatever the files' names and order."""
-    lines = sorted(f"{content_hash(path)} {labels[target]}\n" for path, target in files)
+    return fingerprint_of((hashlib.sha256(path.read_bytes()).hexdigest(), labels[target]) for path, target in files)
+
+
+def fingerprint_of(contents: Iterable[tuple[str, str]]) -> str:
+    """The same of the contents' SHA-256 and labels."""
+    lines = sorted(f"{digest} {label}\n" for digest, label in contents)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load_image_folder(root: Path, side: int, labels: Sequence[str] | None = None) -> LabelledImages:
-    """Decode every image of an ImageFolder to its centre square of ``side`` px.
+def load_images(
+    files: Sequence[tuple[Path, int]], labels: Sequence[str], side: int, skip_broken: bool = False
+) -> LabelledImages:
+    """Decode images to their centre square of ``side`` px.
 
     Decoding is the serving code (``preprocess``), so that training sees the pixels
     the service will see.
 
     Args:
-        root: Folder with one sub-folder per class.
+        files: With their class ids.
+        labels: Class names.
         side: Side of the stored squares, in px.
-        labels: Class order to use; by default the sorted folder names.
+        skip_broken: Leave broken images out.
 
     Raises:
-        DatasetError: The folder is not an ImageFolder, or an image in it is broken;
-            the message names the file.
+        DatasetError: Images are broken; the message names them. Or they do not fit into memory.
     """
-    files, names = list_images(root, labels)
+    needed, free = len(files) * side * side * 3, psutil.virtual_memory().available
+    if needed > 0.8 * free:
+        raise DatasetError(
+            f"{len(files)} images of {side} px need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free: "
+            "use a smaller --store-px"
+        )
     stored = ImageTransform(resize_px=side, crop_px=side, mean=(0, 0, 0), std=(1, 1, 1))
 
-    def decode(path: Path) -> np.ndarray:
+    def decode(path: Path) -> tuple[np.ndarray, str] | str:
         try:
-            return preprocess(path.read_bytes(), stored, MAX_PIXELS).pixels
-        except ServiceError as error:
-            raise DatasetError(f"{path}: {error}") from error
+            encoded = path.read_bytes()
+            return preprocess(encoded, stored, MAX_PIXELS).pixels, hashlib.sha256(encoded).hexdigest()
+        except (ServiceError, OSError) as error:
+            return f"{path}: {error}"
 
     pixels = np.empty((len(files), side, side, 3), np.uint8)
+    kept: Files = []
+    digests: list[str] = []
+    broken: list[str] = []
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(decode, (path for path, _ in files))
-        for i, image in enumerate(tqdm(decoded, f"read {root.name}", len(files), unit=" images")):
-            pixels[i] = image
+        for file, found in zip(files, tqdm(decoded, "read", len(files), unit=" images"), strict=True):
+            if isinstance(found, str):
+                broken.append(found)
+            else:
+                pixels[len(kept)] = found[0]
+                digests.append(found[1])
+                kept.append(file)
+    if broken and not skip_broken:
+        raise DatasetError(f"{_some(broken)}\n{len(broken)} broken in all: mend them, or use --skip-broken")
+    if broken:
+        tqdm.write(f"left out, as they are broken:\n{_some(broken)}")
     return LabelledImages(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2),
-        torch.tensor([target for _, target in files]),
-        names,
-        tuple(path for path, _ in files),
+        torch.from_numpy(pixels[: len(kept)]).permute(0, 3, 1, 2),
+        torch.tensor([target for _, target in kept]),
+        tuple(labels),
+        tuple(path for path, _ in kept),
+        tuple(digests),
     )
+
+
+def _some(lines: Sequence[str]) -> str:
+    return "\n".join([*lines[:SHOWN], *(["…"] if len(lines) > SHOWN else [])])

@@ -17,7 +17,7 @@ import numpy as np
 from serve_app.config import WeightsSpec
 from serve_app.errors import ServiceError
 from serve_app.schemas import ModelCard
-from serve_app.training.data import list_images
+from serve_app.training.data import Files, fingerprint, list_images
 from serve_app.training.metrics import summarise
 from serve_app.training.pictures import draw_confusion, draw_mistakes, draw_reliability
 from serve_app.training.predict import Predictions, predict
@@ -27,25 +27,27 @@ MISTAKES = 24
 LONG = ("reliability", "confusion", "mistakes")  # not printed, and not kept in a card
 
 
-def evaluate(spec: WeightsSpec, data: Path) -> tuple[dict[str, Any], Predictions, ModelCard]:
+def evaluate(spec: WeightsSpec, data: Path | Files) -> tuple[dict[str, Any], Predictions, ModelCard]:
     """Classify labelled images as the service would.
 
     Args:
         spec: The weights.
-        data: An ImageFolder or CSV of the model's labels.
+        data: An ImageFolder or CSV of the model's labels, or files with their class ids.
 
     Returns:
-        As metrics.summarise gives them, with ``mistakes``, worst first; what was said of each image; the card.
+        As metrics.summarise gives them, with the data's ``fingerprint`` and ``mistakes``, worst first; what was
+        said of each image; the card.
 
     Raises:
         DatasetError: Not images of the model's classes, or a broken one, which is named.
         WeightsError: The weights cannot be had.
     """
     model, card = load_model(spec)
-    files, labels = list_images(data, card.labels)
-    found = predict(model, card, files)
+    files = list_images(data, card.labels)[0] if isinstance(data, Path) else data
+    found, labels = predict(model, card, files), card.labels
     result = summarise(found.scores, found.targets, labels, card.abstain_below)
-    return result | {"mistakes": mistakes(found, labels)}, found, card
+    extra = {"fingerprint": fingerprint(files, labels), "mistakes": mistakes(found, labels)}
+    return result | extra, found, card
 
 
 def mistakes(found: Predictions, labels: tuple[str, ...], most: int = MISTAKES) -> list[dict[str, Any]]:

@@ -1,92 +1,155 @@
-"""Train ResNet-18 on a folder of labelled images; survives interruption; ends in weights + card.
+"""Labelled images -> published weights that know them: trained, calibrated, measured.
 
-``python -m serve_app.training.fit DATA OUT`` reads ``DATA/<class>/<image>`` and leaves
-``model.safetensors`` and ``model.json`` in OUT. Run the same command again after a stop and
-it goes on from the last checkpoint.
+``python -m serve_app.training.fit DATA OUT`` reads ``DATA/<class>/<image>`` (or ``DATA/train``, ``DATA/val`` and
+``DATA/test`` with such folders in them, or a CSV ``path,label``) and leaves ``model.safetensors``, its card
+``model.json`` and ``curve.png`` in OUT. Run the same command again after a stop and it goes on from the last
+checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import shlex
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torchvision.models import ResNet
 
-from serve_app.errors import DatasetError, WeightsError
-from serve_app.schemas import ImageTransform
-from serve_app.training.augment import Augmentation, augment
-from serve_app.training.data import LabelledImages, load_image_folder
-from serve_app.training.trainer import MEAN, STD, Recipe, Trainer
-from serve_app.weights import load_model, publish, spec_of
+from serve_app.config import WeightsSpec
+from serve_app.errors import ServiceError, WeightsError
+from serve_app.schemas import ImageTransform, ModelCard
+from serve_app.training.augment import Augmentation
+from serve_app.training.calibrate import PRECISION, calibrate, share
+from serve_app.training.data import LabelledImages, fingerprint_of, load_images
+from serve_app.training.evaluate import evaluate, short
+from serve_app.training.loop import Job, train
+from serve_app.training.pictures import draw_curve
+from serve_app.training.recipe import Recipe, defaults
+from serve_app.training.report import Listed, Split, describe, divide, find
+from serve_app.training.trainer import CPU, MEAN, STD, Trainer
+from serve_app.weights import load_model, publish, republish, spec_of
 
-CHECKPOINT_EVERY_S = 120
+Start = tuple[ResNet, ModelCard] | None
 
 
-def fit(
-    images: LabelledImages,
-    recipe: Recipe,
-    augmentation: Augmentation,
-    serve_px: int,
-    checkpoint: Path,
-    init: Mapping[str, Tensor] | None = None,
-) -> Trainer:
-    """Train to the end of the schedule, from ``checkpoint`` if it exists.
-
-    The order of the images and every crop derive from (seed, epoch, step), so a resumed
-    run sees what an uninterrupted one would have seen.
+def starting_weights(text: str) -> Start:
+    """The weights to start from; ``auto`` is ImageNet's where they can be had, else the demo's.
 
     Raises:
-        DatasetError: Too few images for one batch.
-        ValueError: The checkpoint belongs to another recipe.
+        WeightsError, OSError: They cannot be had.
     """
-    shuffled = torch.randperm(len(images.paths), generator=torch.Generator().manual_seed(recipe.seed))
-    validation = shuffled[: int(len(shuffled) * recipe.validation)]
-    training = shuffled[len(validation) :]
-    per_epoch = len(training) // recipe.batch
-    if per_epoch == 0:
-        raise DatasetError(
-            f"{len(training)} training images do not fill one batch of {recipe.batch}: add images or use --batch"
-        )
-    trainer = Trainer(images.labels, recipe, per_epoch)
-    if init is not None:
-        trainer.start_from(init)
-    if checkpoint.exists():
-        trainer.resume(checkpoint)
-        tqdm.write(f"resumed at step {trainer.step_count} of {recipe.epochs * per_epoch}")
-    started = saved = time.monotonic()
-    before = trainer.seconds
-    for epoch in range(trainer.step_count // per_epoch, recipe.epochs):
-        order = training[
-            torch.randperm(len(training), generator=torch.Generator().manual_seed(recipe.seed + 1 + epoch))
-        ]
-        px, running = recipe.crop_px(epoch), 0.0
-        first = trainer.step_count - epoch * per_epoch
-        with tqdm(total=per_epoch, initial=first, desc=f"epoch {epoch + 1}/{recipe.epochs} at {px} px") as bar:
-            for i in range(first, per_epoch):
-                rows = order[i * recipe.batch : (i + 1) * recipe.batch]
-                generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + trainer.step_count)
-                crops = augment(images.pixels[rows], px, augmentation, generator)
-                loss = trainer.step(crops, images.targets[rows])
-                running = loss if i == first else 0.98 * running + 0.02 * loss
-                bar.update()
-                trainer.seconds = before + time.monotonic() - started
-                if time.monotonic() - saved > CHECKPOINT_EVERY_S:
-                    trainer.save(checkpoint)
-                    saved = time.monotonic()
-                    bar.set_postfix(loss=f"{running:.3f}")
-        trainer.save(checkpoint)
-        saved = time.monotonic()
-        shown = f" · validation {trainer.accuracy(images, validation, serve_px):.1%}" if len(validation) else ""
-        tqdm.write(f"epoch {epoch + 1}: loss {running:.3f}{shown} · {trainer.seconds / 60:.1f} min")
-    return trainer
+    if text == "scratch":
+        return None
+    if text == "auto":
+        try:
+            return load_model(WeightsSpec(source="imagenet"))
+        except WeightsError as error:
+            print(f"starting from the demo model, as ImageNet's cannot be had ({str(error)[:120]}…)")
+            text = "demo"
+    return load_model(spec_of(text))
+
+
+def fit(asked: argparse.Namespace) -> WeightsSpec:
+    """Do what a command line asks for.
+
+    Returns:
+        The weights published.
+
+    Raises:
+        ServiceError, OSError, ValueError: It cannot be done; the message says what to do.
+    """
+    listed = find(asked.data, asked.feedback)
+    start = starting_weights(asked.weights)
+    chosen = defaults(len(listed.files), start[1] if start else None)
+    for name in vars(chosen).keys() & vars(asked).keys():
+        if getattr(asked, name) is None:
+            setattr(asked, name, getattr(chosen, name))
+    images = load_images(listed.files, listed.labels, asked.store_px, asked.skip_broken)
+    given = None if listed.training is None else len({*listed.files[: listed.training]} & {*images.files})
+    split = divide(images, given, asked.validation, asked.seed)
+    print("\n".join(describe(images, split)))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = asked.out / "checkpoint.safetensors"
+    if asked.fresh:
+        checkpoint.unlink(missing_ok=True)
+    trainer = run(job_of(asked, images, split, start, checkpoint), asked.workers)
+    if trainer.history:
+        draw_curve(trainer.history, asked.out / "curve.png")
+    return finish(asked, images, split, trainer, start, listed)
+
+
+def job_of(asked: argparse.Namespace, images: LabelledImages, split: Split, start: Start, checkpoint: Path) -> Job:
+    """What to train, from a command line."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = images.labels
+    recipe = Recipe(
+        schedule=asked.schedule,
+        store_px=asked.store_px,
+        batch=min(asked.batch, max(2, len(split.training))),
+        peak_lr=asked.peak_lr,
+        validation=asked.validation,
+        seed=asked.seed,
+        bf16=asked.bf16 or (device.type == "cuda" and torch.cuda.is_bf16_supported()),
+        init_sha256=start[1].sha256 if start else None,
+        head_epochs=asked.head_epochs,
+        patience=asked.patience if len(split.validation) else 0,
+        data_sha256=fingerprint_of((d, names[t]) for d, t in zip(images.digests, images.targets.tolist(), strict=True)),
+        workers=asked.workers,
+    )
+    init = start[0].state_dict() if start else None
+    return Job(images, split, recipe, Augmentation(area=tuple(asked.area)), asked.serve_px, checkpoint, init)
+
+
+def run(job: Job, workers: int) -> Trainer:
+    """Train, here or with Ray; the result of the latter is read from the checkpoint."""
+    if workers > 1:
+        from serve_app.training.workers import train_together  # needs ray[train], which one worker does not
+
+        train_together(job, workers)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return train(job, device if workers == 1 else CPU)
+
+
+def finish(
+    asked: argparse.Namespace, images: LabelledImages, split: Split, trainer: Trainer, start: Start, listed: Listed
+) -> WeightsSpec:
+    """Publish weights and card, calibrate on what was held out, measure on it, and on DATA's test images."""
+    px, out = asked.serve_px, asked.out
+    origin = {"init": start[1].model_dump(include={"version", "sha256", "training"})} if start else {}
+    card = publish(
+        trainer.result,
+        {
+            "name": "resnet18",
+            "version": asked.version or f"{asked.data.resolve().stem}-{datetime.date.today():%Y%m%d}",
+            "labels": images.labels,
+            "transform": ImageTransform(resize_px=px, crop_px=px, mean=MEAN, std=STD),
+            "training": {
+                "data": f"{asked.data.name}: {len(images.paths)} images in {len(images.labels)} classes",
+                "command": f"python -m serve_app.training.fit {shlex.join(sys.argv[1:])}",
+                "seed": asked.seed,
+                "minutes": round(trainer.seconds / 60, 1),
+                "recipe": asdict(trainer.recipe),
+                "augmentation": asdict(Augmentation(area=tuple(asked.area))),
+                "torch": torch.__version__,
+                **origin,
+            },
+            "notes": asked.notes,
+        },
+        out,
+    )
+    spec = WeightsSpec(source=str(out / "model.safetensors"), sha256=card.sha256)
+    measured: dict[str, Any] = {}
+    if held := [images.files[row] for row in split.validation.tolist()]:
+        spec, _ = calibrate(spec, held, asked.precision, out)
+        measured["held-out"] = short(evaluate(spec, held)[0])
+    if listed.test:
+        measured["test"] = short(evaluate(spec, listed.test)[0])
+    return republish(spec, load_model(spec)[1].model_copy(update={"metrics": measured}), out)
 
 
 def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
@@ -94,61 +157,49 @@ def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(px), int(epochs)) for px, _, epochs in (part.partition(":") for part in text.split(",")))
 
 
-def describe(images: LabelledImages, trainer: Trainer, augmentation: Augmentation, data: Path) -> dict[str, Any]:
-    """What the model card says about how the weights came to be."""
-    return {
-        "data": f"{data.name}: {len(images.paths)} images in {len(images.labels)} classes",
-        "command": f"python -m serve_app.training.fit {shlex.join(sys.argv[1:])}",
-        "seed": trainer.recipe.seed,
-        "minutes": round(trainer.seconds / 60, 1),
-        "recipe": asdict(trainer.recipe),
-        "augmentation": asdict(augmentation),
-        "torch": torch.__version__,
-    }
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what is None is chosen by the number of images."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("data", metavar="DATA", type=Path, help="folder or CSV of labelled images")
+    add("out", metavar="OUT", type=Path, help="folder for checkpoint, weights, card and curve")
+    add("--weights", "--init", default="auto", help="start from imagenet, demo, a .safetensors file or scratch")
+    add("--workers", type=int, default=1, help="processes that share the work, by Ray Train")
+    add("--precision", type=share, default=PRECISION, help="share of sure answers that are to be right")
+    add("--validation", type=share, help="share of the images to hold out, where DATA has no val folder")
+    add("--feedback", metavar="FOLDER", type=Path, help="train on what people said of answers, too: docs/feedback.md")
+    add("--skip-broken", action="store_true", help="leave broken images out instead of stopping")
+    add("--fresh", action="store_true", help="forget the checkpoint of an earlier run")
+    add("--schedule", type=parse_schedule, help="crop_px:epochs,…")
+    add("--head-epochs", type=int, help="of those, how many at first train the last layer alone")
+    add("--patience", type=int, help="epochs without progress until it stops; 0 never")
+    add("--store-px", type=int, help="side at which images are kept in memory")
+    add("--serve-px", type=int, help="side at which the weights want their images")
+    add("--crop-area", dest="area", type=float, nargs=2, help="smallest and largest")
+    add("--batch", type=int, help="images per step")
+    add("--peak-lr", type=float, help="highest learning rate")
+    add("--seed", type=int, default=0)
+    add("--bf16", action="store_true", help="faster on processors with AVX512-BF16 or AMX; a GPU takes it anyway")
+    add("--version", help="names these weights in answers and metrics; by default DATA's name and the date")
+    add("--notes", default="", help="shown to users beside the model's name")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with one sub-folder of images per class")
-    parser.add_argument("out", type=Path, help="folder for checkpoint, weights and card")
-    parser.add_argument("--schedule", type=parse_schedule, default="96:10,128:10", help="crop_px:epochs,…")
-    parser.add_argument("--store-px", type=int, default=144, help="side at which images are kept in memory")
-    parser.add_argument("--serve-px", type=int, default=160, help="side at which the weights want their images")
-    parser.add_argument("--crop-area", type=float, nargs=2, default=Augmentation.area, help="smallest and largest")
-    parser.add_argument("--init", help="start from these weights: imagenet, demo or a .safetensors file")
-    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images per step")
-    parser.add_argument("--peak-lr", type=float, default=Recipe.peak_lr, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="faster on processors with AVX512-BF16 or AMX")
-    parser.add_argument("--version", default="1", help="names these weights in answers and metrics")
-    parser.add_argument("--notes", default="", help="shown to users beside the model's name")
-    options = parser.parse_args()
-    augmentation = Augmentation(area=tuple(options.crop_area))
+    asked = parse()
     try:
-        model, origin = load_model(spec_of(options.init)) if options.init else (None, None)
-        recipe = Recipe(
-            options.schedule,
-            options.store_px,
-            batch=options.batch,
-            peak_lr=options.peak_lr,
-            seed=options.seed,
-            bf16=options.bf16,
-            init_sha256=origin.sha256 if origin else None,
-        )
-        images = load_image_folder(options.data, recipe.store_px)
-        options.out.mkdir(parents=True, exist_ok=True)
-        checkpoint = options.out / "checkpoint.safetensors"
-        trainer = fit(images, recipe, augmentation, options.serve_px, checkpoint, model.state_dict() if model else None)
-    except (DatasetError, WeightsError, ValueError, OSError) as error:
+        made = fit(asked)
+        card = load_model(made)[1]
+    except (ServiceError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    transform = ImageTransform(resize_px=options.serve_px, crop_px=options.serve_px, mean=MEAN, std=STD)
-    card = {"name": "resnet18", "version": options.version, "labels": images.labels, "transform": transform}
-    training = describe(images, trainer, augmentation, options.data)
-    if origin:
-        training["init"] = {"version": origin.version, "sha256": origin.sha256, "training": origin.training}
-    publish(trainer.average, {**card, "training": training, "notes": options.notes}, options.out)
-    print(f"{options.out}/model.safetensors and model.json; next: python -m serve_app.training.evaluate")
+    for name, found in card.metrics.items():
+        sure = found["abstain"]
+        print(
+            f"{name}: top-1 {found['top1']}, calibration error {found['ece']}, not sure {sure['share']}, "
+            f"right where sure {sure['precision']}"
+        )
+    print(f"serve it with: weights: {{source: {Path(made.source).resolve()}, sha256: {made.sha256}}}")
 
 
 if __name__ == "__main__":

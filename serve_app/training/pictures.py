@@ -81,3 +81,19 @@ def draw_mistakes(mistakes: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.imshow(preprocess(Path(each["path"]).read_bytes(), THUMBNAIL, MAX_PIXELS).pixels)
             axes.set_title(f"{each['label']}\n→ {each['predicted']} {each['score']:.0%}", fontsize=8)
             axes.set_axis_off()
+
+
+def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss and accuracy by epoch."""
+    epochs = [row["epoch"] for row in history]
+    with figure(path, 7, 4) as made:
+        left = made.subplots()
+        left.plot(epochs, [row["loss"] for row in history], label="training loss")
+        left.set(xlabel="epoch", ylabel="loss")
+        if "validation_loss" in history[0]:
+            left.plot(epochs, [row["validation_loss"] for row in history], label="held-out loss")
+            right = left.twinx()
+            right.plot(epochs, [row["validation_top1"] for row in history], "C2", label="held-out accuracy")
+            right.set(ylabel="accuracy", ylim=(0, 1))
+            right.legend(loc="upper right")
+        left.legend(loc="upper left")

@@ -36,7 +36,8 @@ ORDER = (
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
     *("training.data", "training.metrics", "training.predict", "training.pictures"),
-    *("training.calibrate", "training.evaluate", "training.augment", "training.trainer", "training.fit"),
+    *("training.calibrate", "training.evaluate", "training.augment", "training.recipe", "training.report"),
+    *("training.team", "training.trainer", "training.loop", "training.workers", "training.publish", "training.fit"),
     "quantize",
     *("jobs.sources", "jobs.output", "jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
 )
@@ -45,7 +46,7 @@ DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 RAY_DATA = {"jobs.pipeline", "jobs.batch_predict"}
 OWNERS = {
-    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", *RAY_DATA},
+    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.workers", *RAY_DATA},
     "fastapi": {"api", "deployments.ingress", "feedback_api", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
@@ -141,7 +142,7 @@ def test_nothing_happens_on_import(tmp_path: Path) -> None:
         "import ray, torch, torchvision, fastapi_offline, yaml, psutil, httpx2, fsspec\n"
         "sys.addaudithook(hook)\n"
         "import serve_app.app, serve_app.__main__, serve_app.deploy.__main__\n"
-        "import serve_app.training.evaluate, serve_app.quantize\n"
+        "import serve_app.training.evaluate, serve_app.training.fit, serve_app.quantize\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=True

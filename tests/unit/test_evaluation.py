@@ -16,13 +16,14 @@ from serve_app.backbones.head import Head
 from serve_app.cards import load_card
 from serve_app.classifier import ResNetEngine
 from serve_app.config import AnswerTuning, EngineSpec, WeightsSpec
-from serve_app.errors import DatasetError
+from serve_app.errors import DatasetError, WeightsError
 from serve_app.preprocess import preprocess
 from serve_app.schemas import ABSTAIN_BELOW, Calibration, ClassifyItem
 from serve_app.training.calibrate import calibrate, choose_threshold, fit_temperature, tempered
 from serve_app.training.data import list_images
 from serve_app.training.evaluate import evaluate
 from serve_app.training.metrics import abstaining, ece, reliability, summarise
+from serve_app.training.publish import publish_to
 from serve_app.weights import load_model, republish
 from tests.conftest import LABELS, make_photo
 from tests.local_service import LocalService
@@ -199,3 +200,24 @@ def test_unusable_csvs_are_refused(text: str, sentence: str, tmp_path: Path) -> 
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(DatasetError, match=sentence):
         list_images(tmp_path / "labels.csv")
+
+
+@pytest.mark.parametrize("root", ["memory://models", "folder"])
+def test_published_weights_are_served_from_where_they_are(calibrated: WeightsSpec, tmp_path: Path, root: str) -> None:
+    """Weights and card keep their name for good; another card is another name; the service loads them from there."""
+    registry = root if "://" in root else str(tmp_path / root)
+    source = Path(republish(calibrated, load_card(calibrated), tmp_path / "mine").source)
+    first = publish_to(registry, source)
+    assert first.source.startswith(f"{registry}/resnet18/random-")
+    assert publish_to(registry, source) == first
+    assert load_model(first)[1] == load_card(calibrated)
+    republish(calibrated, load_card(calibrated).model_copy(update={"notes": "other"}), tmp_path / "mine")
+    second = publish_to(registry, source)
+    assert second.source != first.source
+    assert (load_card(first).notes, load_card(second).notes) == ("", "other")
+
+
+def test_a_registry_that_cannot_be_written_is_one_sentence(calibrated: WeightsSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsError, match="cannot be written"):
+        publish_to(str(tmp_path / "file"), Path(calibrated.source))
