@@ -22,7 +22,7 @@ FROM base AS requirements
 COPY pyproject.toml .
 RUN python -c "import pathlib, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-wanted = {'serve': project['dependencies'] + extras['aws'], 'page': extras['page']}; \
+wanted = {'serve': project['dependencies'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
 [pathlib.Path(name + '.txt').write_text('\n'.join(lines)) for name, lines in wanted.items()]"
 
 FROM base AS page

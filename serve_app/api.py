@@ -93,7 +93,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Cors, service=service)
     app.add_middleware(Identify, service=service)
     app.include_router(create_router(service, fan_out))
-    app.include_router(create_feedback_router(service))
+    app.include_router(create_feedback_router(service, PROBLEMS))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))

@@ -1,7 +1,8 @@
-"""How long an answer is wanted: a moment that keeps its meaning on the way between processes."""
+"""How long an answer is wanted, and by whom: what goes with an image between processes."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -11,10 +12,18 @@ from serve_app.errors import DeadlineExceededError, InvalidParameterError
 MILLISECONDS, SECONDS = "x-request-timeout-ms", "x-request-timeout-seconds"
 # Ray Serve knows the second header too, and would answer with plain text if we did not answer first.
 AHEAD_OF_SERVE_S = 0.05
+# Request id, place of the image in it, and W3C traceparent if the request is traced.
+Origin = tuple[str, int, str | None]
 
 
 class Deadline:
-    """A moment after which nobody waits any more. Pickled as the time left, because clocks differ between processes."""
+    """A moment after which nobody waits any more. Pickled as the time left, because clocks differ between processes.
+
+    Attributes:
+        origin: The image that it is for, once that is known.
+    """
+
+    origin: Origin | None = None
 
     def __init__(self, seconds: float) -> None:
         """Set it so many seconds from now."""
@@ -23,6 +32,12 @@ class Deadline:
     def left_s(self) -> float:
         """Seconds that are left; negative when it has passed."""
         return self._at - time.monotonic()
+
+    def of(self, origin: Origin) -> Deadline:
+        """The same moment, for one image."""
+        same = copy.copy(self)
+        same.origin = origin
+        return same
 
     def check(self) -> None:
         """Do nothing while there is time.
@@ -37,9 +52,9 @@ class Deadline:
         """The error that says so."""
         return DeadlineExceededError(f"no answer within {self._seconds:.3g} s")
 
-    def __reduce__(self) -> tuple[type[Deadline], tuple[float]]:
-        """Travel as what is left."""
-        return Deadline, (self.left_s(),)
+    def __reduce__(self) -> tuple[type[Deadline], tuple[float], dict[str, Origin | None]]:
+        """Travel as what is left; the origin apart, so that a stage of a version without it can still read this."""
+        return Deadline, (self.left_s(),), {"origin": self.origin}
 
 
 def read_deadline(headers: Mapping[str, str], longest_s: float) -> Deadline:

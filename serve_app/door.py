@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app import tracing
 from serve_app.admission import Admission, Admitted
 from serve_app.answers import to_problem
 from serve_app.deadline import read_deadline
@@ -73,9 +74,16 @@ class Identify:
         state = scope.setdefault("state", {})
         state["id"], state["start"] = numbered or f"req_{uuid.uuid4().hex}", time.perf_counter()
         state["model"] = next((card.ref for card in self._service.cards().values()), None)
+        span = None
+        if scope["method"] == "POST":
+            span = tracing.begin(path_of(scope), state["id"], Headers(scope=scope))
+        state["parent"] = span and span.parent
+        status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 if state["model"]:
                     headers["X-Model-Version"] = state["model"].version
@@ -85,7 +93,11 @@ class Identify:
                     headers["X-Request-ID"] = state["id"]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            if span:
+                span.end(status)
 
 
 class Cors:

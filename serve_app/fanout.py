@@ -12,8 +12,8 @@ from starlette.datastructures import State
 from serve_app.admission import Admitted
 from serve_app.answers import to_problem, to_result
 from serve_app.bodies import Parameters, Upload
-from serve_app.deadline import Deadline
-from serve_app.errors import ServiceError
+from serve_app.deadline import Deadline, Origin
+from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.schemas import Explain, ImageResult
 from serve_app.service import Answer, Asked, Choice, Service
 from serve_app.stats import Stats
@@ -37,31 +37,34 @@ class FanOut:
             uploads: The images in their order.
             parameters: What the client asked for, the same for all of them.
             choice: The variant that answers.
-            request: What the door knows: ``id`` names it in logs and errors, ``admitted`` counts its images.
+            request: What the door knows: ``id`` names it in logs and errors, ``parent`` is its span, ``admitted``
+                counts its images.
 
         Raises:
             OverloadedError, DeadlineExceededError: None of them was sent; see Admitted.take.
         """
         request.admitted.take(len(uploads))
         return [
-            asyncio.create_task(self._one(index, upload, parameters, choice, request.id, request.admitted))
+            asyncio.create_task(
+                self._one((request.id, index, request.parent), upload, parameters, choice, request.admitted)
+            )
             for index, upload in enumerate(uploads)
         ]
 
     async def _one(
         self,
-        index: int,
+        origin: Origin,
         upload: Upload,
         parameters: Parameters,
         choice: Choice,
-        request_id: str,
         admitted: Admitted,
     ) -> ImageResult:
         worked = False
+        request_id, index, _ = origin
         size = 0 if isinstance(upload.encoded, ServiceError) else len(upload.encoded)
         asked = Asked(request_id, index, choice.variant, size, time.perf_counter())
         try:
-            answered = await self._answer(upload, parameters, choice, admitted.deadline)
+            answered = await self._answer(upload, parameters, choice, admitted.deadline.of(origin))
             worked = True
         except ServiceError as error:
             failure = error
@@ -77,6 +80,8 @@ class FanOut:
         finally:
             admitted.finished(worked)
         self._stats.failed(failure)
+        if failure.status in (ServiceError.status, DeadlineExceededError.status):
+            log.warning("request %s, image %d: %s", request_id, index, failure)
         if self._service.log:
             self._service.log.failed(asked, failure)
         return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))

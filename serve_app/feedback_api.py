@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -45,18 +46,35 @@ class FeedbackBody(BaseModel):
 
 
 SCHEMA = FeedbackBody.model_json_schema()
-FORM = {**SCHEMA, "properties": {**SCHEMA["properties"], "image": {"type": "string", "format": "binary"}}}
+# A form field holds a text, never null.
+FIELDS = {
+    name: {"description": schema["description"], **schema.get("anyOf", [schema])[0]}
+    for name, schema in SCHEMA["properties"].items()
+}
+FORM = {**SCHEMA, "properties": {**FIELDS, "image": {"type": "string", "format": "binary"}}}
 BODY = {
     "required": True,
     "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}},
 }
 
 
-def create_router(service: Service) -> APIRouter:
-    """Build the route over a service that may keep feedback."""
-    router = APIRouter()
+def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -> APIRouter:
+    """Build the route over a service that may keep feedback.
 
-    @router.post("/v1/feedback", status_code=204, openapi_extra={"requestBody": BODY}, summary="Say how right it was")
+    Args:
+        service: That may.
+        problems: What OpenAPI says of each status of an error.
+    """
+    router = APIRouter()
+    off = {404: {**problems[400], "description": "No feedback is kept here"}}
+
+    @router.post(
+        "/v1/feedback",
+        status_code=204,
+        openapi_extra={"requestBody": BODY},
+        responses=problems | off,
+        summary="Say how right an answer was",
+    )
     async def feedback(request: Request) -> Response:
         """Thumbs up (`correct: true`), thumbs down, or the right class.
 

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -64,13 +64,17 @@ class PredictionLog:
         written: Rows that are in files.
     """
 
-    def __init__(self, tuning: LogTuning) -> None:
+    def __init__(self, tuning: LogTuning, tell: Callable[[dict[str, int]], None] = lambda counts: None) -> None:
         """Start the writer.
+
+        Args:
+            tuning: Where, how often and how much.
+            tell: Called with the snapshot each time the writer has been at work.
 
         Raises:
             ValueError: The folder cannot be written to.
         """
-        self._tuning = tuning
+        self._tuning, self._tell = tuning, tell
         self._rows: deque[tuple[Any, ...]] = deque()
         self._wake, self._closing = threading.Event(), False
         self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
@@ -135,6 +139,7 @@ class PredictionLog:
             self._wake.wait(self._tuning.flush_s)
             self._wake.clear()
             self._flush()
+            self._tell(self.snapshot())
         self._flush()
         self.dropped += len(self._rows)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Protocol
 
+from serve_app import tracing
 from serve_app.batcher import MicroBatcher
 from serve_app.config import BatchTuning, IngressTuning, MiB
 from serve_app.errors import NotReadyError, ServiceError
@@ -70,6 +71,9 @@ class Variant:
             self._under_way -= 1
         self._answered = time.monotonic()
         answer = sent.value
+        tracing.record(
+            wanted.deadline.origin, "queue", sent.queue_s, sent.model_s, stage="ingress", group=sent.batch_size
+        )
         if self.state and answer.model != self.state.card.ref:  # other weights took over
             self.hear()
         return replace(

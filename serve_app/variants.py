@@ -25,7 +25,7 @@ log = logging.getLogger("serve_app")
 class Metrics(Protocol):
     """Where it is counted."""
 
-    def answered(self, variant: str, version: str, seconds: float) -> None:
+    def answered(self, variant: str, answer: Answer, seconds: float) -> None:
         """An image was classified."""
 
     def failed(self, variant: str, code: str) -> None:
@@ -175,7 +175,7 @@ class Variants:
             self._metrics.failed(name, error.code)
             raise
         variant.counts["ok"] += 1
-        self._metrics.answered(name, answer.model.version, time.perf_counter() - start)
+        self._metrics.answered(name, answer, time.perf_counter() - start)
         return answer
 
     async def _recover(self, variant: Variant) -> None:

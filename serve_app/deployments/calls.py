@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import ray
+from ray import serve
 from ray._common import tls_utils
 from ray.exceptions import RayActorError
 from ray.serve._private import replica
+from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deadline import Origin
 from serve_app.errors import NotReadyError, OverloadedError
 from serve_app.schemas import ModelState
 
@@ -70,6 +73,20 @@ def stay_on_loopback() -> None:
     if address.startswith("127."):
         bind: Callable[..., int] = tls_utils.add_port_to_grpc_server
         vars(replica)["add_port_to_grpc_server"] = lambda server, _everywhere: bind(server, f"{address}:0")
+
+
+def log_with_serve() -> None:
+    """Have our lines written as Serve writes its own: where, from which level and as what logging_config says."""
+    log.parent = logging.getLogger(SERVE_LOGGER_NAME)
+
+
+def name_request(origin: Origin | None) -> None:
+    """Let what this task logs, and the calls that it makes, name the request of one image.
+
+    A call between stages may carry images of several requests. Serve would name the first that the replica ever had.
+    """
+    if origin:
+        serve.context._set_request_context(request_id=origin[0])
 
 
 def cores() -> int:

@@ -10,10 +10,11 @@ import numpy as np
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
+from serve_app import tracing
 from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
 from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec, parse
 from serve_app.deadline import Deadline
-from serve_app.deployments.calls import MILLISECONDS, cores, stay_on_loopback
+from serve_app.deployments.calls import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.health import ModelHealth
 from serve_app.priority import take_priority
@@ -36,6 +37,7 @@ class Classifier:
             WeightsError, EngineError: Fails this deployment, and the application with it.
         """
         stay_on_loopback()
+        log_with_serve()
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
         from serve_app.swap import SwappableModel
 
@@ -139,13 +141,18 @@ class Classifier:
     async def _one(self, item: ClassifyItem, deadline: Deadline, company: int) -> Batched[Named] | ServiceError:
         try:
             async with asyncio.timeout(deadline.left_s()):  # one that gives up waiting is in no batch
-                return await self._batcher.submit(item, company)
+                batched = await self._batcher.submit(item, company)
+            origin, version = deadline.origin, batched.value.model.version
+            tracing.record(origin, "queue", batched.queue_s, batched.model_s, stage="classify")
+            tracing.record(origin, "model", batched.model_s, batch_size=batched.batch_size, version=version)
+            return batched
         except TimeoutError:
             return deadline.exceeded()
         except ServiceError as error:
             return error
         except Exception:
-            log.exception("the model failed on an image")
+            name_request(deadline.origin)
+            log.exception("the model failed on image %s", deadline.origin and deadline.origin[1])
             return ServiceError("the model failed on this image; the server's log says why")
 
     def _record(self, batch: BatchRecord) -> None:

@@ -14,7 +14,7 @@ from ray.serve.schema import ApplicationStatus
 from serve_app.api import create_app
 from serve_app.config import AnswerTuning, IngressTuning, LogTuning, parse
 from serve_app.deadline import Deadline
-from serve_app.deployments.calls import Handle, stay_on_loopback
+from serve_app.deployments.calls import Handle, log_with_serve, stay_on_loopback
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.errors import NotReadyError
 from serve_app.feedback import Feedback
@@ -44,6 +44,7 @@ class Ingress:
             preprocessor: First stage of the variant ``main``, if there is one in this application.
         """
         stay_on_loopback()
+        log_with_serve()
         self.log: Log | None = None
         self._kept: PredictionLog | None = None
         self._logged: LogTuning | None = None
@@ -146,9 +147,9 @@ class Ingress:
             ValueError: The keys cannot be read, or log or feedback not written; nothing has changed.
         """
         keys = Keys(tuning.keys)
-        feedback = Feedback(tuning.feedback) if tuning.feedback else None
+        feedback = Feedback(tuning.feedback, self._metrics.voted) if tuning.feedback else None
         if tuning.log != self._logged:
-            opened = PredictionLog(tuning.log) if tuning.log else None
+            opened = PredictionLog(tuning.log, self._metrics.logged) if tuning.log else None
             before, self._kept = self._kept, opened
             self.log, self._logged = self._kept, tuning.log
             if before:

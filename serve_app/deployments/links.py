@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
-from ray.serve.metrics import Counter, Histogram
+from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.deployments.calls import MILLISECONDS, Handle, call, ping
+from serve_app.deployments.calls import MILLISECONDS, Handle, call, name_request, ping
 from serve_app.errors import NotReadyError, ServiceError
+from serve_app.feedback import Vote
 from serve_app.schemas import ModelState
 from serve_app.service import Answer, Wanted
 from serve_app.traffic import Comparison
@@ -27,6 +29,7 @@ class HandleLink:
 
     async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """See Link."""
+        name_request(wanted[0].deadline.origin)
         return await call(lambda: self._preprocessor.remote(wanted, company), "preprocess")
 
     async def ask(self) -> ModelState:
@@ -70,14 +73,18 @@ class RayMetrics:
         """Register them."""
         tags: Any = ("variant", "version")  # Ray's annotation allows one name only
         codes: Any = ("variant", "code")
-        self._ms = Histogram("variant_ms", "Time of an answered image, by who answered.", MILLISECONDS, tags)
+        self._ms = Histogram("image_ms", "Time of an answered image.", MILLISECONDS, (*tags, "phase"))
         self._failed = Counter("variant_failed_images", "Images that got an error.", codes)
         self._compared = Counter("shadow_compared", "Copies of images whose answers were compared.", (*tags, "agree"))
         self._difference = Histogram("shadow_difference", "Between the scores of the label given.", TENTHS, tags)
+        self._rows = Gauge("prediction_log_rows", "Since this log was opened, or now.", ("state",))
+        self._votes = Counter("feedback_votes", "Votes on answers, by what was said.", ("correct",))
 
-    def answered(self, variant: str, version: str, seconds: float) -> None:
+    def answered(self, variant: str, answer: Answer, seconds: float) -> None:
         """See Metrics."""
-        self._ms.observe(seconds * 1000, {"variant": variant, "version": version})
+        tags = {"variant": variant, "version": answer.model.version}
+        for phase, ms in {**answer.timings_ms, "total": seconds * 1000}.items():
+            self._ms.observe(ms, {**tags, "phase": phase})
 
     def failed(self, variant: str, code: str) -> None:
         """See Metrics."""
@@ -88,3 +95,12 @@ class RayMetrics:
         tags = {"variant": variant, "version": version}
         self._compared.inc(tags={**tags, "agree": str(found.agree).lower()})
         self._difference.observe(found.difference, tags)
+
+    def logged(self, rows: Mapping[str, int]) -> None:
+        """How many rows of the prediction log are written, wait or were dropped."""
+        for state, count in rows.items():
+            self._rows.set(count, {"state": state})
+
+    def voted(self, vote: Vote) -> None:
+        """Somebody said whether an answer was right."""
+        self._votes.inc(tags={"correct": "unsaid" if vote.correct is None else str(vote.correct).lower()})

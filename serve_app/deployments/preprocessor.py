@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from ray import serve
 
+from serve_app import tracing
 from serve_app.batcher import Batched
-from serve_app.deployments.calls import Handle, call, cores, ping, stay_on_loopback
+from serve_app.deployments.calls import Handle, call, cores, log_with_serve, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import look, preprocess
 from serve_app.priority import take_priority
@@ -34,6 +35,7 @@ class Preprocessor:
         must not take requests either.
         """
         stay_on_loopback()
+        log_with_serve()
         self._classifier, self._transform = classifier, transform
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         while not await self._fits():
@@ -71,14 +73,18 @@ class Preprocessor:
         return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
     def _decode(self, wanted: Wanted) -> tuple[PreprocessedImage, Look | None, float] | ServiceError:
-        start = time.perf_counter()
+        start, failed = time.perf_counter(), None
         try:
             wanted.deadline.check()
             image = preprocess(wanted.encoded, self._transform, wanted.max_pixels)
+            seen = look(image.pixels) if wanted.look else None
         except ServiceError as error:
+            failed = error
             return error
-        seen = look(image.pixels) if wanted.look else None
-        return image, seen, (time.perf_counter() - start) * 1000
+        finally:
+            seconds = time.perf_counter() - start
+            tracing.record(wanted.deadline.origin, "preprocess", seconds, error=failed and failed.code)
+        return image, seen, seconds * 1000
 
     async def _classify(
         self, good: list[tuple[Wanted, PreprocessedImage, Look | None, float]], company: int

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "deadline", "keys", "schemas", "feedback"),
+    *("errors", "config", "deadline", "tracing", "keys", "schemas", "feedback"),
     *("opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),

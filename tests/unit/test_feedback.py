@@ -146,3 +146,10 @@ def test_what_is_no_feedback_is_named(tmp_path: Path) -> None:
     (tmp_path / "votes" / "1.json").write_text("{")
     with pytest.raises(ValueError, match=r"1\.json is no vote"):
         labelled(tmp_path)
+
+
+def test_it_is_described(http: TestClient) -> None:
+    """Every status that these tests met, and both kinds of body."""
+    described = http.get("/openapi.json").json()["paths"]["/v1/feedback"]["post"]
+    assert {"204", "400", "404", "413", "415", "422", "503"} <= set(described["responses"])
+    assert set(described["requestBody"]["content"]) == {"application/json", "multipart/form-data"}

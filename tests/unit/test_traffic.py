@@ -63,8 +63,8 @@ class NoMetrics:
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, ...]] = Counter()
 
-    def answered(self, variant: str, version: str, seconds: float) -> None:
-        self.calls["answered", variant, version] += 1
+    def answered(self, variant: str, answer: Answer, seconds: float) -> None:
+        self.calls["answered", variant, answer.model.version] += 1
 
     def failed(self, variant: str, code: str) -> None:
         self.calls["failed", variant, code] += 1
