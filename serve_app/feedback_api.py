@@ -66,13 +66,12 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
         problems: What OpenAPI says of each status of an error.
     """
     router = APIRouter()
-    off = {404: {**problems[400], "description": "No feedback is kept here"}}
 
     @router.post(
         "/v1/feedback",
         status_code=204,
         openapi_extra={"requestBody": BODY},
-        responses=problems | off,
+        responses={**problems, 404: {**problems[400], "description": "No feedback is kept here"}},
         summary="Say how right an answer was",
     )
     async def feedback(request: Request) -> Response:
