@@ -97,7 +97,12 @@ def _of_csv(path: Path) -> dict[str, list[Path]]:
 
 def fingerprint(files: Sequence[tuple[Path, int]], labels: Sequence[str]) -> str:
     """SHA-256 over contents and labels, whatever the files' names and order."""
-    return fingerprint_of((hashlib.sha256(path.read_bytes()).hexdigest(), labels[target]) for path, target in files)
+    return fingerprint_of((content_hash(path), labels[target]) for path, target in files)
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def fingerprint_of(contents: Iterable[tuple[str, str]]) -> str:

@@ -30,7 +30,7 @@ from serve_app.training.evaluate import evaluate, short
 from serve_app.training.loop import Job, train
 from serve_app.training.pictures import draw_curve
 from serve_app.training.recipe import Recipe, defaults
-from serve_app.training.report import Listed, Split, describe, divide, find
+from serve_app.training.report import Listed, Split, describe, divide, find, leaks
 from serve_app.training.trainer import CPU, MEAN, STD, Trainer
 from serve_app.weights import load_model, publish, republish, spec_of
 
@@ -72,7 +72,7 @@ def fit(asked: argparse.Namespace) -> WeightsSpec:
     images = load_images(listed.files, listed.labels, asked.store_px, asked.skip_broken)
     given = None if listed.training is None else len({*listed.files[: listed.training]} & {*images.files})
     split = divide(images, given, asked.validation, asked.seed)
-    print("\n".join(describe(images, split)))
+    print("\n".join([*describe(images, split), *(leaks(listed.test, images) if listed.test else [])]))
     asked.out.mkdir(parents=True, exist_ok=True)
     checkpoint = asked.out / "checkpoint.safetensors"
     if asked.fresh:

@@ -95,5 +95,5 @@ def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             right = left.twinx()
             right.plot(epochs, [row["validation_top1"] for row in history], "C2", label="held-out accuracy")
             right.set(ylabel="accuracy", ylim=(0, 1))
-            right.legend(loc="upper right")
-        left.legend(loc="upper left")
+            right.legend(loc="center right")
+        left.legend(loc="center left")

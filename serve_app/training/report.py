@@ -12,7 +12,7 @@ from torch import Tensor
 
 from serve_app.errors import DatasetError
 from serve_app.feedback import labelled
-from serve_app.training.data import Files, LabelledImages, list_images
+from serve_app.training.data import Files, LabelledImages, content_hash, list_images
 
 FEW = 10  # images of a class that teach it badly
 UNEVEN = 10  # times more images in one class than in another
@@ -113,6 +113,15 @@ def describe(images: LabelledImages, split: Split) -> list[str]:
     if lost := len(images.paths) - len(split.training) - len(split.validation):
         lines.append(f"warning: {lost} held-out images are copies of training images and were left out")
     return lines + _copies(images)
+
+
+def leaks(test: Path, images: LabelledImages) -> list[str]:
+    """Warn of test images that are copies of those that train or watch: accuracy on them proves nothing."""
+    known = {*images.digests}
+    found = [path for path, _ in list_images(test, images.labels)[0] if content_hash(path) in known]
+    if not found:
+        return []
+    return [f"warning: {len(found)} test images are copies of others in DATA, for example {found[0]}"]
 
 
 def _copies(images: LabelledImages) -> list[str]:

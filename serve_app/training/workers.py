@@ -32,7 +32,7 @@ def train_together(job: Job, workers: int) -> None:
     Raises:
         TrainingError: They failed more often than they are started again.
     """
-    ray.init(ignore_reinit_error=True, log_to_driver=True, include_dashboard=False)
+    ray.init(include_dashboard=False)
     try:
         resources = ray.cluster_resources()
         use_gpu = resources.get("GPU", 0) >= workers

@@ -24,7 +24,7 @@ from serve_app.training.evaluate import evaluate
 from serve_app.training.fit import fit, parse, parse_schedule
 from serve_app.training.loop import Job, class_weights, train
 from serve_app.training.recipe import Recipe, defaults
-from serve_app.training.report import describe, divide, find
+from serve_app.training.report import describe, divide, find, leaks
 from serve_app.training.trainer import Trainer
 from serve_app.weights import load_model, sha256
 from tests.conftest import LABELS, encode, make_picture
@@ -33,13 +33,14 @@ RECIPE = Recipe(((16, 1), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validati
 FIT = [sys.executable, "-m", "serve_app.training.fit"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
     """Threads that wait for each other on a busy machine take longer than one alone."""
     before = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 
@@ -85,8 +86,16 @@ def test_crops_follow_the_generator(images: LabelledImages) -> None:
     assert float(crops(1).max()) <= 255
 
 
+@pytest.fixture(scope="module")
+def whole(images: LabelledImages, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """Trained without a stop."""
+    return train(job(images, tmp_path_factory.mktemp("whole") / "checkpoint.safetensors"))
+
+
 @pytest.mark.parametrize("at", [5, 13])
-def test_interrupted_training_ends_as_if_it_had_not_been(images: LabelledImages, tmp_path: Path, at: int) -> None:
+def test_interrupted_training_ends_as_if_it_had_not_been(
+    images: LabelledImages, whole: Trainer, tmp_path: Path, at: int
+) -> None:
     """Stopped while the head trains or in the middle of an epoch, and resumed: the same weights, bit for bit."""
 
     class Stopped(Exception):  # noqa: N818 - stands for a kill, not for an error
@@ -101,7 +110,6 @@ def test_interrupted_training_ends_as_if_it_had_not_been(images: LabelledImages,
             return loss
 
     checkpoint = tmp_path / "checkpoint.safetensors"
-    whole = train(job(images, tmp_path / "whole.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("serve_app.training.loop.Trainer", Stopping)
         with pytest.raises(Stopped):
@@ -272,6 +280,7 @@ def test_copies_and_uneven_classes_are_reported(folder: Path, tmp_path: Path) ->
     assert "1 held-out images are copies of training images and were left out" in said
     assert "1 images lie in more than one class: for example" in said
     assert "2 images are copies of others" in said
+    assert leaks(tmp_path / "val", found)[0].startswith("warning: 20 test images are copies of others in DATA")
     balance = class_weights(found)
     assert balance is not None
     assert balance[1] > balance[0]
