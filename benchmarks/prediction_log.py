@@ -74,7 +74,7 @@ def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator
 
 def rows_in(log: Path) -> int:
     """Rows in the files that are whole."""
-    (count,) = duckdb.sql(f"SELECT count(*) FROM '{log}/raw/*.parquet'").fetchone() or (0,)
+    ((count,),) = duckdb.sql(f"SELECT count(*) FROM '{log}/raw/*.parquet'").fetchall()
     return int(count)
 
 
