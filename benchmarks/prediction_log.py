@@ -1,8 +1,8 @@
 """What the prediction log costs, and what a kill costs it: ``python -m benchmarks.prediction_log cost`` or ``kill``.
 
 ``cost`` compares images a second with the log on and off in one running service, in turn. ``kill`` sends many images to
-two ingress replicas, kills one with SIGKILL on the way, stops the service in order and counts the rows that are missing
-against what docs/analytics.md says: at most those of the last ``flush_s`` and of the file being written. Images are
+two ingress replicas, kills one with SIGKILL on the way, waits until the other has written and counts the rows that are
+missing against what docs/analytics.md says: at most those of the last ``flush_s`` and of the file being written. Images are
 32 x 32 px, as those of CIFAR-10, so that there are many.
 """
 
@@ -132,12 +132,14 @@ async def send(options: argparse.Namespace, api: str, photos: Path, cluster: Clu
 
     async def one() -> None:
         nonlocal killed
-        while (done := len(client.samples) * options.per_request) < options.images:
+        while (done := sum(s.outcome == "200" for s in client.samples) * options.per_request) < options.images:
             if not killed and done > options.images / 2:
                 killed = time.perf_counter()
                 os.kill(pids(await asyncio.to_thread(cluster.state))[0], signal.SIGKILL)
                 killed = time.perf_counter()
             await client.post(time.perf_counter())
+            if client.samples[-1].outcome != "200":
+                await asyncio.sleep(1)  # as the refusal's Retry-After asks
 
     await asyncio.gather(*(one() for _ in range(options.clients)))
     client.close()
@@ -152,6 +154,7 @@ def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with serving(folder, 2, {"folder": str(log)}) as (running, cluster):
         client, killed = asyncio.run(send(options, running.api, photos, cluster))
         seconds = time.perf_counter() - start_s
+        time.sleep(flush_s + WRITE_S)
     answered = [sample for sample in client.samples if sample.outcome == "200"]
     late = [sample for sample in answered if killed - flush_s - WRITE_S <= sample.end <= killed]
     lost = len(answered) * options.per_request - rows_in(log)
