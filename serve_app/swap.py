@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from serve_app.classifier import ResNetEngine
-from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec
+from serve_app.config import ClassifierTuning, EngineSpec, WeightsSpec
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.schemas import Classification, ClassifyItem, ModelCard, ModelRef, Named
 from serve_app.weights import load_model
@@ -29,16 +29,21 @@ class SwappableModel:
     """Runs batches on the weights of the moment; a batch is never split between two."""
 
     def __init__(self, weights: WeightsSpec, engine: EngineSpec, cores: int) -> None:
-        """Load, verify and warm the model.
+        """Load and verify the model; ``change`` makes it ready.
 
         Raises:
             WeightsError, EngineError: It cannot be had; the message is one sentence.
         """
         self._first, self._cores = weights, cores
-        self._now = _load(weights, engine, cores, BatchTuning().max_batch)
+        self._now = _load(weights, engine, cores)
         # What was fastest at the start still is: measured again under load it might look otherwise.
         runtime = engine.runtime if engine.precision == "int8" else self._now.engine.runtime
         self._spec = EngineSpec.model_validate({"runtime": runtime, "precision": engine.precision})
+
+    @property
+    def engine(self) -> EngineSpec:
+        """How models are run, with what ``auto`` turned out to be."""
+        return self._spec
 
     @property
     def card(self) -> ModelCard:
@@ -81,7 +86,7 @@ class SwappableModel:
         if wanted == now.weights:
             now.engine.warm_up(tuning.max_batch)
             return
-        new = _load(wanted, self._spec, self._cores, tuning.max_batch)
+        new = _load(wanted, self._spec, self._cores)
         old_size, new_size = ((each.transform.resize_px, each.transform.crop_px) for each in (now.card, new.card))
         if new_size != old_size:
             raise WeightsError(
@@ -89,15 +94,14 @@ class SwappableModel:
                 f"preprocess stage makes {old_size[1]} px from {old_size[0]} px: serve them as another variant, "
                 "see docs/updates.md"
             )
+        new.engine.warm_up(tuning.max_batch)
         self._now = new
         log.info("weights: %s gave way to %s", now.card.version, new.card.version)
 
 
-def _load(weights: WeightsSpec, engine: EngineSpec, cores: int, max_batch: int) -> Loaded:
+def _load(weights: WeightsSpec, engine: EngineSpec, cores: int) -> Loaded:
     model, card = load_model(weights)
-    loaded = Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores))
-    loaded.engine.warm_up(max_batch)
-    return loaded
+    return Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores))
 
 
 def _named(found: Classification, by: Loaded) -> Named:

@@ -87,6 +87,23 @@ class OnnxRuntimeBackbone:
         return torch.from_numpy(self._session.run([FEATURES], {PIXELS: pixels})[0])
 
 
+def to_mnn(graph: bytes) -> bytes:
+    """Convert a graph as backbones.graph writes it.
+
+    Raises:
+        ImportError: MNN is not installed here.
+    """
+    import _tools as converter  # MNN's own, compiled
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, converted = Path(folder, "graph.onnx"), Path(folder, "graph.mnn")
+        source.write_bytes(graph)
+        converter.mnnconvert(
+            ["", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
+        )
+        return converted.read_bytes()
+
+
 class MnnBackbone:
     """MNN: Winograd convolutions, the fastest where the CPU stops at AVX2.
 
@@ -97,19 +114,15 @@ class MnnBackbone:
 
     name, device, lanes = "mnn", CPU, 1
 
-    def __init__(self, graph: bytes, threads: int) -> None:
-        """Convert and load a graph as backbones.graph writes it."""
-        import _tools as converter  # MNN's own, compiled
+    def __init__(self, converted: bytes, threads: int) -> None:
+        """Load a graph as ``to_mnn`` writes it."""
         import MNN
 
         self._mnn = MNN
-        with tempfile.TemporaryDirectory() as folder:
-            source, converted = Path(folder, "graph.onnx"), Path(folder, "graph.mnn")
-            source.write_bytes(graph)
-            converter.mnnconvert(
-                ["", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
-            )
-            self._interpreter = MNN.Interpreter(str(converted))
+        with tempfile.NamedTemporaryFile(suffix=".mnn") as file:
+            file.write(converted)
+            file.flush()
+            self._interpreter = MNN.Interpreter(file.name)
         self._session = self._interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
         self._pixels = self._interpreter.getSessionInput(self._session, PIXELS)
         self._shape: tuple[int, ...] = ()
@@ -160,9 +173,9 @@ class Lanes:
         """See Backbone; for at most ``lanes`` threads at a time."""
         with self._changed:
             alone = self._running == 0
+            self._running += 1  # one that waits counts: who comes when the lone batch ends must not take all cores too
             self._changed.wait_for(lambda: not self._all_taken)
             self._all_taken = alone
-            self._running += 1
         backbone = self._wide if alone else self._narrow.get()
         try:
             return backbone(pixels)

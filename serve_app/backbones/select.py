@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import numpy as np
 import torch
 from torchvision.models import ResNet
 
-from serve_app.backbones.cpu import Backbone, Lanes, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone
+from serve_app.backbones.cpu import Backbone, Lanes, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone, to_mnn
 from serve_app.backbones.cuda import TYPES, gpu_found, on_gpu
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
@@ -45,10 +46,11 @@ def build(model: ResNet, card: ModelCard, spec: EngineSpec, cores: int) -> Backb
         raise EngineError(f"engine {spec.runtime}: precision {spec.precision} needs a GPU; a CPU has fp32 and int8")
     written = to_onnx(model, card.transform)
     graph = written.SerializeToString()
+    converted = cache(lambda: to_mnn(graph))  # once for all lanes
     makers: dict[str, Maker] = {
         "torch": lambda threads: TorchBackbone(model, card.transform, threads),
         "onnxruntime": lambda threads: OnnxRuntimeBackbone(graph, threads),
-        "mnn": lambda threads: MnnBackbone(graph, threads),
+        "mnn": lambda threads: MnnBackbone(converted(), threads),
     }
     if spec.precision == "int8":
         name, makers = "onnxruntime", {"onnxruntime": int8_maker(written, card, spec.runtime)}
