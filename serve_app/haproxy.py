@@ -21,7 +21,6 @@ PROGRAM = """#!/bin/sh
 for file; do
   case $file in *.cfg) sed -i -E {edits} -e "${variable}" "$file" ;; esac
 done
-renice -n 0 -p $$ >/dev/null 2>&1  # where Ray lowers its workers, whose child this is, and it is allowed
 exec {binary} "$@"
 """
 # Written once more, the file is the same.

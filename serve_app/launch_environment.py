@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 
 from serve_app import haproxy
-from serve_app.priority import LOW, may_raise
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -51,9 +50,6 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
     # Ray's switch for "no cluster here", off by default on Linux only: the node's address is loopback then,
     # and all that Ray opens is there. An address given to ray.init would be turned into the machine's own.
     found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    if may_raise():  # replicas that start leave the cores to those that serve, and raise themselves when ready
-        found["RAY_worker_niceness"] = str(LOW)
-        found["RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH"] = "serve_app.priority:take_priority"
     if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
         inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
         found[haproxy.EDITS] = haproxy.on_this_machine(host, port, inner)

@@ -1,4 +1,4 @@
-"""Replicas start at a low priority, so that a start under load takes what is free, and raise themselves when ready."""
+"""Replicas lower their priority while they start, so that a start under load takes what is free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import get_native_id
 
-LOW = 15  # niceness, as Ray's own default for its workers
+LOW = 15  # niceness
+
+
+def give_way() -> None:
+    """Lower this thread, and those that it will start, if it may be raised again."""
+    if may_raise():
+        os.setpriority(os.PRIO_PROCESS, 0, LOW)
 
 
 def may_raise() -> bool:

@@ -20,7 +20,7 @@ from serve_app.deadline import Deadline
 from serve_app.deployments.calls import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.health import ModelHealth
-from serve_app.priority import take_priority
+from serve_app.priority import give_way, take_priority
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
 
 log = logging.getLogger("serve_app")
@@ -39,6 +39,7 @@ class Classifier:
         Raises:
             WeightsError, EngineError: Fails this deployment, and the application with it.
         """
+        give_way()
         stay_on_loopback()
         log_with_serve()
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).

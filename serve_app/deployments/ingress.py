@@ -20,7 +20,7 @@ from serve_app.errors import NotReadyError
 from serve_app.feedback import Feedback
 from serve_app.keys import Keys
 from serve_app.prediction_log import PredictionLog
-from serve_app.priority import take_priority
+from serve_app.priority import give_way, take_priority
 from serve_app.schemas import Explain, ModelCard
 from serve_app.service import Answer, Choice, Log, Wanted
 from serve_app.traffic import OWN, Traffic
@@ -43,6 +43,7 @@ class Ingress:
         Args:
             preprocessor: First stage of the variant ``main``, if there is one in this application.
         """
+        give_way()
         stay_on_loopback()
         log_with_serve()
         self.log: Log | None = None

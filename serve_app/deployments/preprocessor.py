@@ -15,7 +15,7 @@ from serve_app.batcher import Batched
 from serve_app.deployments.calls import Handle, call, cores, log_with_serve, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import look, preprocess
-from serve_app.priority import take_priority
+from serve_app.priority import give_way, take_priority
 from serve_app.schemas import ImageTransform, Look, ModelState, Named, PreprocessedImage
 from serve_app.service import Answer, Wanted
 
@@ -34,6 +34,7 @@ class Preprocessor:
         Returns once a model takes these crops: while a new version's does not start, its preprocess stage
         must not take requests either.
         """
+        give_way()
         stay_on_loopback()
         log_with_serve()
         self._classifier, self._transform = classifier, transform

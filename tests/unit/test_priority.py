@@ -12,30 +12,31 @@ from serve_app.priority import LOW, may_raise
 
 SETUP = """
 import os, threading
-from serve_app.priority import may_raise, take_priority
+from serve_app.priority import give_way, may_raise, take_priority
 stay = threading.Event()
-os.setpriority(os.PRIO_PROCESS, 0, {low})
-threading.Thread(target=stay.wait, daemon=True).start()
 if {user}: os.setuid({user})
 print(may_raise())
+give_way()
+threading.Thread(target=stay.wait, daemon=True).start()
+print(os.getpriority(os.PRIO_PROCESS, 0))
 take_priority()
 print(*(os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc/self/task")))
 """
 
 
-def run(user: int = 0) -> tuple[str, set[int]]:
-    """What a process says that lowered itself; then the niceness of its two threads."""
-    code = SETUP.format(low=LOW, user=user)
-    allowed, threads = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
-    return allowed, set(map(int, threads.split()))
+def run(user: int = 0) -> tuple[str, int, set[int]]:
+    """Whether a process may raise itself, how low it is while it starts, and its two threads' niceness afterwards."""
+    printed = subprocess.check_output([sys.executable, "-c", SETUP.format(user=user)], text=True)
+    allowed, low, threads = printed.splitlines()
+    return allowed, int(low), set(map(int, threads.split()))
 
 
 @pytest.mark.skipif(not may_raise(), reason="this user may not raise a priority again")
-def test_all_threads_take_the_priority_of_the_node() -> None:
-    assert run() == ("True", {os.getpriority(os.PRIO_PROCESS, 0)})
+def test_a_start_is_low_and_all_its_threads_are_raised() -> None:
+    assert run() == ("True", LOW, {os.getpriority(os.PRIO_PROCESS, 0)})
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become somebody else")
-def test_where_it_is_not_allowed_nothing_is_lowered_nor_raised() -> None:
-    """As an ordinary user: the launcher does not lower anything then, and a replica that is low stays so."""
-    assert run(user=65534) == ("False", {LOW})
+def test_where_nothing_may_be_raised_nothing_is_lowered() -> None:
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert run(user=65534) == ("False", usual, {usual})
