@@ -60,7 +60,7 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
       ${WHEEL_INDEX:+--extra-index-url "$WHEEL_INDEX"} \
  && rm -r /tmp/install
 # Volumes take their owner from the folder that they cover.
-RUN install --directory --owner=ray --group=ray /weights /predictions
+RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
 COPY configs configs
 COPY serve_app serve_app
 # configs/ray.env, for whatever starts Ray here (the launcher reads the file as well); a test compares them.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from frontend.analytics import show_analytics
+from frontend.batch import show_batch
 from frontend.classify import show_classify
 from frontend.client import Client, ProblemError, ServerDownError
 from frontend.evaluate import show_evaluate
@@ -62,6 +63,7 @@ def main() -> None:
         st.Page(
             guarded(show_classify), title="Classify", icon=":material/image_search:", url_path="classify", default=True
         ),
+        st.Page(guarded(show_batch), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
         st.Page(guarded(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
         st.Page(show_analytics, title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
         st.Page(guarded(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from itertools import islice
+from typing import IO, Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -161,10 +163,52 @@ class Client:
             for row in sorted(open_rows):
                 yield {"index": row, "id": photos[row].name, "status": "error", "error": reason or _LOST}
 
+    def jobs(self) -> Json:
+        """Batch jobs, the newest first, and what a new one may be."""
+        return self._json("GET", "/v1/jobs")
+
+    def job(self, job: str) -> Json:
+        """How far a batch job is."""
+        return self._json("GET", f"/v1/jobs/{quote(job, safe='')}")
+
+    def submit_zip(self, name: str, file: IO[bytes]) -> Json:
+        """Start a batch job over a zip."""
+        return self._json("POST", "/v1/jobs", files={"file": (name, file, "application/zip")})
+
+    def submit_prefix(self, source: str) -> Json:
+        """Start a batch job over all below a folder or prefix."""
+        return self._json("POST", "/v1/jobs", json={"source": source})
+
+    def cancel(self, job: str) -> Json:
+        """End a batch job."""
+        return self._json("DELETE", f"/v1/jobs/{quote(job, safe='')}")
+
+    def results(self, job: str, kind: str) -> bytes:
+        """All rows of a batch job as a file: json, jsonl, csv or parquet."""
+        with self._answering():
+            response = self._http.get(f"/v1/jobs/{quote(job, safe='')}/results", params={"format": kind})
+            _raise_problem(response)
+            return response.content
+
+    def failed_files(self, job: str, most: int) -> list[Json]:
+        """The first files of a batch job that have an error."""
+        query = {"format": "jsonl", "only": "failed"}
+        with (
+            self._answering(),
+            self._http.stream("GET", f"/v1/jobs/{quote(job, safe='')}/results", params=query) as response,
+        ):
+            if response.is_error:
+                response.read()
+            _raise_problem(response)
+            return [json.loads(line) for line in islice(response.iter_lines(), most)]
+
     def curl(self, name: str) -> str:
         """A command line that classifies a file."""
-        key = '-H "X-API-Key: $API_KEY" ' if self._needs_key else ""
-        return f"curl --data-binary @{shlex.quote(name)} -H 'Content-Type: image/*' {key}{self.public_url}/v1/classify"
+        return self._curl(f"--data-binary @{shlex.quote(name)} -H 'Content-Type: image/*'", "/v1/classify")
+
+    def curl_job(self, name: str) -> str:
+        """A command line that starts a batch job."""
+        return self._curl(f"-X POST --upload-file {shlex.quote(name)} -H 'Content-Type: application/zip'", "/v1/jobs")
 
     def python(self, name: str) -> str:
         """A program that classifies a file."""
@@ -176,6 +220,10 @@ class Client:
             'for prediction in answer["results"][0]["predictions"]:\n'
             "    print(f\"{prediction['score']:6.1%}  {prediction['label']}\")\n"
         )
+
+    def _curl(self, what: str, path: str) -> str:
+        key = '-H "X-API-Key: $API_KEY" ' if self._needs_key else ""
+        return f"curl {what} {key}{self.public_url}{path}"
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
         with self._answering():

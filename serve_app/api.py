@@ -21,6 +21,7 @@ from serve_app.door import Cors, Door, Identify
 from serve_app.errors import InvalidParameterError, NotReadyError, ServiceError, UnknownModelError
 from serve_app.fanout import FanOut, finish
 from serve_app.feedback_api import create_router as create_feedback_router
+from serve_app.jobs.routes import create_router as create_jobs_router
 from serve_app.oip import create_router, respond
 from serve_app.opening import FORMATS
 from serve_app.schemas import (
@@ -65,7 +66,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, title in {
         400: "Malformed body",
         401: "No valid API key, where keys are needed",
+        403: "Not to be read from here",
+        404: "Not here",
         408: "The body did not arrive in time",
+        409: "Does not go with what is there",
         413: "Too many bytes, images or pixels",
         415: "Not an accepted image format",
         422: "Bad parameter or corrupt image",
@@ -94,6 +98,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Identify, service=service)
     app.include_router(create_router(service, fan_out))
     app.include_router(create_feedback_router(service, PROBLEMS))
+    app.include_router(create_jobs_router(service, PROBLEMS))
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))

@@ -122,6 +122,26 @@ class FeedbackTuning(Knobs):
     )
 
 
+class JobsTuning(Knobs):
+    """Batch jobs over HTTP."""
+
+    folder: str = Field(
+        ...,
+        description="Folder that keeps uploads and results, seen by all nodes; a relative one is beside the program.",
+    )
+    sources: tuple[str, ...] = Field(
+        (), description="Folders and bucket prefixes (`s3://…`) that a job may read; without any it has to bring a zip."
+    )
+    max_zip_bytes: int = Field(500 * MiB, gt=0, description="Largest zip, in bytes.")
+    max_zip_entries: int = Field(100_000, gt=0, description="Most files and folders in it.")
+    max_unpacked_bytes: int = Field(4096 * MiB, gt=0, description="Most bytes of all its files together.")
+    max_waiting: int = Field(20, ge=1, description="Most jobs that have not ended; one runs at a time.")
+    models: int | None = Field(
+        None, ge=1, description="Workers of a job, each with a CPU and a model; by default one for each CPU."
+    )
+    keep_days: float = Field(7.0, gt=0, description="Days after which a job that has ended is forgotten.")
+
+
 class AppConfig(Knobs):
     """``args:`` of an application with a model in it."""
 
@@ -190,6 +210,7 @@ class IngressTuning(AnswerTuning):
     feedback: FeedbackTuning | None = Field(
         None, description="Where `POST /v1/feedback` goes, `feedback: {folder: …}`; nowhere by default."
     )
+    jobs: JobsTuning | None = Field(None, description="Batch jobs, `jobs: {folder: …}`; none are taken by default.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )

@@ -24,17 +24,24 @@ from serve_app.stats import Stats
 
 # Open to callers without a key: whether it runs, and what it is.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/redoc", "/openapi.json")
+# Bodies that go to disk as they come, within limits of their own: they are never in memory, and take longer.
+STREAMED = "/v1/jobs"
 OPEN_FOLDER = "/static-offline-docs/"
 # What Ray Serve reads of a request before we see it, as UTF-8; it answers anything else with 500.
 READ_BY_RAY = (
     *(b"x-request-id", b"x-session-id", b"x-request-timeout-seconds", b"x-request-disconnect-disabled"),
     *(b"serve_multiplexed_model_id", b"serve-multiplexed-model-id", b"traceparent", b"tracestate"),
 )
+NO_READING_AHEAD = (b"x-request-disconnect-disabled", b"?1")
 SAFE = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 
 
 class Legible:
-    """ASGI middleware: refuses headers that Ray Serve could not read. Stands before Ray, see ``outermost``."""
+    """ASGI middleware: refuses headers that Ray Serve could not read. Stands before Ray, see ``outermost``.
+
+    Ray reads a body as fast as it comes, into memory, to learn soon that a client has gone. From large ones it is kept:
+    they come as fast as we write them to disk.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap Ray Serve's app."""
@@ -49,6 +56,8 @@ class Legible:
                     problem = to_problem(error, f"req_{uuid.uuid4().hex}")
                     await respond(Request(scope), problem)(scope, receive, send)
                     return
+            if scope["method"] == "POST" and path_of(scope) == STREAMED:
+                scope["headers"] = [*scope["headers"], NO_READING_AHEAD]
         await self._app(scope, receive, send)
 
 
@@ -114,7 +123,7 @@ class Cors:
         if self._origins != self._service.cors_origins:
             self._origins = self._service.cors_origins
             self._sharing = CORSMiddleware(
-                self._app, self._origins, ("GET", "POST"), ("*",), expose_headers=("*",), max_age=600
+                self._app, self._origins, ("GET", "POST", "DELETE"), ("*",), expose_headers=("*",), max_age=600
             )
         await (self._sharing if self._origins else self._app)(scope, receive, send)
 
@@ -159,12 +168,17 @@ class Door:
         caller = scope["state"]["caller"] = self._service.keys.caller(headers)
         if scope["method"] != "POST":
             return None
+        bucket = self._service.keys.bucket(caller)
+        if path == STREAMED:
+            if bucket:
+                bucket.check()
+            return None
         limits, declared = self._service.limits, headers.get("content-length", "")
         body_bytes = int(declared) if re.fullmatch("[0-9]{1,18}", declared) else 0
         return self._admission.admit(
             min(body_bytes, limits.max_body_bytes),  # whoever reads a longer one refuses it, and says why
             read_deadline(headers, limits.deadline_s),
-            self._service.keys.bucket(caller),
+            bucket,
         )
 
 

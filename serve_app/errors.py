@@ -3,14 +3,19 @@
 ServiceError                    500 internal
 ├── MalformedRequestError       400 malformed
 ├── UnauthorizedError           401 unauthorized
+├── ForbiddenSourceError        403 forbidden_source
 ├── UnknownModelError           404 unknown_model
 ├── FeedbackOffError            404 feedback_off
+├── UnknownJobError             404 unknown_job
+├── JobsOffError                404 jobs_off
+├── ConflictError               409 conflict
 ├── SlowBodyError               408 slow_body
 ├── TooLargeError               413 too_large
 │   └── ImageTooLargeError      413 image_too_large
 ├── UnsupportedImageError       415 unsupported_image
 ├── InvalidParameterError       422 invalid_parameter
 ├── InvalidImageError           422 invalid_image
+├── ArchiveError                422 invalid_archive
 ├── OverloadedError             503 overloaded           (retryable)
 │   └── RateLimitedError        429 rate_limited         (retryable)
 ├── NotReadyError               503 not_ready            (retryable)
@@ -64,6 +69,30 @@ class FeedbackOffError(ServiceError):
     status, code, title = 404, "feedback_off", "No feedback kept"
 
 
+class ForbiddenSourceError(ServiceError):
+    """A job may not read from there."""
+
+    status, code, title = 403, "forbidden_source", "Forbidden source"
+
+
+class UnknownJobError(ServiceError):
+    """The caller has no such job."""
+
+    status, code, title = 404, "unknown_job", "Unknown job"
+
+
+class JobsOffError(ServiceError):
+    """This service takes no jobs."""
+
+    status, code, title = 404, "jobs_off", "Jobs are switched off"
+
+
+class ConflictError(ServiceError):
+    """It does not go with what is there: another job under the same key, or one that has not ended."""
+
+    status, code, title = 409, "conflict", "Conflict"
+
+
 class SlowBodyError(ServiceError):
     """The body did not arrive within the time that a request may take."""
 
@@ -98,6 +127,12 @@ class InvalidImageError(ServiceError):
     """The bytes start like an image of an accepted format but cannot be decoded."""
 
     status, code, title = 422, "invalid_image", "Invalid image"
+
+
+class ArchiveError(ServiceError):
+    """A zip with something in it that no zip of images has."""
+
+    status, code, title = 422, "invalid_archive", "Invalid archive"
 
 
 class OverloadedError(ServiceError):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from serve_app.config import EngineSpec, WeightsSpec
 
 ABSTAIN_BELOW = 0.4  # where neither the configuration nor the weights' card has a threshold
 
@@ -231,8 +234,40 @@ class ModelState(Schema):
     """What one replica of a model serves."""
 
     card: ModelCard
+    weights: WeightsSpec = Field(default=WeightsSpec(), description="Where others can have the same weights from.")
+    engine: EngineSpec = Field(default=EngineSpec(), description="How they are run.")
     loading: str | None = Field(default=None, description="Weights that are being loaded to take over.")
     refused: str | None = Field(default=None, description="Why the last change was not made.")
+
+
+class JobProgress(Schema):
+    """How far a job is."""
+
+    total: int | None = Field(default=None, description="Images; null until they are listed.")
+    done: int = Field(default=0, description="Images with a row, failed ones included.")
+    failed: int = 0
+
+
+class JobState(Schema):
+    """A batch job as it is now."""
+
+    id: str
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created: datetime
+    source: str = Field(description="The prefix, or the zip's name.")
+    top_k: int
+    model: ModelRef
+    progress: JobProgress
+    eta_s: float | None = Field(default=None, description="Seconds until it ends; null while that is not known.")
+    error: str | None = Field(default=None, description="Why it failed.")
+
+
+class JobList(Schema):
+    """The caller's jobs, the newest first, and what a new one may be."""
+
+    jobs: list[JobState]
+    sources: list[str] = Field(description="Folders and prefixes that a job may name.")
+    limits: dict[str, int] = Field(description="Of a zip: max_zip_bytes, max_zip_entries, max_unpacked_bytes.")
 
 
 class Prediction(Schema):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from serve_app.config import AnswerTuning, DoorTuning, Limits
+from serve_app.config import AnswerTuning, DoorTuning, EngineSpec, JobsTuning, Limits, WeightsSpec
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.feedback import Feedback
@@ -115,6 +115,7 @@ class Service(Protocol):
         cors_origins: Sites whose pages may call, as it is now.
         log: The prediction log, if one is kept now.
         feedback: Where votes go, if they are kept now.
+        jobs: Whether batch jobs are taken, and how, as it is now.
         room: How many images the stages take at a time; more than those wait.
     """
 
@@ -125,6 +126,7 @@ class Service(Protocol):
     cors_origins: tuple[str, ...]
     log: Log | None
     feedback: Feedback | None
+    jobs: JobsTuning | None
     room: int
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
@@ -156,6 +158,16 @@ class Service(Protocol):
         Raises:
             ServiceError: Of the kind that says what went wrong.
         """
+
+    async def recipe(self, variant: str) -> tuple[WeightsSpec, EngineSpec, ModelCard]:
+        """What a job needs to answer as a variant does now.
+
+        Raises:
+            NotReadyError: It does not answer.
+        """
+
+    async def start_jobs(self) -> None:
+        """Have batch jobs done that have not ended, if there are any."""
 
     async def check_ready(self) -> None:
         """Return when a variant that gets requests answers.

@@ -51,6 +51,11 @@ class SwappableModel:
         return self._now.card
 
     @property
+    def weights(self) -> WeightsSpec:
+        """Where what serves is from."""
+        return self._now.weights
+
+    @property
     def lanes(self) -> int:
         """See ResNetEngine."""
         return self._now.engine.lanes

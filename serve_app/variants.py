@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from serve_app.config import IngressTuning
 from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
-from serve_app.schemas import ModelCard
+from serve_app.schemas import ModelCard, ModelState
 from serve_app.service import Answer, Choice, Wanted
 from serve_app.traffic import Comparison, Traffic, compare, pick
 from serve_app.variant import ASK_AGAIN_S, Link, Variant, grouping
@@ -101,6 +101,14 @@ class Variants:
         """See Service.cards."""
         known = ((name, self._variant(name).state) for name in self._traffic.names)
         return {name: state.card for name, state in known if state}
+
+    async def ask(self, name: str) -> ModelState:
+        """Ask a variant what it serves.
+
+        Raises:
+            NotReadyError: It does not answer.
+        """
+        return await self._variant(name).ask()
 
     async def classify(self, choice: Choice, wanted: Wanted) -> Answer:
         """Classify one image; another variant takes over from one that nobody answers for."""

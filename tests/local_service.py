@@ -8,7 +8,16 @@ from typing import Any
 
 from serve_app.batcher import InThread, MicroBatcher
 from serve_app.classifier import ResNetEngine
-from serve_app.config import AnswerTuning, BatchTuning, DoorTuning, KeysTuning, Limits, WeightsSpec
+from serve_app.config import (
+    AnswerTuning,
+    BatchTuning,
+    DoorTuning,
+    EngineSpec,
+    JobsTuning,
+    KeysTuning,
+    Limits,
+    WeightsSpec,
+)
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
 from serve_app.feedback import Feedback
@@ -41,6 +50,8 @@ class LocalService:
         self.room, self.keys, self.cors_origins = 8, Keys(KeysTuning()), ()
         self.log: Log | None = None
         self.feedback: Feedback | None = None
+        self.jobs: JobsTuning | None = None
+        self._weights = weights
         self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
             InThread(engine.classify), BatchTuning()
         )
@@ -74,6 +85,12 @@ class LocalService:
             batched.batch_size,
             abstain_below=self._card.abstain_below,
         )
+
+    async def recipe(self, variant: str) -> tuple[WeightsSpec, EngineSpec, ModelCard]:
+        return self._weights, EngineSpec(), self._card
+
+    async def start_jobs(self) -> None:
+        """Nobody works them off: they wait."""
 
     async def check_ready(self) -> None:
         if isinstance(self.failing, ServiceError):

@@ -112,7 +112,13 @@ class Classifier:
     async def ping(self) -> ModelState:
         """Say what is served."""
         loading = self._wanted.weights if self._wanted and self._wanted is not self._made else None
-        return ModelState(card=self._model.card, loading=loading and loading.source, refused=self._refused)
+        return ModelState(
+            card=self._model.card,
+            weights=self._model.weights,
+            engine=self._model.engine,
+            loading=loading and loading.source,
+            refused=self._refused,
+        )
 
     async def check_health(self) -> None:
         """Serve calls this again and again, and replaces a replica that raises three times on end.

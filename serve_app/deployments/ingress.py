@@ -12,9 +12,10 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from serve_app.api import create_app
-from serve_app.config import AnswerTuning, IngressTuning, LogTuning, parse
+from serve_app.config import AnswerTuning, EngineSpec, IngressTuning, LogTuning, WeightsSpec, parse
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import Handle, log_with_serve, stay_on_loopback
+from serve_app.deployments.jobs import start_jobs
 from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
 from serve_app.errors import NotReadyError
 from serve_app.feedback import Feedback
@@ -87,6 +88,7 @@ class Ingress:
             await self._until_ready()
             take_priority()
         self._configured = True
+        await self._resume_jobs()
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
         """See Service.choose."""
@@ -103,6 +105,16 @@ class Ingress:
         look = self.log is not None
         wanted = Wanted(encoded, top_k, explain, self.limits.max_pixels, deadline, look)
         return await self._variants.classify(choice, wanted)
+
+    async def recipe(self, variant: str) -> tuple[WeightsSpec, EngineSpec, ModelCard]:
+        """See Service.recipe."""
+        state = await self._variants.ask(variant)
+        return state.weights, state.engine, state.card
+
+    async def start_jobs(self) -> None:
+        """See Service.start_jobs."""
+        if self.jobs:
+            await start_jobs(self.jobs)
 
     async def check_ready(self) -> None:
         """See Service.check_ready."""
@@ -141,6 +153,13 @@ class Ingress:
                 return
             await asyncio.sleep(ASK_AGAIN_S)
 
+    async def _resume_jobs(self) -> None:
+        """Go on with jobs that a stop of the service has interrupted; a folder that is away stops no replica."""
+        try:
+            await self.start_jobs()
+        except OSError as error:
+            log.error("jobs: %s", error)
+
     def _adopt(self, tuning: IngressTuning) -> None:
         """Take what is taken at once.
 
@@ -158,6 +177,7 @@ class Ingress:
         self.keys, self.feedback = keys, feedback
         self.tuning: AnswerTuning = tuning
         self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
+        self.jobs = tuning.jobs
         self.room = tuning.lanes * tuning.max_group
 
     def _connect(self, variant: str) -> Link:

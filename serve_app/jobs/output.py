@@ -129,7 +129,8 @@ class Output:
         Raises:
             SourceError: The folder has results of something else, or there are no images.
         """
-        asked = {"source": job.source, "top_k": job.top_k, "model": card.ref.model_dump()}
+        model = {**card.ref.model_dump(), "temperature": card.temperature}
+        asked = {"source": job.source, "top_k": job.top_k, "model": model}
         if (found := self.read_json("manifest.json")) is not None:
             other = [f"{key} {found.get(key)!r}" for key in asked if found.get(key) != asked[key]]
             if other:

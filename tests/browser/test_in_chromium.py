@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,34 @@ def test_status_page(page: Page, running: Running) -> None:
     shoot(page, "status")
 
 
+def test_batch_job(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
+    """A zip becomes a job with an address of its own; progress, the failed files with their reason, downloads."""
+    archive = tmp_path / "holiday.zip"
+    with zipfile.ZipFile(archive, "w") as into:
+        for path in files:
+            into.write(path, path.name)
+    page.goto(f"{running.page}/batch")
+    expect(page.get_by_role("heading", name="Batch jobs")).to_be_visible()
+    shoot(page, "batch-empty")
+    upload(page, archive)
+    page.get_by_role("button", name="Classify all of it").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    shoot(page, "batch-running")
+    expect(page.get_by_text("64 of 64 images · 5 failed")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("5 files could not be classified")).to_be_visible()
+    assert "job=" in page.url
+    page.goto(page.url)
+    expect(page.get_by_text("64 of 64 images · 5 failed")).to_be_visible()
+    expect(page.get_by_text("64 images, 5 failed").first).to_be_visible()
+    page.wait_for_timeout(1500)
+    shoot(page, "batch")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert len(rows) == 65
+    assert sum("unsupported_image" in row for row in rows) == 5
+
+
 def test_narrow_windows_work(browser: Browser, running: Running, files: list[Path]) -> None:
     """On a phone nothing is cut off sideways."""
     page = browser.new_page(viewport={"width": 390, "height": 844})
@@ -204,8 +233,9 @@ def test_server_down(page: Page, orphan_page: str) -> None:
     expect(page.get_by_text("make run")).to_be_visible()
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
     shoot(page, "down")
-    page.goto(f"{orphan_page}/status")
-    expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
+    for other in ("status", "batch"):
+        page.goto(f"{orphan_page}/{other}")
+        expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
 
 
 def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,5 +68,29 @@ def test_the_command_answers_as_the_service_does(http: httpx2.Client, photos: di
     found = {
         row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
         for row in output.read(part).to_pylist()
+    }
+    assert agrees(found, online(http, photos))
+
+
+def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, photos: dict[str, bytes]) -> None:
+    """Submitted, worked off beside the service, and its rows are those of /v1/classify."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, photo in photos.items():
+            archive.writestr(name, photo)
+    sent = http.post("/v1/jobs", content=buffer.getvalue(), headers={"content-type": "application/zip"})
+    assert sent.status_code == 202, sent.text
+    state, until = sent.json(), time.monotonic() + 120
+    while state["status"] in ("queued", "running"):
+        assert time.monotonic() < until, state
+        time.sleep(0.5)
+        state = http.get(sent.headers["location"]).json()
+    assert (state["status"], state["progress"]) == ("succeeded", {"total": 30, "done": 30, "failed": 3}), state
+    rows = http.get(f"{sent.headers['location']}/results").json()
+    found = {
+        row["path"]: row["error"]["code"]
+        if row["status"] == "error"
+        else {p["label"]: p["score"] for p in row["predictions"]}
+        for row in rows
     }
     assert agrees(found, online(http, photos))

@@ -29,8 +29,9 @@ ORDER = (
         "fanout",
         "tensors",
     ),
-    *("oip", "door", "feedback_api", "api"),
-    "priority",
+    *("oip", "door", "feedback_api"),
+    *("jobs.sources", "jobs.output", "jobs.archive", "jobs.upload", "jobs.results", "jobs.store", "jobs.routes", "api"),
+    *("jobs.supervisor", "deployments.jobs", "priority"),
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
@@ -39,7 +40,7 @@ ORDER = (
     *("training.calibrate", "training.evaluate", "training.augment", "training.recipe", "training.report"),
     *("training.team", "training.trainer", "training.loop", "training.workers", "training.publish", "training.fit"),
     "quantize",
-    *("jobs.sources", "jobs.output", "jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
+    *("jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
 )
 TRAINING = {name for name in ORDER if name.startswith("training.")}
 DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
@@ -47,7 +48,7 @@ BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 RAY_DATA = {"jobs.pipeline", "jobs.batch_predict"}
 OWNERS = {
     "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.workers", *RAY_DATA},
-    "fastapi": {"api", "deployments.ingress", "feedback_api", "oip"},
+    "fastapi": {"api", "deployments.ingress", "feedback_api", "jobs.routes", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},

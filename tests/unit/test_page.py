@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from frontend.client import Client, Photo, ProblemError, ServerDownError
 from frontend.heatmap import open_upright, overlay
 from serve_app.api import create_app
-from serve_app.config import FeedbackTuning, KeysTuning, Limits, WeightsSpec
+from serve_app.config import FeedbackTuning, JobsTuning, KeysTuning, Limits, WeightsSpec
 from serve_app.errors import OverloadedError
 from serve_app.feedback import Feedback, labelled, votes
 from serve_app.keys import Keys, hash_of
@@ -272,3 +272,43 @@ def test_status_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not page.exception
     assert "Ready" in page.success[0].value
     assert {m.label for m in page.metric} == {"Up", "Images", "Failed", "Under way", "Mean batch"}
+
+
+@pytest.fixture
+def batch_page(client: Client, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    def page() -> None:
+        from frontend.batch import show_batch
+        from frontend.client import Client
+
+        show_batch(Client())
+
+    monkeypatch.setattr("frontend.client.Client", lambda: client)
+    return AppTest.from_function(page, default_timeout=30)
+
+
+def test_batch_page_says_how_to_switch_jobs_on(batch_page: AppTest) -> None:
+    batch_page.run()
+    assert not batch_page.exception
+    assert "switched off" in batch_page.info[0].value
+    assert "jobs: {folder: …}" in batch_page.info[0].value
+
+
+def test_batch_page(batch_page: AppTest, service: LocalService, tmp_path: Path) -> None:
+    """Empty at first; a prefix that is not open says so, one that is becomes a job that waits and can be cancelled."""
+    service.jobs = JobsTuning(folder=str(tmp_path), sources=("s3://photos/in",))
+    batch_page.run()
+    assert "No jobs yet" in batch_page.info[0].value
+    batch_page.text_input[0].set_value("s3://photos/other").run()
+    batch_page.button[0].click().run()
+    assert "not below a prefix" in batch_page.error[0].value
+    batch_page.text_input[0].set_value("s3://photos/in/2026").run()
+    batch_page.button[0].click().run()
+    assert not batch_page.exception
+    assert batch_page.subheader[0].value == "s3://photos/in/2026"
+    job = batch_page.query_params["job"]
+    next(button for button in batch_page.button if button.label == "Cancel").click().run()
+    assert any("cancelled" in text.value for text in batch_page.markdown)
+    batch_page.query_params["job"] = "unknown"
+    batch_page.run()
+    assert "Unknown job" in batch_page.warning[0].value
+    assert job in {button.key for button in batch_page.button}

@@ -14,6 +14,7 @@ from serve_app.config import (
     EngineSpec,
     FeedbackTuning,
     IngressTuning,
+    JobsTuning,
     KeysTuning,
     Limits,
     LogTuning,
@@ -29,6 +30,7 @@ HOMES: dict[str, type[BaseModel]] = {
     "`keys` in it": KeysTuning,
     "`log` in it": LogTuning,
     "`feedback` in it": FeedbackTuning,
+    "`jobs` in it": JobsTuning,
     "`user_config` of Classifier": ClassifierTuning,
 }
 

@@ -18,7 +18,7 @@ CAPACITY = {
     *("num_replicas", "autoscaling_config", "max_replicas_per_node", "max_ongoing_requests", "ray_actor_options"),
     *("lanes", "max_group", "max_batch", "max_wait_ms"),
 }
-ADDRESSES = {"host", "port", "proxy_location"}
+ADDRESSES = {"host", "port", "proxy_location", "jobs"}  # jobs: a folder, where there is one
 # How replicas are replaced and watched, and what the log looks like: no answer depends on it.
 OPERATION = {
     *("max_surge_percent", "graceful_shutdown_timeout_s", "health_check_period_s"),
