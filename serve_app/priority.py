@@ -12,8 +12,8 @@ LOW = 15  # niceness
 
 
 def give_way() -> None:
-    """Lower this thread, and those that it will start, if it may be raised again."""
-    if may_raise():
+    """Lower this thread, and those that it will start, if it is not low and may be raised again."""
+    if may_raise() and os.getpriority(os.PRIO_PROCESS, 0) < LOW:
         os.setpriority(os.PRIO_PROCESS, 0, LOW)
 
 

@@ -24,9 +24,10 @@ print(*(os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc
 """
 
 
-def run(user: int = 0) -> tuple[str, int, set[int]]:
+def run(user: int = 0, niceness: int = 0) -> tuple[str, int, set[int]]:
     """Whether a process may raise itself, how low it is while it starts, and its two threads' niceness afterwards."""
-    printed = subprocess.check_output([sys.executable, "-c", SETUP.format(user=user)], text=True)
+    command = ["nice", "-n", str(niceness), sys.executable, "-c", SETUP.format(user=user)]
+    printed = subprocess.check_output(command, text=True)
     allowed, low, threads = printed.splitlines()
     return allowed, int(low), set(map(int, threads.split()))
 
@@ -40,3 +41,9 @@ def test_a_start_is_low_and_all_its_threads_are_raised() -> None:
 def test_where_nothing_may_be_raised_nothing_is_lowered() -> None:
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     assert run(user=65534) == ("False", usual, {usual})
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_service_that_is_low_itself_stays_so_while_it_starts() -> None:
+    """As in a container whose engine runs at the lowest priority: nothing may be raised there, nor be tried."""
+    assert run(user=65534, niceness=19)[1] == 19
