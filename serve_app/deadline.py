@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping
@@ -35,8 +34,8 @@ class Deadline:
 
     def of(self, origin: Origin) -> Deadline:
         """The same moment, for one image."""
-        same = copy.copy(self)
-        same.origin = origin
+        same = Deadline(self._seconds)
+        same._at, same.origin = self._at, origin
         return same
 
     def check(self) -> None:
