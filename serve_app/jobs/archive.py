@@ -87,7 +87,7 @@ def _shown(entry: zipfile.ZipInfo) -> str:
 def _directory_bytes(path: Path) -> int:
     """How long the directory is, which decides how much memory reading it takes."""
     # The function that ZipFile itself asks: a second reading of the format could come to another number.
-    find: Callable[[BinaryIO], list[Any] | None] = zipfile._EndRecData  # type: ignore[attr-defined]
+    find: Callable[[BinaryIO], list[Any] | None] = zipfile._EndRecData  # type: ignore[attr-defined] # private
     with path.open("rb") as file:
         try:
             found = find(file)

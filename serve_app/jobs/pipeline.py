@@ -99,7 +99,7 @@ def connect(address: str | None) -> None:
 
 def models_on(sizes: Sizes) -> int:
     """How many models fit the cluster as it is now, beside the decoders."""
-    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call] # Ray leaves it so
     if sizes.gpus:
         return max(1, int(there.get("GPU", 0) / sizes.gpus))
     return max(1, int(there.get("CPU", 1)) - sizes.decoders)
