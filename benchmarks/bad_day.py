@@ -83,7 +83,7 @@ class BadDay:
     def _restart(self, number: int) -> None:
         """Other code for all deployments, as far as Ray can tell: each replica is replaced."""
         for app in self._config["applications"]:
-            app["runtime_env"] = {"env_vars": {"ROLLED": str(number)}}
+            app["runtime_env"] = app.get("runtime_env", {}) | {"env_vars": {"ROLLED": str(number)}}
         self._deploy()
 
     def _weights(self, number: int) -> None:

@@ -2,13 +2,14 @@
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from serve_app.cards import load_card
 from serve_app.config import AppConfig, Knobs
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
+from serve_app.priority import starting_low
 
 
 def build_app(config: AppConfig) -> Application:
@@ -20,7 +21,7 @@ def build_app(config: AppConfig) -> Application:
     Raises:
         WeightsError: No such weights.
     """
-    return Ingress.bind(build_model(config))
+    return _stage(Ingress).bind(build_model(config))
 
 
 def build_model(config: AppConfig) -> Application:
@@ -29,10 +30,15 @@ def build_model(config: AppConfig) -> Application:
     Raises:
         WeightsError: No such weights.
     """
-    classifier = Classifier.bind(config.weights, config.engine)
-    return Preprocessor.bind(classifier, load_card(config.weights).transform)
+    classifier = _stage(Classifier).bind(config.weights, config.engine)
+    return _stage(Preprocessor).bind(classifier, load_card(config.weights).transform)
 
 
 def build_ingress(_none: Knobs) -> Application:
     """Build stage 1 by itself: its ``traffic`` says which variants answer."""
-    return Ingress.bind()
+    return _stage(Ingress).bind()
+
+
+def _stage(deployment: Deployment) -> Deployment:
+    """A stage as it is where the file has no ``ray_actor_options``: it reserves no core, and starts low."""
+    return deployment.options(ray_actor_options={"num_cpus": 0, **starting_low()})

@@ -75,7 +75,7 @@ class DoorTuning(Knobs):
     """How much one ingress replica lets in; what is over it is refused with 503 and Retry-After."""
 
     max_queue_s: float = Field(
-        0.5, gt=0, description="Longest time that a new image may be expected to wait for the stages, in seconds."
+        1.0, gt=0, description="Longest time that a new image may be expected to wait for the stages, in seconds."
     )
     max_under_way: int = Field(1024, gt=0, description="Most images under way, whatever their wait.")
     max_held_bytes: int = Field(512 * MiB, gt=0, description="Most bytes of request bodies in memory.")

@@ -4,30 +4,39 @@
 
 Ray has no knob for these. HAProxy can ask another ingress replica only for a request that it holds whole
 before it sends the first byte (``option http-buffer-request``), and waits an hour for a slow sender
-(``timeout http-request``). On one machine the ports are kept to it, too.
+(``timeout http-request``). While Ray builds a new version of the application, which takes seconds, its
+configuration knows none of the ingress replicas that serve, and sends everything through one Python process:
+they are kept. On one machine the ports are kept to it, too.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-EDITS = "SERVE_APP_HAPROXY_EDITS"  # environment variable with further edits, for sed, one to a line
+EDITS = "SERVE_APP_HAPROXY_EDITS"  # environment variable with further edits: JSON, [[pattern, replacement], …]
 SLOWEST_S = 30  # for the head of a request and what of its body fits HAProxy's buffer
 PROGRAM = """#!/bin/sh
-for file; do
-  case $file in *.cfg) sed -i -E {edits} -e "${variable}" "$file" ;; esac
-done
-exec {binary} "$@"
+exec {python} -c 'from serve_app.haproxy import main; main()' {binary} "$@"
 """
+RELOAD = "-sf"  # with it HAProxy takes over from one that runs
 # Written once more, the file is the same.
 COMPLETE = (
-    "/^ *(option http-buffer-request|timeout http-request .*)$/d",
-    rf"s/^( *)option abortonclose$/&\n\1option http-buffer-request\n\1timeout http-request {SLOWEST_S}s/",
+    (r"^ *(option http-buffer-request|timeout http-request .*)\n", ""),
+    (
+        r"^( *)option abortonclose\n",
+        rf"\g<0>\1option http-buffer-request\n\1timeout http-request {SLOWEST_S}s\n",
+    ),
 )
+BACKEND = re.compile(r"^backend (\S+)\n(?:(?! *backend |frontend |listen ).*\n)*", re.MULTILINE)
+SERVER = re.compile(r"^ *server .*\n", re.MULTILINE)
+Servers = Mapping[str, Sequence[str]]
 
 
 def write_program(path: Path, binary: str) -> None:
@@ -37,8 +46,7 @@ def write_program(path: Path, binary: str) -> None:
         path: Where files may be executed.
         binary: HAProxy itself.
     """
-    edits = " ".join(f"-e {shlex.quote(each)}" for each in COMPLETE)
-    path.write_text(PROGRAM.format(edits=edits, variable=EDITS, binary=shlex.quote(binary)))
+    path.write_text(PROGRAM.format(python=shlex.quote(sys.executable), binary=shlex.quote(binary)))
     path.chmod(0o755)
 
 
@@ -51,11 +59,57 @@ def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> str:
         inner_ports: Of statistics and metrics, which Ray opens on every address.
     """
     public = "*" if host == "0.0.0.0" else host
-    return (
-        rf"s/^( *bind )\*?:({'|'.join(inner_ports)})$/\1{LOOPBACK}:\2/"
-        "\n"
-        rf"s/^( *bind ){LOOPBACK}:{port}$/\1{public}:{port}/"
+    return json.dumps(
+        [
+            [rf"^( *bind )\*?:({'|'.join(inner_ports)})$", rf"\g<1>{LOOPBACK}:\2"],
+            [rf"^( *bind ){LOOPBACK}:{port}$", rf"\g<1>{public}:{port}"],
+        ]
     )
+
+
+def complete(config: str, edits: Sequence[Sequence[str]], before: Servers) -> str:
+    """Complete a configuration.
+
+    Args:
+        config: As Ray writes it, or completed already.
+        edits: Further ones.
+        before: The servers that each backend had in the configuration that this one takes the place of. Those
+            that are gone fail HAProxy's checks, and Ray's own fallback stays behind them.
+    """
+    for pattern, replacement in (*COMPLETE, *edits):
+        config = re.sub(pattern, replacement, config, flags=re.MULTILINE)
+
+    def kept(backend: re.Match[str]) -> str:
+        text, old = backend[0], before.get(backend[1], ())
+        if not old or _replicas(text):
+            return text
+        first = SERVER.search(text)
+        at = first.start() if first else len(text)
+        return text[:at] + "".join(old) + text[at:]
+
+    return BACKEND.sub(kept, config)
+
+
+def servers(config: str) -> Servers:
+    """Lines of the replicas of each backend that has any."""
+    found = {backend[1]: _replicas(backend[0]) for backend in BACKEND.finditer(config)}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def main() -> None:
+    """Complete the configuration that HAProxy's arguments name, then run it."""
+    binary, *arguments = sys.argv[1:]
+    for path in (Path(each) for each in arguments if each.endswith(".cfg")):
+        remembered = path.with_suffix(".servers.json")
+        before = json.loads(remembered.read_text()) if RELOAD in arguments and remembered.exists() else {}
+        config = complete(path.read_text(), json.loads(os.environ.get(EDITS) or "[]"), before)
+        path.write_text(config)
+        remembered.write_text(json.dumps(servers(config)))
+    os.execv(binary, [binary, *arguments])
+
+
+def _replicas(backend: str) -> list[str]:
+    return [line for line in SERVER.findall(backend) if not line.rstrip().endswith(" backup")]
 
 
 if __name__ == "__main__":

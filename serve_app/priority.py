@@ -1,33 +1,63 @@
-"""Replicas lower their priority while they start, so that a start under load takes what is free."""
+"""Replicas take only what CPU is free while they start, so that a start under load costs no request its answer."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import get_native_id
+from threading import Timer, get_native_id
+from typing import Any
 
-LOW = 15  # niceness
+LONGEST_S = 120  # a start that takes longer needs CPU, whoever else wants it
+
+
+def starting_low() -> dict[str, Any]:
+    """Options for Ray to start a replica's process as ``give_way`` would make it: half of a start is imports.
+
+    For nodes that have Python where this one has it.
+    """
+    chrt = shutil.which("chrt")
+    if not (chrt and may_return()):
+        return {}
+    return {"runtime_env": {"py_executable": f"{shlex.quote(chrt)} --idle 0 {shlex.quote(sys.executable)}"}}
 
 
 def give_way() -> None:
-    """Lower this thread, and those that it will start, if it is not low and may be raised again."""
-    if may_raise() and os.getpriority(os.PRIO_PROCESS, 0) < LOW:
-        os.setpriority(os.PRIO_PROCESS, 0, LOW)
+    """Run this thread, and those that it will start, only where a core would be idle; if that can be undone here.
+
+    A low priority does less: Linux lets what wakes up wait for its last core while another is busy with a task
+    of low priority, but takes a core that has only tasks of the idle class for a free one.
+    """
+    if may_return():
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        timer = Timer(LONGEST_S, take_priority)
+        timer.daemon = True
+        timer.start()
 
 
-def may_raise() -> bool:
-    """Whether this user may raise a priority that was lowered: root may, and whoever has a RLIMIT_NICE of 20.
+def take_priority() -> None:
+    """Put all threads of this process in the class of its parent, Ray's node; as far as that is allowed."""
+    if sys.platform != "linux":
+        return
+    usual = os.sched_getscheduler(os.getppid())
+    for thread in (get_native_id(), *map(int, os.listdir("/proc/self/task"))):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or may not leave its class here
+            os.sched_setscheduler(thread, usual, os.sched_param(0))
 
-    Linux keeps a niceness for each thread, so it is tried on one.
+
+def may_return() -> bool:
+    """Whether this user may leave the idle class again: root may, and whoever has a RLIMIT_NICE of 20.
+
+    Linux keeps a class for each thread, so it is tried on one.
     """
 
-    def lowered_and_raised() -> bool:
-        usual = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, usual + 1)
+    def left_and_returned() -> bool:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         try:
-            os.setpriority(os.PRIO_PROCESS, 0, usual)
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         except PermissionError:
             return False
         return True
@@ -35,14 +65,4 @@ def may_raise() -> bool:
     if sys.platform != "linux":
         return False
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lowered_and_raised).result()
-
-
-def take_priority() -> None:
-    """Give all threads of this process the priority of its parent, Ray's node; as far as that is allowed."""
-    if sys.platform != "linux":
-        return
-    usual = os.getpriority(os.PRIO_PROCESS, os.getppid())
-    for thread in (get_native_id(), *map(int, os.listdir("/proc/self/task"))):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or nothing may be raised here
-            os.setpriority(os.PRIO_PROCESS, thread, usual)
+        return thread.submit(left_and_returned).result()

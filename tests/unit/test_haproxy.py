@@ -18,28 +18,38 @@ frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8000
+    default_backend http-classify
+backend http-classify
+    balance leastconn
+    # Servers in this backend
+    server one 127.0.0.1:30000 check
+    server two 127.0.0.1:30001 check observe layer4
+    server serve 127.0.0.1:8500 check backup
+backend http-other
+    server three 127.0.0.1:30002 check
 listen stats
   bind *:8404
   bind *:84040
-server one 127.0.0.1:8000
 """
 COMPLETED = WRITTEN.replace(
     "    option abortonclose\n",
     "    option abortonclose\n    option http-buffer-request\n    timeout http-request 30s\n",
 )
+REPLICAS = "".join(line + "\n" for line in WRITTEN.splitlines() if "server one" in line or "server two" in line)
+OTHER = "    server four 127.0.0.1:30003 check\n"
 
 
-def run(folder: Path, edits: str = "") -> str:
+def run(folder: Path, edits: str = "", *, config: str = WRITTEN, reload: bool = True) -> str:
     """Twice, as when Ray reloads; the arguments reach HAProxy as they were."""
-    program, config = folder / "haproxy", folder / "haproxy.cfg"
+    program, path = folder / "haproxy", folder / "haproxy.cfg"
     write_program(program, "/bin/echo")
-    config.write_text(WRITTEN)
+    path.write_text(config)
     environment = {**os.environ, EDITS: edits}
     for _ in range(2):
-        command = [program, "-db", "-f", config]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout == f"-db -f {config}\n"
-    return config.read_text()
+        arguments = ["-db", "-f", str(path), *(["-sf", "17"] if reload else [])]
+        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout == " ".join(arguments) + "\n"
+    return path.read_text()
 
 
 def test_requests_are_held_whole(tmp_path: Path) -> None:
@@ -53,7 +63,32 @@ def test_only_the_api_listens_where_it_was_asked_to(tmp_path: Path, host: str, p
     ).replace("*:8404\n", "127.0.0.1:8404\n").replace("bind 127.0.0.1:8000", f"bind {public}:8000")
 
 
-def test_ray_still_writes_the_line_that_is_looked_for() -> None:
+def test_replicas_are_kept_while_a_new_version_is_built(tmp_path: Path) -> None:
+    """In front of the fallback, until Ray names others; each backend its own."""
+    run(tmp_path)
+    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED
+    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED
+    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, OTHER)) == COMPLETED.replace(REPLICAS, OTHER)
+    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED.replace(REPLICAS, OTHER)
+
+
+def test_another_run_of_ray_knows_none_of_them(tmp_path: Path) -> None:
+    run(tmp_path)
+    built = WRITTEN.replace(REPLICAS, "")
+    assert run(tmp_path, config=built, reload=False) == COMPLETED.replace(REPLICAS, "")
+    assert run(tmp_path, config=built) == COMPLETED.replace(REPLICAS, "")
+
+
+def test_an_application_that_is_gone_stays_gone(tmp_path: Path) -> None:
+    run(tmp_path)
+    alone = WRITTEN.replace("backend http-other\n    server three 127.0.0.1:30002 check\n", "")
+    assert "three" not in run(tmp_path, config=alone)
+
+
+def test_ray_still_writes_the_lines_that_are_looked_for() -> None:
     template = Path(haproxy_templates.__file__).read_text()
     assert template.count("\n    option abortonclose\n") == 1
     assert "http-buffer-request" not in template.partition("frontend")[0]
+    assert "\nbackend {{ backend.name or 'unknown' }}\n" in template
+    assert "\n    server {{ server.name }} {{ server.host }}:{{ server.port }} check" in template
+    assert "{{ backend.fallback_server.port }} check backup\n" in template

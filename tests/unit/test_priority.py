@@ -1,4 +1,4 @@
-"""Replicas that start leave the cores to those that serve; those that serve have their usual priority back."""
+"""Replicas that start leave the cores to those that serve; those that serve are as urgent as they were."""
 
 from __future__ import annotations
 
@@ -8,42 +8,60 @@ import sys
 
 import pytest
 
-from serve_app.priority import LOW, may_raise
+from serve_app.priority import may_return, starting_low
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 SETUP = """
 import os, threading
-from serve_app.priority import give_way, may_raise, take_priority
-stay = threading.Event()
+from serve_app import priority
 if {user}: os.setuid({user})
-print(may_raise())
-give_way()
+priority.LONGEST_S = {longest}
+stay = threading.Event()
+print(priority.may_return(), bool(priority.starting_low()))
+priority.give_way()
 threading.Thread(target=stay.wait, daemon=True).start()
-print(os.getpriority(os.PRIO_PROCESS, 0))
-take_priority()
-print(*(os.getpriority(os.PRIO_PROCESS, int(each)) for each in os.listdir("/proc/self/task")))
+print(os.sched_getscheduler(0))
+stay.wait({wait})
+if not {wait}: priority.take_priority()
+print(*(os.sched_getscheduler(int(each)) for each in os.listdir("/proc/self/task")))
 """
 
 
-def run(user: int = 0, niceness: int = 0) -> tuple[str, int, set[int]]:
-    """Whether a process may raise itself, how low it is while it starts, and its two threads' niceness afterwards."""
-    command = ["nice", "-n", str(niceness), sys.executable, "-c", SETUP.format(user=user)]
-    printed = subprocess.check_output(command, text=True)
-    allowed, low, threads = printed.splitlines()
-    return allowed, int(low), set(map(int, threads.split()))
+def run(user: int = 0, longest: float = 60, wait: float = 0, command: tuple[str, ...] = ()) -> list[str]:
+    """Whether a process may return and is started low, its class while it starts, and its threads' afterwards."""
+    program = SETUP.format(user=user, longest=longest, wait=wait)
+    printed = subprocess.check_output([*command, sys.executable, "-c", program], text=True)
+    first, low, threads = printed.splitlines()
+    return [first, low, " ".join(sorted(set(threads.split())))]
 
 
-@pytest.mark.skipif(not may_raise(), reason="this user may not raise a priority again")
-def test_a_start_is_low_and_all_its_threads_are_raised() -> None:
-    assert run() == ("True", LOW, {os.getpriority(os.PRIO_PROCESS, 0)})
+IDLE, USUAL = (str(each) for each in (getattr(os, "SCHED_IDLE", 5), getattr(os, "SCHED_OTHER", 0)))
+returns = pytest.mark.skipif(not may_return(), reason="this user may not leave the idle class")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become somebody else")
-def test_where_nothing_may_be_raised_nothing_is_lowered() -> None:
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    assert run(user=65534) == ("False", usual, {usual})
+@returns
+def test_a_start_is_idle_and_all_its_threads_return() -> None:
+    assert run() == ["True True", IDLE, USUAL]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_service_that_is_low_itself_stays_so_while_it_starts() -> None:
-    """As in a container whose engine runs at the lowest priority: nothing may be raised there, nor be tried."""
-    assert run(user=65534, niceness=19)[1] == 19
+@returns
+def test_ray_starts_a_replica_so_from_its_first_instruction() -> None:
+    program = starting_low()["runtime_env"]["py_executable"]
+    printed = subprocess.check_output(["bash", "-c", f"exec {program} -c 'import os; print(os.sched_getscheduler(0))'"])
+    assert printed.decode().strip() == IDLE
+
+
+@returns
+def test_what_was_started_so_returns() -> None:
+    assert run(command=("chrt", "--idle", "0")) == ["True True", IDLE, USUAL]
+
+
+@returns
+def test_a_start_that_takes_long_returns_by_itself() -> None:
+    assert run(longest=0.2, wait=2) == ["True True", IDLE, USUAL]
+
+
+@root
+def test_where_none_may_return_none_gives_way() -> None:
+    assert run(user=65534) == ["False False", USUAL, USUAL]
