@@ -47,7 +47,7 @@ def write_photos(folder: Path, count: int = COUNT, seed: int = 0) -> list[Path]:
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for i in tqdm(range(count), desc="making photos", leave=False):
+    for i in tqdm(range(count), desc="making photos", leave=False, disable=None):
         width, height = SIZES[random.integers(len(SIZES))]
         target = int(np.clip(MEDIAN_BYTES * np.exp(SPREAD * random.normal()), SMALLEST, LARGEST))
         paths.append(folder / f"photo-{i:03}.jpg")

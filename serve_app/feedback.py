@@ -23,6 +23,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from serve_app.config import FeedbackTuning
+from serve_app.files import whole
 from serve_app.schemas import Schema
 
 VOTES, IMAGES = "votes", "images"
@@ -84,9 +85,11 @@ class Feedback:
             kept = Path(IMAGES, folder_of(vote.label), f"{sha256(encoded).hexdigest()}.{kind}")
             vote = vote.model_copy(update={"image": str(kept)})
             (self._folder / kept).parent.mkdir(exist_ok=True)
-            _write(self._folder / kept, encoded)
+            with whole(self._folder / kept) as path:
+                path.write_bytes(encoded)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        _write(self._folder / VOTES / name, vote.model_dump_json().encode() + b"\n")
+        with whole(self._folder / VOTES / name) as path:
+            path.write_text(vote.model_dump_json() + "\n")
         self._tell(vote)
 
 
@@ -135,9 +138,3 @@ def labelled(folder: Path) -> list[Labelled]:
                 raise ValueError(f"{path} is not there, but a vote on request {vote.request_id} names it")
             found[path.name] = Labelled(path, vote.label)
     return [found[name] for name in sorted(found)]
-
-
-def _write(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(f".{uuid.uuid4().hex}")
-    unfinished.write_bytes(data)
-    unfinished.rename(path)

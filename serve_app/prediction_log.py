@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pyarrow import fs
 
 from serve_app.config import LogTuning
 from serve_app.errors import ServiceError
+from serve_app.files import whole
 from serve_app.service import Answer, Asked
 
 RAW = "raw"  # folder below the log's own
@@ -173,12 +175,11 @@ def write_rows(filesystem: fs.FileSystem, path: str, rows: Iterable[tuple[Any, .
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, each.type) for column, each in zip(columns, SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
-    folder, _, name = path.rpartition("/")
     if not isinstance(filesystem, fs.LocalFileSystem):  # an object appears when it is complete
         pq.write_table(table, path, filesystem=filesystem)
         return
-    pq.write_table(table, f"{folder}/.{name}", filesystem=filesystem)  # readers pass over a leading dot
-    filesystem.move(f"{folder}/.{name}", path)
+    with whole(Path(path)) as unfinished:
+        pq.write_table(table, unfinished)
 
 
 def _open(folder: str) -> tuple[fs.FileSystem, str]:

@@ -1,4 +1,4 @@
-"""Replicas take only what CPU is free while they start, so that a start under load costs no request its answer."""
+"""Who takes only what CPU is free: replicas while they start, and batch jobs. No request is late for them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from typing import Any
 LONGEST_S = 120  # a start that takes longer needs CPU, whoever else wants it
 
 
-def starting_low() -> dict[str, Any]:
-    """Options for Ray to start a replica's process as ``give_way`` would make it: half of a start is imports.
+def idle_python() -> list[str]:
+    """Command for a Python that only takes what CPU is free, from its first instruction on."""
+    chrt = shutil.which("chrt")  # Linux
+    return [*([chrt, "--idle", "0"] if chrt else ["nice", "-n", "19"]), sys.executable]
 
-    For nodes that have Python where this one has it.
-    """
-    chrt = shutil.which("chrt")
-    if not (chrt and may_return()):
-        return {}
-    return {"runtime_env": {"py_executable": f"{shlex.quote(chrt)} --idle 0 {shlex.quote(sys.executable)}"}}
+
+def idle_workers() -> dict[str, Any]:
+    """Options for Ray to start a worker so, on nodes that have Python where this one has it."""
+    return {"runtime_env": {"py_executable": shlex.join(idle_python())}}
+
+
+def starting_low() -> dict[str, Any]:
+    """Options for Ray to start a replica as ``give_way`` would make it, as half of a start is imports."""
+    return idle_workers() if may_return() and shutil.which("chrt") else {}
 
 
 def give_way() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsS
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
+from serve_app.files import whole
 from serve_app.health import ModelHealth
 from serve_app.priority import give_way, take_priority
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
@@ -49,7 +49,8 @@ class Classifier:
         if remembered.exists():
             engine = EngineSpec.model_validate_json(remembered.read_text())
         self._model = SwappableModel(weights, engine, cores())
-        _write(remembered, self._model.engine.model_dump_json())
+        with whole(remembered) as path:
+            path.write_text(self._model.engine.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)
         self._model_ms = Histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, TAGS)
@@ -190,10 +191,3 @@ def _remembered(engine: EngineSpec) -> Path:
     gpus = context.get_assigned_resources().get("GPU", 0)  # type: ignore[no-untyped-call] # Ray leaves it so
     name = f"serve-app-{engine.runtime}-{engine.precision}-{gpus}.json"
     return Path(context.get_temp_dir(), context.get_session_name(), name)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that others may read at any time."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)

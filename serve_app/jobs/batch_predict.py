@@ -25,6 +25,7 @@ import tqdm
 from serve_app.cards import load_card
 from serve_app.config import EngineSpec, Limits, WeightsSpec, parse
 from serve_app.errors import ServiceError
+from serve_app.files import whole
 from serve_app.jobs.output import BusyError, Done, Job, Output
 from serve_app.jobs.sources import open_source
 
@@ -77,10 +78,9 @@ class Progress:
             return
         pace = (self.done - self.resumed) / max(self.seconds, 1e-3)
         eta_s = round((self._images - self.done) / pace, 1) if pace else None
-        unfinished = self._file.with_suffix(".tmp")
         content = {"total": self._images, "done": self.done, "failed": self.failed, "eta_s": eta_s}
-        unfinished.write_text(json.dumps(content))
-        unfinished.replace(self._file)
+        with whole(self._file) as path:
+            path.write_text(json.dumps(content))
 
 
 def main() -> None:

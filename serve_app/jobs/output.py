@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from pyarrow import fs
 
 from serve_app.config import EngineSpec, Knobs, Limits, WeightsSpec
 from serve_app.errors import SourceError
+from serve_app.files import whole
 from serve_app.jobs.sources import filesystem
 from serve_app.schemas import ModelCard
 
@@ -205,10 +207,9 @@ class Output:
     @contextmanager
     def _whole(self, name: str) -> Iterator[str]:
         """Where to write a file, so that it is there whole or not at all; an object in a bucket always is."""
-        folder, slash, last = name.rpartition("/")
+        path = f"{self._path}/{name}"
         if not self._local:
-            yield f"{self._path}/{name}"
+            yield path
             return
-        unfinished = f"{self._path}/{folder}{slash}.{last}.{os.getpid()}"
-        yield unfinished
-        os.replace(unfinished, f"{self._path}/{name}")
+        with whole(Path(path)) as unfinished:
+            yield str(unfinished)

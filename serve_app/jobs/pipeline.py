@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import pickle
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from serve_app.errors import SourceError
 from serve_app.jobs.output import Done, Job
 from serve_app.jobs.stages import Decoded, Decoder, Predictor
+from serve_app.priority import idle_workers
 
 MAX_BLOCKS = 4096  # each costs the command a millisecond at the start
 
@@ -42,9 +41,8 @@ class Sizes:
 class Decode:
     """Stage of CPUs: a shard's number -> its crops."""
 
-    def __init__(self, job: Job, background: bool) -> None:
+    def __init__(self, job: Job) -> None:
         """See Decoder."""
-        _step_back(background)
         self._decode = Decoder(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -56,9 +54,8 @@ class Decode:
 class Predict:
     """Stage of models: crops -> what was written."""
 
-    def __init__(self, job: Job, background: bool) -> None:
+    def __init__(self, job: Job) -> None:
         """See Predictor."""
-        _step_back(background)
         self._predict = Predictor(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -70,9 +67,8 @@ class Predict:
 class DecodeAndPredict:
     """Both in one worker, where models run on CPUs: no pixel leaves it."""
 
-    def __init__(self, job: Job, background: bool) -> None:
+    def __init__(self, job: Job) -> None:
         """See Decoder and Predictor."""
-        _step_back(background)
         self._decode, self._predict = Decoder(job), Predictor(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def run(job: Job, shards: Sequence[int], sizes: Sizes) -> Iterator[Done]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    settings: dict[str, Any] = {"fn_constructor_args": (job, sizes.background)}
+    settings: dict[str, Any] = {"fn_constructor_args": (job,), **(idle_workers() if sizes.background else {})}
     data: Any = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), MAX_BLOCKS)
     )
@@ -125,14 +121,3 @@ def run(job: Job, shards: Sequence[int], sizes: Sizes) -> Iterator[Done]:
     data = data.map(stage, compute=models, num_cpus=1, num_gpus=sizes.gpus, **settings)
     for row in data.iter_rows():
         yield Done(**row)
-
-
-def _step_back(background: bool) -> None:
-    """Leave the CPU to others whenever they want it."""
-    if not background:
-        return
-    os.nice(19)
-    if sys.platform == "linux":  # which keeps a priority for each thread
-        for thread in map(int, os.listdir("/proc/self/task")):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 from serve_app.errors import UnknownJobError
 from serve_app.jobs.store import Store
+from serve_app.priority import idle_python
 
 BUSY = 75  # exit code of the command when another run is at work on the same results
 CANNOT = 2  # exit code when trying again would not help
@@ -89,7 +89,7 @@ class Supervisor:
     def _command(self, job: str) -> tuple[int, str]:
         """Run it once; gives its exit code and its last words."""
         asked, log_file = self.store.request(job), self.store.progress(job).with_name("log.txt")
-        command = [sys.executable, "-m", "serve_app.jobs.batch_predict"]
+        command = [*idle_python(), "-m", "serve_app.jobs.batch_predict"]
         command += [self.store.input(job), str(self.store.results(job)), "--background"]
         command += ["--weights", asked.weights.model_dump_json(), "--engine", asked.engine.model_dump_json()]
         command += ["--limits", asked.limits.model_dump_json()]

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve_app.deploy.rollout import Cluster, previous_config
 from serve_app.feedback import labelled
+from serve_app.jobs import etl
 from tests.conftest import make_photo
+from tests.logged import log_day
 from tests.running import ROOT, Running, free_port
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -209,33 +213,75 @@ def test_narrow_windows_work(browser: Browser, running: Running, files: list[Pat
     page.close()
 
 
-@pytest.fixture
-def orphan_page() -> Iterator[str]:
-    """A page whose API is not there."""
+def test_evaluate(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
+    """A zip of folders named like classes: how often the model was right, where not, and a download."""
+    labels = ("cat", "truck")
+    archive = tmp_path / "labelled.zip"
+    with zipfile.ZipFile(archive, "w") as into:
+        for i, path in enumerate(files[:7]):
+            into.write(path, f"mine/{labels[i % 2]}/{path.name}")
+    page.goto(f"{running.page}/evaluate")
+    expect(page.get_by_role("heading", name="How good is the model?")).to_be_visible()
+    page.get_by_role("tab", name="Zip").click()
+    page.get_by_test_id("stFileUploaderDropzoneInput").last.set_input_files(str(archive))
+    expect(page.get_by_text("Worst mistakes")).to_be_visible()
+    expect(page.get_by_test_id("stMetric").filter(has_text="Photos")).to_contain_text("7")
+    for words in ("Confusion", "Reliability", "By class", "Right where sure"):
+        expect(page.get_by_text(words).first).to_be_visible()
+    page.wait_for_timeout(1500)
+    shoot(page, "evaluate")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    assert len(Path(download.value.path()).read_text().splitlines()) == 8
+
+
+@contextmanager
+def own_page(page: Page, path: str = "", **environment: str) -> Iterator[str]:
+    """Run a page of our own and open it; gives its address."""
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
-    env = {**os.environ, "API_URL": f"http://127.0.0.1:{free_port()}"}
+    env = {**os.environ, **environment}
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(30)
+    try:
+        for _ in range(100):
+            try:
+                page.goto(f"http://127.0.0.1:{port}{path}")
+                break
+            except Exception:  # its server is still starting
+                page.wait_for_timeout(300)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
-def test_server_down(page: Page, orphan_page: str) -> None:
+def test_analytics(page: Page, running: Running, tmp_path: Path) -> None:
+    """Two weeks of a log, one class doubled in the second: numbers, charts, and drift by name."""
+    days = [date(2026, 3, n) for n in range(1, 15)]
+    for day in days:
+        log_day(tmp_path, day, 1000, doubled="cat" if day > days[6] else None)
+    etl.run(tmp_path)
+    with own_page(page, "/analytics", API_URL=running.api, PREDICTION_LOG=str(tmp_path)):
+        expect(page.get_by_role("heading", name="Analytics", exact=True)).to_be_visible()
+        expect(page.get_by_test_id("stMetric").filter(has_text="Images").first).to_contain_text("7,000")
+        for words in ("Time per image, ms", "Confidence", "Least confident", "Drift"):
+            expect(page.get_by_text(words).first).to_be_visible()
+        expect(page.get_by_text(re.compile("class mix: (small|moderate|large)"))).to_be_visible()
+        expect(page.get_by_text("sharpness: none")).to_be_visible()
+        page.wait_for_timeout(2000)
+        shoot(page, "analytics")
+
+
+def test_server_down(page: Page) -> None:
     """Without the API both pages say so, and what to do."""
-    for _ in range(100):
-        try:
-            page.goto(orphan_page)
-            break
-        except Exception:  # the page's own server is still starting
-            page.wait_for_timeout(300)
-    expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
-    expect(page.get_by_text("make run")).to_be_visible()
-    expect(page.get_by_role("button", name="Try again")).to_be_visible()
-    shoot(page, "down")
-    for other in ("status", "batch"):
-        page.goto(f"{orphan_page}/{other}")
+    with own_page(page, API_URL=f"http://127.0.0.1:{free_port()}") as url:
         expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
+        expect(page.get_by_text("make run")).to_be_visible()
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        shoot(page, "down")
+        for other in ("status", "batch", "evaluate"):
+            page.goto(f"{url}/{other}")
+            expect(page.get_by_text("The classification service is not answering.")).to_be_visible()
 
 
 def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:

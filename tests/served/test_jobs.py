@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+import yaml
 
 from serve_app.cards import load_card
 from serve_app.jobs.output import Job, Output
 from serve_app.jobs.sources import open_source
 from serve_app.jobs.stages import Decoder, Predictor
 from tests.conftest import encode, make_photo, make_picture
-from tests.running import Running
+from tests.running import ROOT, Running, start
 
 SIZES = [(320, 240), (240, 320), (48, 48), (1200, 900)]
 
@@ -94,3 +96,35 @@ def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, photos
         for row in rows
     }
     assert agrees(found, online(http, photos))
+
+
+def test_a_job_outlives_the_service(photos: dict[str, bytes], tmp_path: Path) -> None:
+    """Ended in the middle of a job and started again: the job goes on by itself, each image is there once."""
+    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    config["applications"][0]["deployments"][0]["user_config"]["jobs"] = {"folder": str(tmp_path / "jobs")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = f"ARGS=--no-page --config {tmp_path / 'config.yaml'}"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for n in range(30):
+            for name, photo in photos.items():
+                archive.writestr(f"{n}/{name}", photo)
+
+    def job(service: Running, path: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + 180
+        while not until(state := httpx2.get(service.api + path, timeout=60).json()):
+            assert time.monotonic() < deadline, state
+            time.sleep(0.2)
+        return state
+
+    with start(command) as service:
+        headers = {"content-type": "application/zip"}
+        sent = httpx2.post(f"{service.api}/v1/jobs", content=buffer.getvalue(), headers=headers, timeout=60)
+        path = sent.headers["location"]
+        left = job(service, path, lambda state: state["progress"]["done"] > 0)
+        assert left["status"] == "running"
+    with start(command) as service:
+        ended = job(service, path, lambda state: state["status"] not in ("queued", "running"))
+        assert (ended["status"], ended["progress"]) == ("succeeded", {"total": 900, "done": 900, "failed": 90})
+        rows = httpx2.get(f"{service.api}{path}/results", timeout=60).json()
+    assert sorted(row["path"] for row in rows) == sorted(f"{n}/{name}" for n in range(30) for name in photos)

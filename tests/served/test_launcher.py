@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import psutil
+import pyarrow.parquet as pq
+import yaml
 
 from tests.conftest import make_photo
 from tests.running import ROOT, Running, start
@@ -21,16 +25,25 @@ def test_ctrl_c_leaves_no_process() -> None:
         assert httpx2.get(service.page).status_code == 200
         assert len(service.survivors()) > 5
         replicas = [each for each in service.processes() if "ServeReplica" in each.cmdline()[0]]
-        assert [each.nice() for each in replicas] == [psutil.Process().nice()] * 3
+        assert len(replicas) == 3
+        if sys.platform == "linux":  # none is still as low as it started
+            threads = [thread.id for each in replicas for thread in each.threads()]
+            assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(0)}
         service.interrupt()
         assert service.survivors() == []
         assert "Traceback" not in service.output.read_text()
 
 
-def test_a_stop_lets_requests_finish() -> None:
-    """SIGTERM to the launcher, as containers are stopped: what is under way is answered in full, then all is gone."""
+def test_a_stop_lets_requests_finish(tmp_path: Path) -> None:
+    """SIGTERM to the launcher, as containers are stopped: what is under way is answered in full, then all is gone.
+
+    What the prediction log holds in memory is written.
+    """
+    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    config["applications"][0]["deployments"][0]["user_config"]["log"] = {"folder": str(tmp_path), "flush_s": 3600}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     files = [("images", (f"{i}.jpg", make_photo(i, 2400, 1800))) for i in range(48)]
-    with start() as service, ThreadPoolExecutor(1) as pool:
+    with start(f"ARGS=--config {tmp_path / 'config.yaml'}") as service, ThreadPoolExecutor(1) as pool:
         (launcher,) = psutil.Process(service.process.pid).children()
         answer = pool.submit(httpx2.post, f"{service.api}/v1/classify", files=files, timeout=60)
         while httpx2.get(f"{service.api}/v1/status").json()["images"]["in_flight"] == 0:
@@ -40,6 +53,7 @@ def test_a_stop_lets_requests_finish() -> None:
         assert answer.result().json()["summary"] == {"ok": 48, "failed": 0}
         assert service.process.wait(60) == 0
         assert service.survivors() == []
+    assert pq.read_table(tmp_path / "raw").num_rows == 48
 
 
 def test_a_busy_port_ends_the_start_with_one_sentence(running: Running) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Each module of serve_app, from the bottom up: it may import only what stands before it.
 ORDER = (
-    *("errors", "config", "deadline", "tracing", "keys", "schemas", "feedback"),
+    *("errors", "files", "priority", "config", "deadline", "tracing", "keys", "schemas", "feedback"),
     *("opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),
@@ -31,7 +31,7 @@ ORDER = (
     ),
     *("oip", "door", "feedback_api"),
     *("jobs.sources", "jobs.output", "jobs.archive", "jobs.upload", "jobs.results", "jobs.store", "jobs.routes", "api"),
-    *("jobs.supervisor", "deployments.jobs", "priority"),
+    *("jobs.supervisor", "deployments.jobs"),
     *("deployments.calls", "deployments.links", "deployments.classifier", "deployments.preprocessor"),
     *("deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
