@@ -2,11 +2,15 @@
 
 ``python -m serve_app.haproxy FILE`` writes it for an image; ``RAY_SERVE_HAPROXY_BINARY_PATH`` names it to Ray.
 
-Ray has no knob for these. HAProxy can ask another ingress replica only for a request that it holds whole
-before it sends the first byte (``option http-buffer-request``), and waits an hour for a slow sender
-(``timeout http-request``). While Ray builds a new version of the application, which takes seconds, its
-configuration knows none of the ingress replicas that serve, and sends everything through one Python process:
-they are kept. On one machine the ports are kept to it, too.
+Ray has no knob for these:
+
+- HAProxy can ask another ingress replica only for a request that it holds whole before it sends the first byte
+  (``option http-buffer-request``), and waits an hour for a slow sender (``timeout http-request``).
+- A flood is refused here, before a body is read. An ingress replica refuses with better knowledge of what is under
+  way, but a thousand refusals a second keep it from answering health checks, and then all goes to the fallback.
+- While Ray builds a new version of the application, which takes seconds, its configuration knows none of the ingress
+  replicas that serve, and sends everything through one Python process, the fallback: they are kept.
+- On one machine the ports are kept to it.
 """
 
 from __future__ import annotations
@@ -26,13 +30,26 @@ PROGRAM = """#!/bin/sh
 exec {python} -c 'from serve_app.haproxy import main; main()' {binary} "$@"
 """
 RELOAD = "-sf"  # with it HAProxy takes over from one that runs
+MOST = "SERVE_APP_INGRESS_REQUESTS"  # environment variable: most requests in one ingress replica; see configs/ray.env
+FULL = {
+    "type": "/problems/overloaded",
+    "title": "Overloaded",
+    "status": 503,
+    "code": "overloaded",
+    "detail": "too many requests are under way; try again",
+    "retryable": True,
+    "retry_after_s": 1,
+}
+REFUSE = (
+    r"\1http-request return status 503 content-type application/problem+json hdr Retry-After 1 "
+    f"string '{json.dumps(FULL)}' "
+    r"if \3 { be_conn_free(\2) le 0 } !{ path /healthz /readyz }"
+)
 # Written once more, the file is the same.
 COMPLETE = (
-    (r"^ *(option http-buffer-request|timeout http-request .*)\n", ""),
-    (
-        r"^( *)option abortonclose\n",
-        rf"\g<0>\1option http-buffer-request\n\1timeout http-request {SLOWEST_S}s\n",
-    ),
+    (r"^ *(option http-buffer-request|timeout http-request .*|http-request return .* be_conn_free.*)\n", ""),
+    (r"^( *)option abortonclose\n", rf"\g<0>\1timeout http-request {SLOWEST_S}s\n"),
+    (r"^( *)http-reuse always\n", r"\g<0>\1option http-buffer-request\n"),
 )
 BACKEND = re.compile(r"^backend (\S+)\n(?:(?! *backend |frontend |listen ).*\n)*", re.MULTILINE)
 SERVER = re.compile(r"^ *server .*\n", re.MULTILINE)
@@ -65,6 +82,14 @@ def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> str:
             [rf"^( *bind ){LOOPBACK}:{port}$", rf"\g<1>{public}:{port}"],
         ]
     )
+
+
+def at_most(requests: int) -> list[list[str]]:
+    """Further edits that let no replica, nor the fallback, have more requests at a time, and refuse the others."""
+    return [
+        [r"^( *)use_backend (\S+) if (is_\2)$", rf"{REFUSE}\n\g<0>"],
+        [r"^( *server .*? check)(?: maxconn \d+)?", rf"\1 maxconn {requests}"],
+    ]
 
 
 def complete(config: str, edits: Sequence[Sequence[str]], before: Servers) -> str:
@@ -102,7 +127,9 @@ def main() -> None:
     for path in (Path(each) for each in arguments if each.endswith(".cfg")):
         remembered = path.with_suffix(".servers.json")
         before = json.loads(remembered.read_text()) if RELOAD in arguments and remembered.exists() else {}
-        config = complete(path.read_text(), json.loads(os.environ.get(EDITS) or "[]"), before)
+        edits = at_most(int(os.environ[MOST])) if os.environ.get(MOST) else []
+        edits += json.loads(os.environ.get(EDITS) or "[]")
+        config = complete(path.read_text(), edits, before)
         path.write_text(config)
         remembered.write_text(json.dumps(servers(config)))
     os.execv(binary, [binary, *arguments])

@@ -40,7 +40,7 @@ class Watch:
         self._url, self._image = url, image
         self.health_ms: list[float] = []
         self.without_retry_after = 0
-        self.refused = 0
+        self.refused = self.unanswered = 0
         self.rss_mb: list[float] = []
 
     async def __aenter__(self) -> Watch:
@@ -53,13 +53,17 @@ class Watch:
             await self._task
 
     async def _look(self) -> None:
-        async with httpx2.AsyncClient(base_url=self._url, timeout=60) as http:
+        async with httpx2.AsyncClient(base_url=self._url, timeout=10) as http:
             while True:
                 start = time.perf_counter()
-                for path in ("/healthz", "/readyz"):
-                    (await http.get(path)).raise_for_status()
-                self.health_ms.append((time.perf_counter() - start) * 1000)
-                answer = await http.post("/v1/classify", content=self._image)
+                try:
+                    for path in ("/healthz", "/readyz"):
+                        (await http.get(path)).raise_for_status()
+                    self.health_ms.append((time.perf_counter() - start) * 1000)
+                    answer = await http.post("/v1/classify", content=self._image)
+                except httpx2.TransportError:
+                    self.unanswered += 1
+                    continue
                 if str(answer.status_code) in REFUSED:
                     self.refused += 1
                     if int(answer.headers.get("retry-after", 0)) < 1 or answer.json()["code"] != "overloaded":
@@ -132,6 +136,7 @@ async def try_overload(
         },
         "watch": {
             "health_ms": percentiles(watch.health_ms),
+            "unanswered": watch.unanswered,
             "refusals_read": watch.refused,
             "without_retry_after": watch.without_retry_after,
             "ingress_mb_before_most_end": [round(mb) for mb in (before, max(watch.rss_mb), watch.rss_mb[-1])],

