@@ -21,7 +21,7 @@ import httpx2
 import psutil
 
 from serve_app.deploy import serve_config
-from serve_app.deploy.rollout import Cluster, DeployError, previous_config
+from serve_app.deploy.rollout import Cluster, DeployError
 from serve_app.deploy.serve_config import ConfigError
 from serve_app.haproxy import LOOPBACK
 from serve_app.launch_environment import ray_environment
@@ -155,7 +155,6 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
     """
     say("starting Ray")
     ours: list[psutil.Process] = []
-    dashboard = ""
     folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
         for name, value in ray_environment(Path(folder.name), host, port).items():
@@ -163,7 +162,6 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
-        from ray import serve
 
         context = ray.init(
             address="local",
@@ -188,17 +186,9 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         ours = psutil.Process().children(recursive=True)
         with ignoring_interrupts():
             with contextlib.suppress(Exception):  # a Ray that is half gone is ended below
-                if dashboard and keeps_rows(previous_config(Cluster(dashboard).state())):
-                    serve.shutdown()  # ends replicas in order; ended with Ray, they would lose their last rows
                 ray.shutdown()
             end(ours)
         folder.cleanup()
-
-
-def keeps_rows(config: dict[str, Any]) -> bool:
-    """Whether a prediction log is kept."""
-    deployments = (one for app in config["applications"] for one in app.get("deployments", ()))
-    return any((one.get("user_config") or {}).get("log") for one in deployments)
 
 
 def drain() -> None:
