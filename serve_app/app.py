@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
+from typing import Any
+
 from ray.serve import Application, Deployment
 
 from serve_app.cards import load_card
@@ -39,6 +41,6 @@ def build_ingress(_none: Knobs) -> Application:
     return _stage(Ingress).bind()
 
 
-def _stage(deployment: Deployment) -> Deployment:
+def _stage(deployment: Any) -> Deployment:
     """A stage as it is where the file has no ``ray_actor_options``: it reserves no core, and starts low."""
     return deployment.options(ray_actor_options={"num_cpus": 0, **starting_low()})
