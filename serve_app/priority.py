@@ -60,10 +60,10 @@ def may_return() -> bool:
     """
 
     def left_and_returned() -> bool:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         try:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        except PermissionError:
+            for each in (os.SCHED_IDLE, os.SCHED_OTHER):
+                os.sched_setscheduler(0, each, os.sched_param(0))
+        except OSError:  # a sandbox may forbid even the first
             return False
         return True
 
