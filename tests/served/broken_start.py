@@ -10,8 +10,10 @@ from serve_app.config import AppConfig
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
 
+NO_CORES = {"num_cpus": 0}
 
-@serve.deployment
+
+@serve.deployment(ray_actor_options=NO_CORES)
 class Classifier:
     def __init__(self) -> None:
         raise RuntimeError("this version does not start")
@@ -22,5 +24,5 @@ class Classifier:
 
 def build_app(config: AppConfig) -> Application:
     card = load_card(config.weights)
-    preprocessor = Preprocessor.bind(Classifier.bind(), card.transform)
-    return Ingress.bind(preprocessor)
+    preprocessor = Preprocessor.options(ray_actor_options=NO_CORES).bind(Classifier.bind(), card.transform)
+    return Ingress.options(ray_actor_options=NO_CORES).bind(preprocessor)
