@@ -11,6 +11,7 @@ from ray.serve._private import constants
 
 from serve_app.config import AppConfig, BatchTuning, ClassifierTuning, IngressTuning, WeightsSpec, parse
 from serve_app.deploy.serve_config import BUILDERS, ConfigError, check
+from serve_app.haproxy import MOST
 from serve_app.launch_environment import every_node
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ def test_the_env_file_names_switches_that_ray_has() -> None:
     names = list(every_node())
     assert len(names) > 4
     for name in names:
-        assert f'"{name}"' in source or name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")
+        assert f'"{name}"' in source or name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", MOST)
 
 
 def test_the_largest_image_fits_through_grpc() -> None:
