@@ -31,8 +31,9 @@ from benchmarks.bad_day import BadDay, EventError
 from benchmarks.http_client import image_files
 from benchmarks.images import write_photos
 from benchmarks.processes import Tree, end_on_signals, started
-from benchmarks.systems import LOCAL, ROOT, free_port, tail
+from benchmarks.systems import LOCAL, ROOT, tail
 from serve_app.deploy.rollout import Cluster, DeployError
+from serve_app.launch_environment import free_port
 
 START_TIMEOUT_S = 180
 SAMPLE_S = 10

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from benchmarks.http_client import Answer, format_requests, parse
 from benchmarks.peers.environment import peers_python
 from benchmarks.processes import Tree, started
+from serve_app.launch_environment import free_port
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "configs" / "local.yaml"
@@ -189,13 +190,6 @@ def best_class(answer: Any) -> int:
         (answer,) = answer
     (result,) = answer.get("results", [answer])
     return int(result["predictions"][0]["class_id"])
-
-
-def free_port() -> int:
-    """A port that nobody uses right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def tail(log: Path, characters: int = 1500) -> str:

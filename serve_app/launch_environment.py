@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from serve_app import haproxy
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
+PORTS = range(20000, 30000)
 
 
 def every_node() -> dict[str, str]:
@@ -30,10 +33,19 @@ def apart(folder: Path) -> dict[str, str]:
     }
     found = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
     for name in ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            found[f"RAY_SERVE_{name}"] = str(free.getsockname()[1])
+        found[f"RAY_SERVE_{name}"] = str(free_port())
     return found
+
+
+def free_port() -> int:
+    """A port that nobody uses, and that stays free until it is used.
+
+    Of those that the system hands out when it is asked for any, Ray takes dozens while it starts; these are others.
+    """
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.choice(PORTS)))
+            return port
 
 
 def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from serve_app.launch_environment import free_port
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240
@@ -58,14 +59,6 @@ class Running:
                 if process.environ().get("SERVE_APP_TEST") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
-
-
-def free_port() -> int:
-    """A port that nobody uses right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

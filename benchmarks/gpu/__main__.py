@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # Longest time of each part, in seconds.
-PARTS = {"checks": 110, "speed": 165, "pipeline": 115, "compiled": 70}
+PARTS = {"checks": 110, "speed": 165, "pipeline": 115, "served": 110, "compiled": 70}
 NEEDED = {
     **{name: name for name in ("torch", "torchvision", "numpy", "psutil", "tqdm", "pydantic", "safetensors", "fsspec")},
     "PIL": "pillow",

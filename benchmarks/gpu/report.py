@@ -69,7 +69,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"## {title}", "", *rows, ""]
     rest = ("speed/machine", "speed/warm-up", "inside/choices", "inside/kernels")
     for name, found in sections.items():
-        if name in rest or name.startswith(("compile/", "pipeline/", "checks/lanes", "checks/uninit")):
+        if name in rest or name.startswith(("compile/", "pipeline/", "served/", "checks/lanes", "checks/uninit")):
             lines += [f"## {name}", "", "```", *_flat(found), "```", ""]
     wrong = [
         f"- {name}: {found.get('error') or found.get('skipped')}" for name, found in sections.items() if _lost(found)

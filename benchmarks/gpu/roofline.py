@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-HALF, INDEX, PIXEL = 2, 8, 1  # bytes of an activation, of a max-pool's index, of a channel of a pixel
+HALF, PIXEL = 2, 1  # bytes of an activation, of a channel of a pixel
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def layers(crop_px: int = 224, classes: int = 1000) -> list[Layer]:
             moved = (x.numel() + out.numel() + joined) * HALF
             found.append(Layer(name, out.numel() * module.in_channels * side, moved, module.weight.numel() * HALF))
         elif isinstance(module, nn.MaxPool2d):
-            found.append(Layer(name, 0, x.numel() * HALF + out.numel() * (HALF + INDEX), 0))
+            found.append(Layer(name, 0, (x.numel() + out.numel()) * HALF, 0))
         elif isinstance(module, nn.AdaptiveAvgPool2d):
             found.append(Layer(name, 0, x.numel() * HALF, 0))
         elif isinstance(module, nn.Linear):

@@ -15,6 +15,7 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 from serve_app.backbones.cpu import TorchBackbone
+from serve_app.backbones.cuda_kernels import CHANNELS, CONVERSION, Kernels
 from serve_app.errors import EngineError
 from serve_app.schemas import ImageTransform
 
@@ -24,8 +25,8 @@ TYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "
 # Largest error of a feature, as a share of the largest feature: not rounding any more, but a broken kernel.
 TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-3}
 SAMPLES = 4
-STEM, BLOCKS = "stem", "blocks"
-FUSED = ((STEM, BLOCKS), (BLOCKS,), ())  # what is tried: three input channels do not suit every kernel
+STEM, BLOCKS, OWN = "stem", "blocks", "own kernels"
+FUSED = ((STEM, BLOCKS, OWN), (STEM, BLOCKS), (BLOCKS,), ())  # what is tried: not every GPU has all of these kernels
 
 
 class Convolution(NamedTuple):
@@ -52,7 +53,7 @@ class CudaBackbone:
         transform: ImageTransform,
         dtype: torch.dtype = torch.float16,
         device: torch.device = GPU,
-        fused: Collection[str] = FUSED[0],
+        fused: Collection[str] = FUSED[1],
     ) -> None:
         """Copy a folded model's weights to a device.
 
@@ -61,15 +62,23 @@ class CudaBackbone:
             transform: Its mean and std.
             dtype: Of weights and activations; sums are float32 in any case.
             device: Where to.
-            fused: The parts whose convolutions take bias, shortcut and ReLU with them; one
-                kernel each runs on any GPU.
+            fused: The parts whose convolutions take bias, shortcut and ReLU with them, and
+                whether pixels and max-pool have kernels of ours (``backbones.cuda_kernels``,
+                16-bit types only); without any it runs on every GPU.
+
+        Raises:
+            RuntimeError, ImportError: There are no such kernels here.
         """
         self.device, self.dtype, self.fused = device, dtype, fused
+        self._own = Kernels(dtype) if OWN in fused else None
         # Pixels arrive as 0-255, mean and std are meant for 0-1: scaled, then shifted, in one pass.
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (transform.mean, transform.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._pool = model.maxpool
         self._stem = self._copy(model.conv1)
+        if self._own:  # it gives a fourth channel
+            weight = functional.pad(self._stem.weight, (0, 0, 0, 0, 0, CHANNELS - 3))
+            self._stem = self._stem._replace(weight=weight.contiguous(memory_format=torch.channels_last))
         blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
         self._blocks = [self._copy_block(block) for block in blocks]
 
@@ -79,10 +88,8 @@ class CudaBackbone:
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run a batch that is on the device: uint8, (N, H, W, 3)."""
-        planes = pixels.permute(0, 3, 1, 2)
-        x = torch.empty(planes.shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
-        torch.addcmul(self._shift, planes, self._scale, out=x)  # float32 until it is written
-        x = self._pool(convolve(self._stem, x, fused=STEM in self.fused))
+        x = convolve(self._stem, self._normalise(pixels), fused=STEM in self.fused)
+        x = self._own.max_pool(x) if self._own else self._pool(x)
         fused = BLOCKS in self.fused
         for first, second, shortcut in self._blocks:
             skipped = x
@@ -90,6 +97,13 @@ class CudaBackbone:
                 skipped = functional.conv2d(x, shortcut.weight, None, shortcut.stride, shortcut.padding)
             x = convolve(second, convolve(first, x, fused=fused), skipped, fused)
         return x
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        if self._own:
+            return self._own.normalise(pixels, self._scale, self._shift)
+        planes = pixels.permute(0, 3, 1, 2)
+        x = torch.empty(planes.shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, planes, self._scale, out=x)  # float32 until it is written
 
     def _copy(self, conv: nn.Conv2d, more_bias: Tensor | None = None) -> Convolution:
         if conv.bias is None:
@@ -136,12 +150,12 @@ def on_gpu(model: ResNet, transform: ImageTransform, precision: str) -> CudaBack
         raise EngineError("engine cuda: PyTorch finds no NVIDIA GPU on this machine")
     dtype = TYPES[precision]
     wrong = ""
-    for fused in FUSED:
+    for fused in FUSED[0 if dtype in CONVERSION else 1 :]:
         try:
             with torch.inference_mode(), exact():
                 backbone = CudaBackbone(model, transform, dtype, fused=fused)
                 worst = largest_error(backbone, model, transform)
-        except RuntimeError as error:  # no kernel for this GPU, or no memory left on it
+        except (RuntimeError, ImportError) as error:  # no kernel for this GPU, or no memory left on it
             wrong = " ".join(str(error).split())[:200]
         else:
             if worst < TOLERANCE[dtype]:

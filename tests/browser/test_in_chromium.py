@@ -21,9 +21,10 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serve_app.deploy.rollout import Cluster, previous_config
 from serve_app.feedback import labelled
 from serve_app.jobs import etl
+from serve_app.launch_environment import free_port
 from tests.conftest import make_photo
 from tests.logged import log_day
-from tests.running import ROOT, Running, free_port
+from tests.running import ROOT, Running
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SHOTS = os.environ.get("SCREENSHOTS")

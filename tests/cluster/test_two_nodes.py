@@ -15,10 +15,11 @@ import pytest
 
 from serve_app.deploy.rollout import Cluster
 from serve_app.deploy.serve_config import check, read
+from serve_app.launch_environment import free_port
 from tests.cluster.nodes import Head, Node
 from tests.conftest import make_photo
 from tests.constant_load import ConstantLoad
-from tests.running import ROOT, free_port
+from tests.running import ROOT
 
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     *("errors", "files", "priority", "config", "deadline", "tracing", "keys", "schemas", "feedback"),
     *("opening", "preprocess", "batcher", "cards", "weights"),
-    *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head", "backbones.cuda"),
+    *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head"),
+    *("backbones.cuda_kernels", "backbones.cuda"),
     *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),
     *(
         "service",
