@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
 from typing import Annotated, Any, cast
 
 from fastapi import FastAPI, Query, Request
@@ -12,11 +13,12 @@ from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from serve_app.admission import Admission
 from serve_app.answers import brief, model_of, problem_response, refusal, server_timing, stream, summary_of, to_problem
-from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, body_schema, parse_parameters, read_uploads
-from serve_app.config import AnswerTuning
+from serve_app.bodies import FILE_FIELDS, JsonBody, Parameters, body_schema, read_uploads
+from serve_app.config import AnswerTuning, describe_errors
 from serve_app.door import Cors, Door, Identify
 from serve_app.errors import InvalidParameterError, NotReadyError, ServiceError, UnknownModelError
 from serve_app.fanout import FanOut, finish
@@ -225,17 +227,20 @@ def _handle_errors(app: FastAPI) -> None:
     def request_id(request: Request) -> str | None:
         return getattr(request.state, "id", None)
 
+    def documented_methods(path: str) -> list[str]:
+        paths = app.openapi()["paths"].items()
+        return sorted(m.upper() for where, methods in paths if compile_path(where)[0].match(path) for m in methods)
+
     @app.exception_handler(ServiceError)
     async def ours(request: Request, error: ServiceError) -> Response:
         return respond(request, to_problem(error, request_id(request)))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        try:
-            parse_parameters(request.query_params)
-        except InvalidParameterError as clearer:
-            return await ours(request, clearer)
-        return await ours(request, InvalidParameterError(str(error.errors())))
+        where, method = request.scope["route"].path, request.method.lower()
+        known = [each["name"] for each in app.openapi()["paths"][where][method]["parameters"] if each["in"] == "query"]
+        wrong = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "query"
+        return await ours(request, InvalidParameterError(describe_errors(wrong, known)))
 
     @app.exception_handler(HTTPException)
     async def routing(request: Request, error: HTTPException) -> Response:
@@ -250,6 +255,8 @@ def _handle_errors(app: FastAPI) -> None:
         )
         response = respond(request, problem)
         response.headers.update(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := documented_methods(request.url.path)):
+            response.headers["Allow"] = ", ".join(methods)  # Starlette names those of one route only
         return response
 
     @app.exception_handler(Exception)

@@ -7,6 +7,7 @@ within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deploym
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -236,9 +237,14 @@ def parse(kind: type[Model], values: Any) -> Model:
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
     """Say in one line what a model's input has wrong, and which names it knows."""
+    return describe_errors(error.errors(), kind.model_fields)
+
+
+def describe_errors(errors: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
+    """Say in one line what pydantic found wrong, and which names there are."""
     wrong = []
-    for each in error.errors():
+    for each in errors:
         where = ".".join(map(str, each["loc"])) or "input"
         unknown = each["type"] == "extra_forbidden"
         wrong.append(f"{where}: unknown name" if unknown else f"{where}: {each['msg']} (got {each['input']!r:.60})")
-    return f"{'; '.join(wrong)}. Known names: {', '.join(kind.model_fields)}"
+    return f"{'; '.join(wrong)}. Known names: {', '.join(names)}"

@@ -156,7 +156,10 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
 
     @router.get(
         "/{job}/results",
-        responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}, 409: problems[409]},
+        responses={
+            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
+            **{n: problems[n] for n in (409, 422)},
+        },
         response_class=Response,
         summary="The rows of a job that has ended, as a file",
     )

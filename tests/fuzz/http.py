@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("--dashboard", required=True, help="of Ray: knows the replicas' process ids")
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clients", type=int, default=12, help="at once; many of them only wait for the server")
     options = parser.parse_args()
     before = replicas(options.dashboard)
-    outcomes = attack(options.api, options.inputs, options.seed)
+    outcomes = attack(options.api, options.inputs, options.seed, options.clients)
     after = replicas(options.dashboard)
     counts = Counter((each.kind, each.status) for each in outcomes)
     for (kind, status), count in sorted(counts.items()):

@@ -259,6 +259,23 @@ def test_unknown_paths_and_methods_are_problems(http: TestClient) -> None:
         assert "/docs" in response.json()["detail"]
 
 
+def test_a_method_that_is_not_there_names_all_that_are(http: TestClient) -> None:
+    """Also where a path's methods are routes of their own."""
+    assert http.options("/v1/jobs").headers["allow"] == "GET, POST"
+    assert http.put("/v1/jobs/x").headers["allow"] == "DELETE, GET"
+    assert http.get("/v1/classify").headers["allow"] == "POST"
+
+
+def test_a_bad_query_is_told_in_terms_of_its_path(http: TestClient) -> None:
+    refused = http.get("/v1/jobs/x/results", params={"only": "null"})
+    assert is_problem(refused, 422, "invalid_parameter")
+    assert refused.json()["detail"].startswith("only: Input should be 'all', ")
+    assert refused.json()["detail"].endswith("(got 'null'). Known names: format, only")
+    refused = http.post("/v1/classify", content=PHOTO, params={"topk": "3"})
+    assert is_problem(refused, 422, "invalid_parameter")
+    assert refused.json()["detail"].startswith("topk: unknown name. Known names: top_k, ")
+
+
 def test_request_ids_come_back(http: TestClient) -> None:
     assert http.get("/healthz", headers={"x-request-id": "abc"}).headers.get("x-request-id") in (None, "abc")
     assert http.get("/healthz").headers["x-request-id"].startswith("req_")
