@@ -202,7 +202,11 @@ def end_on_signals() -> None:
 def started(
     command: list[str], root: Path, extra: dict[str, str], log: Path
 ) -> Iterator[tuple[Tree, subprocess.Popen[bytes]]]:
-    """Run a program in a session of its own and kill whatever it has left, should the block fail."""
+    """Run a program out of Ctrl-C's reach and kill whatever it has left, should the block fail.
+
+    In our session: Linux shares cores among sessions first (autogroup), and lets those of an idle class in one make
+    those of another wait, a load client for seconds.
+    """
     mark = os.urandom(8).hex()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -212,7 +216,7 @@ def started(
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,
         )
     tree = Tree(psutil.Process(process.pid), mark)
     try:
