@@ -76,9 +76,9 @@ class Kernels:
         self._dtype, self._driver = dtype, driver
         torch.cuda.synchronize()  # this thread has no CUDA context before PyTorch wants one
         major, minor = torch.cuda.get_device_capability()
-        self._module = _checked(driver.cuModuleLoadData(compiled(dtype, f"sm_{major}{minor}")))
+        module = _checked(driver.cuModuleLoadData(compiled(dtype, f"sm_{major}{minor}")))
         names = (b"normalise", b"max_pool")
-        self._normalise, self._max_pool = (_checked(driver.cuModuleGetFunction(self._module, each)) for each in names)
+        self._normalise, self._max_pool = (_checked(driver.cuModuleGetFunction(module, each)) for each in names)
 
     def normalise(self, pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Scale and shift pixels.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import stat
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from cluster import __main__ as cli
 from cluster import launcher
 from cluster.aws import Account
 from cluster.settings import ClusterError, Settings
+from serve_app.launch_environment import free_port
 
 REGION = "us-west-2"
 IMAGE = "registry.example.com/serve@sha256:" + "0123456789abcdef" * 4
@@ -72,9 +72,7 @@ class Launched:
 @pytest.fixture(scope="module")
 def mock_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     """An empty account on a port of this machine, and an environment that leads there and nowhere else."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
