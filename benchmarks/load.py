@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 from benchmarks.http_client import Client, Sample, format_requests, image_files
 
 PERCENTILES = (50, 90, 95, 99)
+MOST_FAILED = 10_000  # are told one by one
 
 
 async def closed_loop(client: Client, clients: int, until: float) -> None:
@@ -55,6 +56,9 @@ def summarise(samples: Sequence[Sample], start: float, end: float, images: int) 
         start: Of the window; requests answered before it only warmed up.
         end: Of the window.
         images: In each request.
+
+    Returns:
+        Counts and times; `failed` has when each of those requests was sent, by the machine's monotonic clock.
     """
     seen = [sample for sample in samples if sample.end > start]
     ok = [sample for sample in seen if sample.outcome == "200"]
@@ -65,6 +69,7 @@ def summarise(samples: Sequence[Sample], start: float, end: float, images: int) 
         "requests": len(seen),
         "failures": len(seen) - len(ok),
         "outcomes": dict(Counter(s.outcome for s in seen)),
+        "failed": [(round(s.sent, 1), s.outcome) for s in seen if s.outcome != "200"][:MOST_FAILED],
         "images_per_s": round(sum(shares) * images / (end - start), 3),
         "latency_ms": percentiles([(s.end - s.due) * 1000 for s in ok]),
         "late_p99_ms": percentiles([(s.sent - s.due) * 1000 for s in seen])["p99"],

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import yaml
@@ -43,6 +44,14 @@ EVENTS = ("update", "kill Classifier", "restart", "kill Preprocessor", "weights"
 EXPECTED = {"single": {"200"}, "many": {"200"}, "broken": {"415", "422"}}
 # Memory may grow by this share of itself in the whole run before that is called a leak.
 GROWTH = 0.05
+
+
+class Event(NamedTuple):
+    """What happened to the service, and when, by the monotonic clock."""
+
+    kind: str
+    start: float
+    failed: str | None = None
 
 
 @dataclass
@@ -106,21 +115,21 @@ def say(what: str) -> None:
     print(f"· {what}", file=sys.stderr, flush=True)
 
 
-def one_after_the_other(day: BadDay, kinds: list[str], every_s: float, for_s: float) -> list[str]:
-    """Let things happen until the time is over; gives what did, `failed: ` in front of what did not end well."""
-    happened: list[str] = []
+def one_after_the_other(day: BadDay, kinds: list[str], every_s: float, for_s: float) -> list[Event]:
+    """Let things happen until the time is over; gives what did."""
+    happened: list[Event] = []
     until = time.monotonic() + for_s
     for kind, event in day.events(kinds) if kinds else ():
         if time.monotonic() + 2 * every_s > until:
             break
         time.sleep(every_s)
-        start = time.monotonic()
+        start, failed = time.monotonic(), None
         try:
             event()
         except (DeployError, EventError) as error:
-            kind = f"failed: {kind}: {error}"
-        happened.append(kind)
-        say(f"{kind} ({time.monotonic() - start:.1f} s)")
+            failed = str(error)
+        happened.append(Event(kind, start, failed))
+        say(f"{kind}{f' failed: {failed}' if failed else ''} ({time.monotonic() - start:.1f} s)")
     return happened
 
 
@@ -164,24 +173,31 @@ def start_loads(submit: Callable[..., Any], url: str, photos: Path, rate: float,
     }
 
 
-def verdict(found: dict[str, Any], happened: list[str], watch: Watch) -> dict[str, Any]:
+def verdict(found: dict[str, Any], happened: list[Event], watch: Watch) -> dict[str, Any]:
     """Everything that was seen, and the sentences that make it a failure."""
-    failures = [event for event in happened if event.startswith("failed")]
+    failures = [f"{event.kind}: {event.failed}" for event in happened if event.failed]
     for name, expected in EXPECTED.items():
         if wrong := {outcome: n for outcome, n in found[name]["outcomes"].items() if outcome not in expected}:
-            failures.append(f"{name}: {wrong} of {found[name]['requests']} requests")
+            sent = [at for at, outcome in found[name]["failed"] if outcome not in expected]
+            since = dict(Counter(latest(happened, at) for at in sent))
+            failures.append(f"{name}: {wrong} of {found[name]['requests']} requests, sent since {since}")
     growth = {"memory_mb": slope(watch.at_s, watch.memory_mb), "descriptors": slope(watch.at_s, watch.descriptors)}
     for name, grown in growth.items():
         if grown["in_all"] > max(GROWTH * grown["median"], 2 * grown["noise"]):
             failures.append(f"{name} grew by {grown['in_all']:.0f} from about {grown['median']:.0f}")
     return {
         "failures": failures,
-        "events": {kind: happened.count(kind) for kind in sorted(set(happened))},
+        "events": dict(Counter(event.kind for event in happened)),
         "loads": {
             name: {key: each[key] for key in ("requests", "outcomes", "latency_ms")} for name, each in found.items()
         },
         "growth": growth,
     }
+
+
+def latest(happened: list[Event], at: float) -> str:
+    """The event that had begun last at a time."""
+    return next((event.kind for event in reversed(happened) if event.start <= at), "the start")
 
 
 def slope(at_s: list[float], values: list[float]) -> dict[str, float]:

@@ -21,7 +21,7 @@ import httpx2
 import psutil
 
 from serve_app.deploy import serve_config
-from serve_app.deploy.rollout import Cluster, DeployError
+from serve_app.deploy.rollout import Cluster, DeployError, previous_config
 from serve_app.deploy.serve_config import ConfigError
 from serve_app.haproxy import LOOPBACK
 from serve_app.launch_environment import ray_environment
@@ -31,6 +31,7 @@ DEPLOY_TIMEOUT_S = 300
 DOWNLOAD_TIMEOUT_S = 60
 PAGE_TIMEOUT_S = 60
 DRAIN_TIMEOUT_S = 35  # a request may take 30 (limits.deadline_s of the Ingress)
+LOG_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
 
 
@@ -173,13 +174,16 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         say("deploying ingress, preprocess and classify")
         dashboard = f"http://{context.dashboard_url}"
         serve_config.check(config)
-        Cluster(dashboard).apply(config, DEPLOY_TIMEOUT_S)
+        cluster = Cluster(dashboard)
+        cluster.apply(config, DEPLOY_TIMEOUT_S)
         api = f"http://127.0.0.1:{port}"
         wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
         try:
             yield api, dashboard
-        except Terminated:
-            drain()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Terminated):
+                drain()
+            close_log(cluster)
             raise
     finally:
         say("stopping")
@@ -201,6 +205,20 @@ def drain() -> None:
     for door in doors:
         door.send_signal(signal.SIGUSR1)
     psutil.wait_procs(doors, DRAIN_TIMEOUT_S)
+
+
+def close_log(cluster: Cluster) -> None:
+    """Have the rows written that wait for the prediction log; Ray's own end takes them with the replicas."""
+    try:
+        config = previous_config(cluster.state())
+        tunings = [serve_config.user_config(app, "Ingress") for app in config["applications"]]
+        if logged := [tuning for tuning in tunings if tuning.get("log")]:
+            say("writing what waits for the prediction log")
+            for tuning in logged:
+                tuning["log"] = None
+            cluster.apply(config, LOG_TIMEOUT_S)
+    except DeployError as error:
+        say(f"the prediction log lacks its last rows: {error}")
 
 
 @contextlib.contextmanager

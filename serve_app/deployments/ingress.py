@@ -28,6 +28,7 @@ from serve_app.traffic import OWN, Traffic
 from serve_app.variant import ASK_AGAIN_S, Link
 from serve_app.variants import Variants
 
+CLOSE_S = 10  # what a log that is switched off gets for its last rows
 log = logging.getLogger("serve_app")
 
 
@@ -50,6 +51,7 @@ class Ingress:
         self.log: Log | None = None
         self._kept: PredictionLog | None = None
         self._logged: LogTuning | None = None
+        self._closing: asyncio.Future[None] | None = None
         self.feedback: Feedback | None = None
         self._metrics = RayMetrics()
         self._adopt(IngressTuning())
@@ -89,6 +91,8 @@ class Ingress:
             take_priority()
         self._configured = True
         await self._resume_jobs()
+        if self._closing and not tuning.log:  # who switches the log off may count on its rows
+            await asyncio.wait({self._closing}, timeout=CLOSE_S)
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
         """See Service.choose."""

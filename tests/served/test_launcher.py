@@ -7,17 +7,25 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import psutil
+import pyarrow.parquet as pq
+import yaml
 
+from serve_app.prediction_log import RAW
 from tests.conftest import make_photo
 from tests.running import ROOT, Running, start
 
 
-def test_ctrl_c_leaves_no_process() -> None:
-    """Page and API are up; Ctrl-C in the terminal ends everything that was started, without a traceback."""
-    with start() as service:
+def test_ctrl_c_leaves_no_process_and_loses_no_row(tmp_path: Path) -> None:
+    """Page and API are up; Ctrl-C writes the prediction log and ends all that was started, without a traceback."""
+    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
+    log = {"folder": str(tmp_path / "log"), "flush_s": 600}
+    config["applications"][0]["deployments"][0]["user_config"]["log"] = log
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with start(f"ARGS=--config {tmp_path / 'config.yaml'}") as service:
         assert httpx2.get(f"{service.api}/readyz").status_code == 200
         assert httpx2.get(service.page).status_code == 200
         assert len(service.survivors()) > 5
@@ -26,7 +34,10 @@ def test_ctrl_c_leaves_no_process() -> None:
         if sys.platform == "linux":  # none is still as low as it started
             threads = [thread.id for each in replicas for thread in each.threads()]
             assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(0)}
+        for seed in range(3):
+            httpx2.post(f"{service.api}/v1/classify", content=make_photo(seed)).raise_for_status()
         service.interrupt()
+        assert len(pq.read_table(tmp_path / "log" / RAW)) == 3
         assert service.survivors() == []
         assert "Traceback" not in service.output.read_text()
 

@@ -6,12 +6,22 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak import Watch, slope, verdict
+from benchmarks.soak import Event, Watch, slope, verdict
+
+SENT = 250.0  # when each request that fails was
 
 
 def loads(**outcomes: dict[str, int]) -> dict[str, Any]:
     each = {"single": {"200": 9}, "many": {"200": 9}, "broken": {"415": 4, "422": 5}} | outcomes
-    return {name: {"requests": 9, "outcomes": counts, "latency_ms": {}} for name, counts in each.items()}
+    return {
+        name: {
+            "requests": 9,
+            "outcomes": counts,
+            "failed": [(SENT, outcome) for outcome, n in counts.items() if outcome != "200" for _ in range(n)],
+            "latency_ms": {},
+        }
+        for name, counts in each.items()
+    }
 
 
 def watch(memory_mb: list[float]) -> Watch:
@@ -23,20 +33,25 @@ FLAT = [1000.0, 1010.0, 990.0, 1005.0, 995.0] * 4
 
 
 def test_a_quiet_day_passes() -> None:
-    assert verdict(loads(), ["update", "kill Ingress"], watch(FLAT))["failures"] == []
+    assert verdict(loads(), [Event("update", 0), Event("kill Ingress", 20)], watch(FLAT))["failures"] == []
 
 
 @pytest.mark.parametrize(
     ("found", "events", "memory", "reason"),
     [
-        (loads(single={"200": 8, "500": 1}), [], FLAT, "single: {'500': 1} of 9 requests"),
+        (
+            loads(single={"200": 8, "500": 1}),
+            [Event("update", SENT - 9), Event("restart", SENT - 3), Event("update", SENT + 3)],
+            FLAT,
+            "single: {'500': 1} of 9 requests, sent since {'restart': 1}",
+        ),
         (loads(broken={"200": 9}), [], FLAT, "broken: {'200': 9} of 9 requests"),
-        (loads(), ["failed: kill Ingress: waited"], FLAT, "failed: kill Ingress"),
+        (loads(), [Event("kill Ingress", 0, "waited")], FLAT, "kill Ingress: waited"),
         (loads(), [], [1000.0 + 10 * i for i in range(20)], "memory_mb grew by 150 from about 1115"),
     ],
     ids=("an error", "a broken file with an answer", "a replica that stays away", "a leak"),
 )
-def test_a_bad_day_does_not(found: dict[str, Any], events: list[str], memory: list[float], reason: str) -> None:
+def test_a_bad_day_does_not(found: dict[str, Any], events: list[Event], memory: list[float], reason: str) -> None:
     assert any(reason in failure for failure in verdict(found, events, watch(memory))["failures"])
 
 
