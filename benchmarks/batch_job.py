@@ -1,7 +1,7 @@
 """A batch job against the in-process ceiling of the same code on the same cores, and its memory.
 
 ``python -m benchmarks.batch_job FOLDER`` prints JSON. The ceiling is `ceiling.py`'s: images in memory, one process per
-core, no Ray, nothing written; it is measured before and after the job and their mean counts, as a shared machine's speed
+core, no Ray, nothing written; it is measured before and after the job and the mean counts, as a shared machine's speed
 drifts. The job's pace is taken from its parts, from the first one of each worker on, so without the start of Ray and
 model; ``whole`` is with it. Memory is that of the command and all that it starts (PSS).
 """
