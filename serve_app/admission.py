@@ -2,7 +2,8 @@
 
 One ingress replica knows how many of its images are under way and how many a second come back
 while there are more than the other stages can take. The first divided by the second is how long a
-new image would wait. Nothing is refused on a guess: until a pace was measured, only the hard caps hold.
+new image would wait. Nothing is refused on a guess: the less of a pace was measured, the longer that has to be, and at
+first only the hard caps hold.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from serve_app.errors import OverloadedError
 from serve_app.keys import Bucket
 
 MEMORY_S = 2.0  # a change of pace is known after about so long
-MEASURED_S = 0.2  # fewer busy seconds say too little
+MEASURED_S = 1.0  # fewer busy seconds of late say less, and the fewer the less
 
 
 class Pace:
@@ -29,21 +30,28 @@ class Pace:
         """Nothing measured yet."""
         self._busy_s = self._finished = 0.0
 
-    def busy(self, seconds: float) -> None:
-        """Count time in which the stages were kept busy; what is long ago fades."""
+    def passed(self, seconds: float, *, busy: bool) -> None:
+        """Count time, in which the stages were kept busy or were not; what is long ago fades."""
         keep = math.exp(-seconds / MEMORY_S)
-        self._busy_s = self._busy_s * keep + seconds
+        self._busy_s = self._busy_s * keep + (seconds if busy else 0.0)
         self._finished *= keep
 
     def finished(self) -> None:
         """Count an image that came back while they were."""
         self._finished += 1
 
+    @property
+    def image_s(self) -> float:
+        """How long an image takes; 0 while that is not known."""
+        return self._busy_s / max(self._finished, 1.0)
+
     def seconds_for(self, images: int) -> float:
-        """How long so many images take; 0 while that is not known."""
-        if images <= 0 or self._busy_s < MEASURED_S:
-            return 0.0
-        return images * self._busy_s / max(self._finished, 1.0)
+        """How long so many images take at least.
+
+        A moment in which the machine does something else looks as a very slow pace does, so a pace that was
+        measured in one moment counts with a part of it.
+        """
+        return max(images, 0) * self.image_s * min(1.0, self._busy_s / MEASURED_S)
 
 
 class Admission:
@@ -119,17 +127,16 @@ class Admission:
 
     def snapshot(self) -> dict[str, Any]:
         """For the status page."""
-        per_image_s = self._pace.seconds_for(1)
+        image_s = self._pace.image_s
         return {
             "images": self.images,
             "held_bytes": self.held_bytes,
-            "images_per_s": round(1 / per_image_s, 1) if per_image_s else None,
+            "images_per_s": round(1 / image_s, 1) if image_s else None,
         }
 
     def _measure(self) -> None:
         now = self._clock()
-        if self.images >= self._room():
-            self._pace.busy(now - self._since)
+        self._pace.passed(now - self._since, busy=self.images >= self._room())
         self._since = now
 
 

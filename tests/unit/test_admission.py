@@ -76,6 +76,19 @@ def test_nothing_is_refused_on_a_guess(stages: Stages) -> None:
         stages.arrive()
 
 
+def test_a_hiccup_refuses_nobody() -> None:
+    """At 60 % load the stages stand still for a third of a second every two, and catch up each time."""
+    stages = Stages(DoorTuning(max_queue_s=1))
+    for _ in range(50):
+        for _ in range(18):  # while nothing is done
+            stages.now += 1 / 60
+            stages.arrive()
+        for _ in range(100):
+            stages.arrive()
+            stages.work(1 / 60)
+        assert stages.admission.images <= 1
+
+
 def test_the_queue_stays_as_short_as_was_asked_for(stages: Stages) -> None:
     """Ten times what the stages can do: the queue holds half a second of work, and the rest is refused."""
     stages.overload(3)
@@ -128,7 +141,7 @@ def test_a_client_in_a_hurry_is_told_at_once(stages: Stages) -> None:
 def test_images_count_as_many_as_they_are(stages: Stages) -> None:
     """Two large requests come at once: the second finds the first one's images before it."""
     stages.overload(5)
-    stages.work(5)
+    stages.work(1)
     first, second = (stages.admission.admit(0, Deadline(30)) for _ in range(2))
     first.take(64)
     with pytest.raises(OverloadedError, match="would wait"):
