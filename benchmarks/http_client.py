@@ -18,6 +18,7 @@ from urllib.parse import SplitResult
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 BOUNDARY = b"benchmark-7c1f0e"
 BATCH_SIZE = re.compile(rb'"batch_size": ?(\d+)')
+REASON_BYTES = 300  # the sentence is in them
 FAILED_IMAGE = b'"status":"error"'
 
 
@@ -30,13 +31,14 @@ class Answer(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One request: when it was due, sent and answered, and what came of it (``200`` or why not)."""
+    """One request: when it was due, sent and answered, its outcome (``200`` or why not), and what was said of that."""
 
     due: float
     sent: float
     end: float
     outcome: str
     batch_sizes: tuple[int, ...]
+    reason: str = ""
 
 
 def parse(received: bytes | bytearray) -> Answer | None:
@@ -131,7 +133,7 @@ class Client:
 
     async def post(self, due: float) -> None:
         """Send the next request and record what happened; any answer but a flawless 200 is a failure."""
-        sent, batch_sizes = time.perf_counter(), ()
+        sent, batch_sizes, reason = time.perf_counter(), (), ""
         try:
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._connection()
@@ -142,12 +144,14 @@ class Client:
                     raise
             outcome = "200 with failed images" if FAILED_IMAGE in answer.body else str(answer.status)
             batch_sizes = tuple(map(int, BATCH_SIZE.findall(answer.body)))
+            if answer.status != 200:
+                reason = answer.body[-REASON_BYTES:].decode(errors="replace")
             if connection.open:
                 self._idle.append(connection)
         except (OSError, TimeoutError) as error:
             outcome = type(error).__name__
             await asyncio.sleep(0.01)  # a server that refuses connections is not to be hammered
-        self.samples.append(Sample(due, sent, time.perf_counter(), outcome, batch_sizes))
+        self.samples.append(Sample(due, sent, time.perf_counter(), outcome, batch_sizes, reason))
 
     def close(self) -> None:
         """Hang up."""

@@ -58,7 +58,8 @@ def summarise(samples: Sequence[Sample], start: float, end: float, images: int) 
         images: In each request.
 
     Returns:
-        Counts and times; `failed` has when each of those requests was sent, by the machine's monotonic clock.
+        Counts and times; `failed` tells of each of those requests when it was sent, by the machine's monotonic clock,
+        its outcome, and the end of the answer's body.
     """
     seen = [sample for sample in samples if sample.end > start]
     ok = [sample for sample in seen if sample.outcome == "200"]
@@ -69,7 +70,7 @@ def summarise(samples: Sequence[Sample], start: float, end: float, images: int) 
         "requests": len(seen),
         "failures": len(seen) - len(ok),
         "outcomes": dict(Counter(s.outcome for s in seen)),
-        "failed": [(round(s.sent, 1), s.outcome) for s in seen if s.outcome != "200"][:MOST_FAILED],
+        "failed": [(round(s.sent, 1), s.outcome, s.reason) for s in seen if s.outcome != "200"][:MOST_FAILED],
         "images_per_s": round(sum(shares) * images / (end - start), 3),
         "latency_ms": percentiles([(s.end - s.due) * 1000 for s in ok]),
         "late_p99_ms": percentiles([(s.sent - s.due) * 1000 for s in seen])["p99"],

@@ -178,9 +178,10 @@ def verdict(found: dict[str, Any], happened: list[Event], watch: Watch) -> dict[
     failures = [f"{event.kind}: {event.failed}" for event in happened if event.failed]
     for name, expected in EXPECTED.items():
         if wrong := {outcome: n for outcome, n in found[name]["outcomes"].items() if outcome not in expected}:
-            sent = [at for at, outcome in found[name]["failed"] if outcome not in expected]
-            since = dict(Counter(latest(happened, at) for at in sent))
+            failed = [(at, reason) for at, outcome, reason in found[name]["failed"] if outcome not in expected]
+            since = dict(Counter(latest(happened, at) for at, _ in failed))
             failures.append(f"{name}: {wrong} of {found[name]['requests']} requests, sent since {since}")
+            failures += [f"one of them: {reason}" for reason in {reason: None for _, reason in failed[:3]}]
     growth = {"memory_mb": slope(watch.at_s, watch.memory_mb), "descriptors": slope(watch.at_s, watch.descriptors)}
     for name, grown in growth.items():
         if grown["in_all"] > max(GROWTH * grown["median"], 2 * grown["noise"]):

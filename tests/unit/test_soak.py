@@ -17,7 +17,9 @@ def loads(**outcomes: dict[str, int]) -> dict[str, Any]:
         name: {
             "requests": 9,
             "outcomes": counts,
-            "failed": [(SENT, outcome) for outcome, n in counts.items() if outcome != "200" for _ in range(n)],
+            "failed": [
+                (SENT, outcome, "a reason") for outcome, n in counts.items() if outcome != "200" for _ in range(n)
+            ],
             "latency_ms": {},
         }
         for name, counts in each.items()
