@@ -44,7 +44,7 @@ class WeightsSpec(Knobs):
 class EngineSpec(Knobs):
     """How the model is run; a plain string is short for ``runtime`` alone."""
 
-    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "mnn"] = Field(
+    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "mnn"] = Field(
         "auto", description="What runs the model; `auto` takes the GPU, else what is fastest on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(

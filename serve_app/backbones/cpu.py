@@ -68,7 +68,7 @@ class TorchBackbone:
 
 
 class OnnxRuntimeBackbone:
-    """ONNX Runtime: blocked direct convolutions, the fastest where the CPU has AVX-512."""
+    """ONNX Runtime: blocked direct convolutions. For any number of threads at a time."""
 
     name, device, lanes = "onnxruntime", CPU, 1
 

@@ -5,11 +5,10 @@ onnx is imported when a graph is written: an engine that needs none runs without
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 17, 8  # ONNX 1.12: what every runtime since 2022 reads
 PIXELS, FEATURES = "pixels", "features"
+STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
@@ -33,15 +33,20 @@ def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
     Returns:
         A graph from ``pixels``, uint8 (N, H, W, 3), to ``features``, float32 (N, 512, h, w).
     """
-    return _Writer().write(model, transform)
+    return Writer(transform).write(model)
 
 
-@dataclass
-class _Writer:
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: list[TensorProto] = field(default_factory=list)
+class Writer:
+    """Writes a model's operators, in the order in which they run; each is named after its output."""
 
-    def write(self, model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
+    def __init__(self, transform: ImageTransform) -> None:
+        """Begin with nothing; the transform's mean and std come first."""
+        self._transform = transform
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[TensorProto] = []
+
+    def write(self, model: ResNet) -> onnx.ModelProto:
+        """See to_onnx."""
         import onnx
         from onnx import TensorProto, helper
 
@@ -49,55 +54,76 @@ class _Writer:
         planes = self.op("Transpose", [pixels], "planes", perm=[0, 3, 1, 2])
         # Pixels arrive as 0-255, mean and std are meant for 0-1.
         mean, std = (
-            np.array(values, np.float32).reshape(1, 3, 1, 1) * 255 for values in (transform.mean, transform.std)
+            np.array(values, np.float32).reshape(1, 3, 1, 1) * 255
+            for values in (self._transform.mean, self._transform.std)
         )
         centred = self.op("Sub", [planes, self.constant("mean", mean)], "centred")
         x = self.op("Mul", [centred, self.constant("scale", 1 / std)], "normalised")
         x = self.convolution(model.conv1, x, "stem", relu=True)
         x = self.op("MaxPool", [x], "pooled", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-        blocks = [(name, module) for name, module in model.named_modules() if isinstance(module, BasicBlock)]
-        for name, block in blocks:
-            x = self.block(block, x, name, FEATURES if block is blocks[-1][1] else f"{name}.out")
+        for name in STAGES:
+            stage = getattr(model, name)
+            out = FEATURES if name == STAGES[-1] else f"{name}.{len(stage) - 1}.out"
+            x = self.stage(stage, x, name, out)
         graph = helper.make_graph(
-            self.nodes,
+            self._nodes,
             "resnet18-features",
             [helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, ["n", "h", "w", 3])],
             [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", 512, None, None])],
-            self.constants,
+            self._constants,
         )
         written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         onnx.checker.check_model(written)
         return written
 
-    def block(self, block: BasicBlock, x: str, name: str, out: str) -> str:
+    def stage(self, stage: nn.Sequential, x: str, name: str, out: str) -> str:
+        """Write the blocks whose feature maps are of one size; gives the name of the last one's output."""
+        for number, block in enumerate(stage):
+            last = number == len(stage) - 1
+            x = self._block(block, x, f"{name}.{number}", out if last else f"{name}.{number}.out")
+        return x
+
+    def _block(self, block: BasicBlock, x: str, name: str, out: str) -> str:
         shortcut = x if block.downsample is None else self.convolution(block.downsample[0], x, f"{name}.shortcut")
         y = self.convolution(block.conv1, x, f"{name}.conv1", relu=True)
         y = self.convolution(block.conv2, y, f"{name}.conv2")
         return self.op("Relu", [self.op("Add", [y, shortcut], f"{name}.sum")], out)
 
     def convolution(self, conv: nn.Conv2d, x: str, name: str, relu: bool = False) -> str:
+        """Write a convolution as it is, on an image (N, C, H, W)."""
         weight, bias = (
-            self.constant(f"{name}.{part}", tensor.detach().numpy())
-            for part, tensor in (("weight", conv.weight), ("bias", _required(conv.bias)))
+            self.constant(f"{name}.{part}", values)
+            for part, values in zip(("weight", "bias"), parameters(conv), strict=True)
         )
         pads = [*conv.padding, *conv.padding]
         y = self.op("Conv", [x, weight, bias], name, kernel_shape=conv.kernel_size, strides=conv.stride, pads=pads)
         return self.op("Relu", [y], f"{name}.relu") if relu else y
 
     def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Write an operator with one output; gives its name."""
+        return self.split(kind, inputs, [output], **attributes)[0]
+
+    def split(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> list[str]:
+        """Write an operator with several outputs; gives their names."""
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
-        return output
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
+        return outputs
 
     def constant(self, name: str, values: np.ndarray) -> str:
+        """Write an array; gives its name."""
         from onnx import numpy_helper
 
-        self.constants.append(numpy_helper.from_array(values, name))
+        self._constants.append(numpy_helper.from_array(values, name))
         return name
 
 
-def _required(bias: Tensor | None) -> Tensor:
-    if bias is None:
+def parameters(conv: nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias: float32, (Co, C, k, k) and (Co).
+
+    Raises:
+        ValueError: It has no bias.
+    """
+    if conv.bias is None:
         raise ValueError("fold the batch norms first: a convolution has no bias")
-    return bias
+    return conv.weight.detach().numpy(), conv.bias.detach().numpy()

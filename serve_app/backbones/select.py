@@ -16,6 +16,7 @@ from serve_app.backbones.cuda import TYPES, gpu_found, on_gpu
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
 from serve_app.backbones.int8 import int8_maker
+from serve_app.backbones.winograd import WinogradBackbone
 from serve_app.config import EngineSpec
 from serve_app.errors import EngineError
 from serve_app.schemas import ModelCard
@@ -47,9 +48,11 @@ def build(model: ResNet, card: ModelCard, spec: EngineSpec, cores: int) -> Backb
     written = to_onnx(model, card.transform)
     graph = written.SerializeToString()
     converted = cache(lambda: to_mnn(graph))  # once for all lanes
+    # ONNX Runtime's are for any number of threads at a time, so lanes share one, with its weights.
     makers: dict[str, Maker] = {
         "torch": lambda threads: TorchBackbone(model, card.transform, threads),
-        "onnxruntime": lambda threads: OnnxRuntimeBackbone(graph, threads),
+        "onnxruntime": cache(lambda threads: OnnxRuntimeBackbone(graph, threads)),
+        "winograd": cache(lambda threads: WinogradBackbone(model, card.transform, threads)),
         "mnn": lambda threads: MnnBackbone(converted(), threads),
     }
     if spec.precision == "int8":

@@ -16,7 +16,8 @@ ORDER = (
     *("opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head"),
     *("backbones.cuda_kernels", "backbones.cuda"),
-    *("backbones.cuda_lanes", "backbones.int8", "backbones.select", "classifier", "swap", "health"),
+    *("backbones.cuda_lanes", "backbones.int8", "backbones.winograd", "backbones.select"),
+    *("classifier", "swap", "health"),
     *(
         "service",
         "prediction_log",
@@ -51,7 +52,7 @@ OWNERS = {
     "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.workers", *RAY_DATA},
     "fastapi": {"api", "deployments.ingress", "feedback_api", "jobs.routes", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
-    "onnx": {"backbones.graph", "backbones.int8"},
+    "onnx": {"backbones.graph", "backbones.int8", "backbones.winograd"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
     "PIL": {"opening", "preprocess", "deploy.smoke"},
 }

@@ -22,6 +22,7 @@ from serve_app.backbones import cpu, select
 from serve_app.backbones.cpu import Lanes
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
+from serve_app.backbones.winograd import WinogradBackbone
 from serve_app.classifier import ResNetEngine
 from serve_app.config import EngineSpec, WeightsSpec
 from serve_app.errors import EngineError
@@ -117,7 +118,7 @@ def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert used[-1] == 2
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "mnn"])
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "winograd", "mnn"])
 def test_concurrent_batches_get_their_own_answers(weights: WeightsSpec, runtime: Any) -> None:
     """Three cores, three threads, batches of changing size: each as if it were alone."""
     if runtime == "mnn":
@@ -151,6 +152,20 @@ def test_the_graph_is_valid_onnx() -> None:
     assert given.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     kinds = {node.op_type for node in graph.graph.node}
     assert kinds == {"Cast", "Transpose", "Sub", "Mul", "Conv", "Relu", "MaxPool", "Add"}
+
+
+@pytest.mark.parametrize("crop_px", [32, 96, 150, 224])
+def test_winograd_changes_no_answer(crop_px: int) -> None:
+    """Whatever the sides of the feature maps: multiples of the tile's four, less than it, or between."""
+    torch.manual_seed(1)
+    model, transform = fold(resnet18().eval()), TRANSFORM.model_copy(update={"crop_px": crop_px})
+    pixels = np.random.default_rng(1).integers(0, 256, (3, crop_px, crop_px, 3), np.uint8)
+    with torch.inference_mode():
+        expected = cpu.TorchBackbone(model, transform, 1)(pixels)
+    found = WinogradBackbone(model, transform, 1)
+    assert found(pixels).shape == expected.shape
+    np.testing.assert_allclose(found(pixels), expected, atol=1e-4 * float(expected.max()))
+    np.testing.assert_allclose(found(pixels[2:]), expected[2:], atol=1e-4 * float(expected.max()))
 
 
 def test_unfolded_models_are_refused() -> None:

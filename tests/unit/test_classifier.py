@@ -12,7 +12,7 @@ from serve_app.errors import EngineError
 from serve_app.schemas import ClassifyItem, Explain
 from serve_app.weights import load_model
 
-RUNTIMES = ("torch", "onnxruntime", "mnn")
+RUNTIMES = ("torch", "onnxruntime", "winograd", "mnn")
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
