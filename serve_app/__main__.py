@@ -40,7 +40,7 @@ class StartError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: stop, but finish the requests under way first."""
+    """SIGTERM: stop, but finish the requests under way and write their rows first."""
 
 
 def main() -> None:
@@ -180,9 +180,8 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
         try:
             yield api, dashboard
-        except KeyboardInterrupt as stop:
-            if isinstance(stop, Terminated):
-                drain()
+        except Terminated:
+            drain()
             close_log(cluster)
             raise
     finally:

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from serve_app.config import EngineSpec, Knobs, Limits, WeightsSpec
 from serve_app.errors import ConflictError, UnknownJobError
+from serve_app.files import whole
 from serve_app.schemas import JobProgress, JobState, ModelRef
 
 ID = re.compile("[0-9a-f]{32}")
@@ -140,7 +141,8 @@ class Store:
 
     def fail(self, job: str, error: str) -> None:
         """Say why a job cannot be done."""
-        (self._path(job) / ENDS["failed"]).write_text(json.dumps({"error": error}))
+        with whole(self._path(job) / ENDS["failed"]) as path:  # others look at any time
+            path.write_text(json.dumps({"error": error}))
 
     def drop_upload(self, job: str) -> None:
         """Forget what a job has brought."""
