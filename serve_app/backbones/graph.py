@@ -87,6 +87,10 @@ class Writer:
         shortcut = x if block.downsample is None else self.convolution(block.downsample[0], x, f"{name}.shortcut")
         y = self.convolution(block.conv1, x, f"{name}.conv1", relu=True)
         y = self.convolution(block.conv2, y, f"{name}.conv2")
+        return self.add(y, shortcut, name, out)
+
+    def add(self, y: str, shortcut: str, name: str, out: str) -> str:
+        """Write the end of a block."""
         return self.op("Relu", [self.op("Add", [y, shortcut], f"{name}.sum")], out)
 
     def convolution(self, conv: nn.Conv2d, x: str, name: str, relu: bool = False) -> str:
@@ -101,9 +105,9 @@ class Writer:
 
     def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Write an operator with one output; gives its name."""
-        return self.split(kind, inputs, [output], **attributes)[0]
+        return self.node(kind, inputs, [output], **attributes)[0]
 
-    def split(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> list[str]:
+    def node(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> list[str]:
         """Write an operator with several outputs; gives their names."""
         from onnx import helper
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torchvision.models import ResNet
 
+from serve_app.backbones import winograd
 from serve_app.backbones.cpu import Backbone, Lanes, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone, to_mnn
 from serve_app.backbones.cuda import TYPES, gpu_found, on_gpu
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
 from serve_app.backbones.int8 import int8_maker
-from serve_app.backbones.winograd import WinogradBackbone
 from serve_app.config import EngineSpec
 from serve_app.errors import EngineError
 from serve_app.schemas import ModelCard
@@ -47,12 +47,14 @@ def build(model: ResNet, card: ModelCard, spec: EngineSpec, cores: int) -> Backb
         raise EngineError(f"engine {spec.runtime}: precision {spec.precision} needs a GPU; a CPU has fp32 and int8")
     written = to_onnx(model, card.transform)
     graph = written.SerializeToString()
-    converted = cache(lambda: to_mnn(graph))  # once for all lanes
+    # Once for all lanes, and only for who asks.
+    converted = cache(lambda: to_mnn(graph))
+    tiled = cache(lambda: winograd.to_onnx(model, card.transform).SerializeToString())
     # ONNX Runtime's are for any number of threads at a time, so lanes share one, with its weights.
     makers: dict[str, Maker] = {
         "torch": lambda threads: TorchBackbone(model, card.transform, threads),
         "onnxruntime": cache(lambda threads: OnnxRuntimeBackbone(graph, threads)),
-        "winograd": cache(lambda threads: WinogradBackbone(model, card.transform, threads)),
+        "winograd": cache(lambda threads: winograd.WinogradBackbone(tiled(), threads)),
         "mnn": lambda threads: MnnBackbone(converted(), threads),
     }
     if spec.precision == "int8":

@@ -50,10 +50,6 @@ class WinogradBackbone(OnnxRuntimeBackbone):
 
     name = "winograd"
 
-    def __init__(self, model: ResNet, transform: ImageTransform, threads: int) -> None:
-        """Write and load the graph of a folded model."""
-        super().__init__(to_onnx(model, transform).SerializeToString(), threads)
-
 
 def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
     """Write a model as ``graph.to_onnx`` does, for crops of the transform's size only.
@@ -140,16 +136,14 @@ class TiledWriter(Writer):
             around = self._flat(shortcut, channels, f"{shortcut}.flat")
             y = self._flat(self.convolution(block.conv1, x, f"{name}.conv1", relu=True), channels, flat)
             y = self._winograd(tiles, block.conv2, y, tiles.flat_row, f"{name}.conv2")
-        return self._add(y, self._gather(around, tiles.tiles(tiles.flat_row), f"{name}.around"), name)
+        around = self._gather(around, tiles.tiles(tiles.flat_row), f"{name}.around")
+        return self.add(y, around, name, f"{name}.tiles")
 
     def _within(self, tiles: Tiles, block: BasicBlock, x: str, name: str) -> str:
         """Another block: tiles -> tiles."""
         y = self._winograd(tiles, block.conv1, x, tiles.row, f"{name}.conv1")
         y = self._winograd(tiles, block.conv2, self.op("Relu", [y], f"{y}.relu"), tiles.row, f"{name}.conv2")
-        return self._add(y, x, name)
-
-    def _add(self, y: str, shortcut: str, name: str) -> str:
-        return self.op("Relu", [self.op("Add", [y, shortcut], f"{name}.sum")], f"{name}.tiles")
+        return self.add(y, x, name, f"{name}.tiles")
 
     def _winograd(self, tiles: Tiles, conv: nn.Conv2d, x: str, row: Row, name: str) -> str:
         """A convolution of stride 1 on a feature map whose pixels are in these rows; its result is in tiles."""
@@ -163,7 +157,7 @@ class TiledWriter(Writer):
         mapped = self.op("MatMul", ["winograd.input", patches], f"{name}.mapped")
         mapped = self._reshape(mapped, (PATCH * PATCH, -1, conv.in_channels), f"{name}.rows")
         # Apart: ONNX Runtime lays a weight out once, at load, if it is a matrix, and at each run if it is a stack.
-        apart = self.split("Split", [mapped], [f"{name}.rows.{number}" for number in range(PATCH * PATCH)], axis=0)
+        apart = self.node("Split", [mapped], [f"{name}.rows.{number}" for number in range(PATCH * PATCH)], axis=0)
         products = [
             self.op("MatMul", [rows, self.constant(f"{rows}.weight", each.T)], f"{rows}.product")
             for rows, each in zip(apart, filters, strict=True)

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18
 
-from serve_app.backbones import cpu, select
+from serve_app.backbones import cpu, select, winograd
 from serve_app.backbones.cpu import Lanes
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
-from serve_app.backbones.winograd import WinogradBackbone
 from serve_app.classifier import ResNetEngine
 from serve_app.config import EngineSpec, WeightsSpec
 from serve_app.errors import EngineError
@@ -162,7 +161,7 @@ def test_winograd_changes_no_answer(crop_px: int) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (3, crop_px, crop_px, 3), np.uint8)
     with torch.inference_mode():
         expected = cpu.TorchBackbone(model, transform, 1)(pixels)
-    found = WinogradBackbone(model, transform, 1)
+    found = winograd.WinogradBackbone(winograd.to_onnx(model, transform).SerializeToString(), 1)
     assert found(pixels).shape == expected.shape
     np.testing.assert_allclose(found(pixels), expected, atol=1e-4 * float(expected.max()))
     np.testing.assert_allclose(found(pixels[2:]), expected[2:], atol=1e-4 * float(expected.max()))
