@@ -17,8 +17,8 @@ from benchmarks.processes import Tree
 from serve_app.cards import DEMO, load_card
 from serve_app.config import WeightsSpec
 from serve_app.deploy.rollout import Cluster, previous_config
-from serve_app.deploy.serve_config import Config
 from serve_app.weights import publish
+from tests.configs import deployments, tuned
 
 TIMEOUT_S = 300
 POLL_S = 0.5
@@ -63,13 +63,8 @@ class BadDay:
             for kind in kinds:
                 yield kind, lambda kind=kind, number=number: self.kinds[kind](number)
 
-    def _deployments(self, stage: str) -> Iterator[Config]:
-        for app in self._config["applications"]:
-            yield from (one for one in app["deployments"] if one["name"] == stage)
-
     def _tune(self, stage: str, **values: object) -> None:
-        for one in self._deployments(stage):
-            one["user_config"] = {**one.get("user_config", {}), **values}
+        self._config = tuned(self._config, stage, **values)
 
     def _deploy(self) -> None:
         self._cluster.apply(copy.deepcopy(self._config), TIMEOUT_S)
@@ -98,7 +93,7 @@ class BadDay:
     def _replicas(self, number: int) -> None:
         """One more of each stage; every other time one less."""
         for stage in ("Ingress", "Preprocessor", "Classifier"):
-            for one in self._deployments(stage):
+            for one in deployments(self._config, stage):
                 one["num_replicas"] += -1 if number % 2 else 1
         self._deploy()
 

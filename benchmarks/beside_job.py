@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import yaml
 
 from benchmarks import load, machine
 from benchmarks.images import write_photos
 from benchmarks.processes import end_on_signals
 from benchmarks.soak import CAPACITY_S, say, service
-from benchmarks.systems import LOCAL
+from tests.configs import local, tuned, write
 
 COPIES = 60  # of each photo in the job's zip, which stays under its limit of 500 MB
 POLL_S = 1.0
@@ -95,10 +94,7 @@ def main() -> None:
     end_on_signals()
     with tempfile.TemporaryDirectory(prefix="beside-job-") as name:
         folder = Path(name)
-        config = yaml.safe_load(LOCAL.read_text())
-        config["applications"][0]["deployments"][0]["user_config"]["jobs"] = {"folder": str(folder / "jobs")}
-        options.config = folder / "local.yaml"
-        options.config.write_text(yaml.safe_dump(config))
+        options.config = write(tuned(local(), "Ingress", jobs={"folder": str(folder / "jobs")}), folder)
         photos = write_photos(folder / "photos")
         with zipfile.ZipFile(folder / "job.zip", "w") as archive:
             for copy in range(options.copies):

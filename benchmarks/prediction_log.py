@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import copy
 import io
 import json
 import os
@@ -28,15 +27,14 @@ from urllib.parse import urlsplit
 
 import duckdb
 import numpy as np
-import yaml
 from PIL import Image
 
 from benchmarks import load
 from benchmarks.http_client import Client, format_requests, image_files
 from serve_app.config import LogTuning
 from serve_app.deploy.rollout import Cluster, State, previous_config
-from serve_app.deploy.serve_config import Config
-from tests.running import ROOT, Running, start
+from tests.configs import changed, local, tuned, write
+from tests.running import Running, start
 
 PHOTOS, SIDE_PX, SEED = 64, 32, 0
 WRITE_S = 1.0  # for the file that is being written when the kill comes
@@ -54,21 +52,11 @@ def write_photos(folder: Path) -> Path:
     return folder
 
 
-def ingress(config: Config) -> Config:
-    """The part of a config that belongs to the Ingress."""
-    found: list[Config] = [each for each in config["applications"][0]["deployments"] if each["name"] == "Ingress"]
-    return found[0]
-
-
 @contextmanager
 def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, Cluster]]:
     """Run configs/local.yaml with so many ingress replicas and this log."""
-    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-    one = ingress(config)
-    one["num_replicas"] = replicas
-    one["user_config"] |= {"log": log}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with start(f"ARGS=--no-page --weights config --config {folder / 'config.yaml'}") as running:
+    config = changed(tuned(local(), "Ingress", log=log), "Ingress", num_replicas=replicas)
+    with start(f"ARGS=--no-page --weights config --config {write(config, folder)}") as running:
         yield running, Cluster(running.dashboard)
 
 
@@ -86,9 +74,7 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         config = previous_config(cluster.state())
 
         def measure(state: str) -> float:
-            changed = copy.deepcopy(config)
-            ingress(changed)["user_config"] |= {"log": {"folder": str(log)} if state == "on" else None}
-            cluster.apply(changed, 60)
+            cluster.apply(tuned(config, "Ingress", log={"folder": str(log)} if state == "on" else None), 60)
             time.sleep(1)
             done = load.apply(
                 f"{running.api}/v1/classify",

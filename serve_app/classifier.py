@@ -22,7 +22,14 @@ from serve_app.schemas import Classification, ClassifyItem, ModelCard
 class ResNetEngine:
     """A ResNet-18 in the fastest form that this machine can run."""
 
-    def __init__(self, model: ResNet, card: ModelCard, spec: EngineSpec | None = None, cores: int = 1) -> None:
+    def __init__(
+        self,
+        model: ResNet,
+        card: ModelCard,
+        spec: EngineSpec | None = None,
+        cores: int = 1,
+        serving: bool = False,
+    ) -> None:
         """Prepare a model; it is changed in place.
 
         Args:
@@ -30,12 +37,13 @@ class ResNetEngine:
             card: The model's transform and temperature.
             spec: Runtime and precision; by default fp16 on a GPU, else the fastest that is exact.
             cores: CPU cores that its batches share.
+            serving: Another engine of this process answers requests meanwhile, and is to be disturbed little.
 
         Raises:
             EngineError: The runtime cannot be had here.
         """
         self.crop_px = card.transform.crop_px
-        self._backbone = build(model, card, spec or EngineSpec(), cores)
+        self._backbone = build(model, card, spec or EngineSpec(), cores, serving)
         self._head = Head(model.fc, self._backbone.device, card.temperature)
         self._gpu: CudaLanes | None = None
         if isinstance(self._backbone, CudaBackbone):

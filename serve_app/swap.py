@@ -91,7 +91,7 @@ class SwappableModel:
         if wanted == now.weights:
             now.engine.warm_up(tuning.max_batch)
             return
-        new = _load(wanted, self._spec, self._cores)
+        new = _load(wanted, self._spec, self._cores, serving=True)
         old_size, new_size = ((each.transform.resize_px, each.transform.crop_px) for each in (now.card, new.card))
         if new_size != old_size:
             raise WeightsError(
@@ -104,9 +104,9 @@ class SwappableModel:
         log.info("weights: %s gave way to %s", now.card.version, new.card.version)
 
 
-def _load(weights: WeightsSpec, engine: EngineSpec, cores: int) -> Loaded:
+def _load(weights: WeightsSpec, engine: EngineSpec, cores: int, serving: bool = False) -> Loaded:
     model, card = load_model(weights)
-    return Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores))
+    return Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores, serving))
 
 
 def _named(found: Classification, by: Loaded) -> Named:

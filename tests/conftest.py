@@ -13,7 +13,9 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from serve_app.config import WeightsSpec
+from serve_app.deploy.serve_config import Config
 from serve_app.weights import publish
+from tests.configs import local
 from tests.running import Running, start
 
 LABELS = ("ant", "bee", "cow", "dog", "eel", "fox")
@@ -64,6 +66,12 @@ def publish_random(
 def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsSpec:
     """Random weights on disk."""
     return publish_random(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def config() -> Config:
+    """configs/local.yaml."""
+    return local()
 
 
 @pytest.fixture

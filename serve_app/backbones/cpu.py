@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition
@@ -17,10 +20,12 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from serve_app.backbones.graph import FEATURES, PIXELS
+from serve_app.errors import EngineError
 from serve_app.schemas import ImageTransform
 
 CPU = torch.device("cpu")
 LATELY_S = 2
+CONVERTER = "_tools"  # MNN's own, compiled; its Python tools call home and install packages when they run
 
 
 class Backbone(Protocol):
@@ -91,34 +96,35 @@ class OnnxRuntimeBackbone:
 
 
 def to_mnn(graph: bytes) -> bytes:
-    """Convert a graph as backbones.graph writes it.
+    """Convert a graph as backbones.graph writes it; in a process of its own, as it keeps Python's lock all along.
 
     Raises:
         ImportError: MNN is not installed here.
+        EngineError: Its converter failed.
     """
-    import _tools as converter  # MNN's own, compiled
-
+    if find_spec(CONVERTER) is None:
+        raise ImportError(f"there is no module {CONVERTER}, which is MNN's compiled converter")
+    program = f"import sys, {CONVERTER}; {CONVERTER}.mnnconvert(['', *sys.argv[1:]])"
     with tempfile.TemporaryDirectory() as folder:
         source, converted = Path(folder, "graph.onnx"), Path(folder, "graph.mnn")
         source.write_bytes(graph)
-        converter.mnnconvert(
-            ["", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
-        )
+        files = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
+        done = subprocess.run([sys.executable, "-P", "-c", program, *files], capture_output=True, text=True)
+        if not converted.exists():  # its exit status says nothing
+            raise EngineError(f"engine mnn: its converter failed: {(done.stdout + done.stderr).strip()[-300:]}")
         return converted.read_bytes()
 
 
 class MnnBackbone:
     """MNN: Winograd convolutions, the fastest where the CPU stops at AVX2.
 
-    Only its runtime and its compiled converter are used: its Python tools call home and
-    install packages when they run. Of its two interfaces this is the one that lets go of
-    Python's lock while it runs.
+    Of its two interfaces this is the one that lets go of Python's lock while it runs.
     """
 
     name, device, lanes = "mnn", CPU, 1
 
-    def __init__(self, converted: bytes, threads: int) -> None:
-        """Load a graph as ``to_mnn`` writes it."""
+    def __init__(self, converted: bytes, threads: int, crop_px: int) -> None:
+        """Load a graph as ``to_mnn`` writes it, and lay its weights out, which takes Python's lock for 0.2 s."""
         import MNN
 
         self._mnn = MNN
@@ -128,15 +134,13 @@ class MnnBackbone:
             self._interpreter = MNN.Interpreter(file.name)
         self._session = self._interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
         self._pixels = self._interpreter.getSessionInput(self._session, PIXELS)
-        self._shape: tuple[int, ...] = ()
+        self._resize((1, crop_px, crop_px, 3))
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """See Backbone. Not for two threads at a time."""
         mnn, interpreter = self._mnn, self._interpreter
         if pixels.shape != self._shape:
-            interpreter.resizeTensor(self._pixels, pixels.shape)
-            interpreter.resizeSession(self._session)
-            self._shape = pixels.shape
+            self._resize(pixels.shape)
         axes = self._pixels.getDimensionType()
         self._pixels.copyFrom(mnn.Tensor(pixels.shape, mnn.Halide_Type_Uint8, pixels, axes))
         interpreter.runSession(self._session)
@@ -145,6 +149,11 @@ class MnnBackbone:
         host = mnn.Tensor(features.shape, mnn.Halide_Type_Float, features, mnn.Tensor_DimensionType_Caffe)
         found.copyToHostTensor(host)
         return torch.from_numpy(host.getNumpyData().copy())
+
+    def _resize(self, shape: tuple[int, ...]) -> None:
+        self._interpreter.resizeTensor(self._pixels, shape)
+        self._interpreter.resizeSession(self._session)
+        self._shape = shape
 
 
 class Lanes:

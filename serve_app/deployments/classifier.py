@@ -17,6 +17,7 @@ from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
 from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec, parse
 from serve_app.deadline import Deadline
 from serve_app.deployments.calls import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
+from serve_app.deployments.routing import STEADY
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import whole
 from serve_app.health import ModelHealth
@@ -29,7 +30,12 @@ TAGS = ("version",)
 
 
 # Without a user_config in the file Serve would not call reconfigure when a replica starts.
-@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024, user_config={})
+@serve.deployment(
+    max_ongoing_requests=64,
+    max_queued_requests=1024,
+    user_config={},
+    request_router_config=STEADY,
+)
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
 

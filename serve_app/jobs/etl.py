@@ -25,6 +25,7 @@ import duckdb
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
+from serve_app.files import whole
 from serve_app.prediction_log import RAW, SCHEMA
 
 DAYS, SUMMARY, REJECTED = "days", "summary", "rejected"
@@ -143,8 +144,8 @@ def _check(folder: Path, report: Report) -> Iterator[Path]:
 def _take_in(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], report: Report) -> None:
     listed = ", ".join(f"'{_quoted(path)}'" for path in files)
     db.execute(f"CREATE VIEW raw AS SELECT * FROM read_parquet([{listed}])")
-    report.raw_rows, whole = _one(db, f"SELECT count(*), count(*) FILTER ({WHOLE}) FROM raw")
-    report.rejected_rows = report.raw_rows - whole
+    report.raw_rows, good = _one(db, f"SELECT count(*), count(*) FILTER ({WHOLE}) FROM raw")
+    report.rejected_rows = report.raw_rows - good
     if report.rejected_rows:
         _write(db, f"SELECT * FROM raw WHERE NOT ({WHOLE})", folder / REJECTED / f"rows-{files[0].name}")
     days = db.execute(f"SELECT DISTINCT strftime(time, '%Y-%m-%d') FROM raw WHERE {WHOLE} ORDER BY 1").fetchall()
@@ -172,9 +173,8 @@ def _one(db: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
 
 def _write(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
     """Write a query's rows as a file that is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    db.execute(f"COPY ({query}) TO '{_quoted(unfinished)}' (FORMAT parquet, COMPRESSION zstd)")
-    unfinished.rename(path)
+    with whole(path) as unfinished:
+        db.execute(f"COPY ({query}) TO '{_quoted(unfinished)}' (FORMAT parquet, COMPRESSION zstd)")
 
 
 def _quoted(path: Path) -> str:

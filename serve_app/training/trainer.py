@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from serve_app.files import whole
 from serve_app.training.data import LabelledImages
 from serve_app.training.recipe import Recipe
 from serve_app.training.team import Team
@@ -158,9 +159,8 @@ class Trainer:
             "history": self.history,
             "recipe": asdict(self.recipe),
         }
-        partial = path.with_suffix(".partial")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"state": json.dumps(state)})
-        partial.replace(path)
+        with whole(path) as unfinished:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from serve_app.cards import DEMO, load_card
 from serve_app.config import WeightsSpec
 from serve_app.deploy.rollout import Cluster, previous_config
+from serve_app.deploy.serve_config import Config
 from serve_app.weights import publish
+from tests.configs import tuned
 from tests.conftest import make_photo
 from tests.constant_load import ConstantLoad, Seen
 from tests.running import Running
 
-Config = dict[str, Any]
 RATE = 15
 CAPACITY = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
 
@@ -62,13 +63,7 @@ class Operator:
 
     def change(self, app: str, deployment: str, **user_config: object) -> None:
         """Deploy other values of a user_config."""
-        (one,) = (
-            one
-            for each in self.config["applications"]
-            for one in each["deployments"]
-            if (each["name"], one["name"]) == (app, deployment)
-        )
-        one["user_config"] = {**one.get("user_config", {}), **user_config}
+        self.config = tuned(self.config, deployment, app, **user_config)
         self.deploy()
 
     def status(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import httpx2
 import pytest
 
 from serve_app.deploy.rollout import failure
+from serve_app.deploy.serve_config import Config
+from tests.configs import tuned
 from tests.conftest import make_photo, publish_random
 from tests.running import Running
-
-Config = dict[str, Any]
 
 
 @pytest.fixture
@@ -55,11 +55,8 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 240) -> Any:
 
 def test_user_config_is_live(running: Running, applications: Callable[[], dict[str, Any]]) -> None:
     """top_k changes within seconds, without a restart and without a failed request."""
-    config = deployed(running)
-    ingress = next(one for one in config["applications"][0]["deployments"] if one["name"] == "Ingress")
     up_before = httpx2.get(f"{running.api}/v1/status").json()["up_s"]
-    ingress["user_config"] = {"top_k": 3, "abstain_below": 1.0}
-    deploy(running, config)
+    deploy(running, tuned(deployed(running), "Ingress", top_k=3, abstain_below=1.0))
 
     def changed() -> bool:
         response = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), timeout=30)

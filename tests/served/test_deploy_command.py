@@ -7,23 +7,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from serve_app.cards import DEMO, load_card
 from serve_app.config import WeightsSpec
 from serve_app.deploy.plan import Effect, plan
 from serve_app.deploy.rollout import Cluster, previous_config
+from serve_app.deploy.serve_config import Config
 from serve_app.weights import publish
+from tests.configs import changed, tuned, write
 from tests.conftest import LABELS, MEAN, STD, make_photo, publish_random
 from tests.constant_load import ConstantLoad
 from tests.running import ROOT, Running
 
-Config = dict[str, Any]
 RATE = 15
 
 
@@ -34,9 +33,8 @@ class Command:
         self._running, self._folder = running, folder
 
     def __call__(self, config: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
-        path = self._folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "serve_app.deploy", str(path), "--address", self._running.dashboard]
+        command = [sys.executable, "-m", "serve_app.deploy", str(write(config, self._folder))]
+        command += ["--address", self._running.dashboard]
         return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
@@ -66,19 +64,11 @@ def replicas(cluster: Cluster) -> dict[str, set[str]]:
     return {name: {each["replica_id"] for each in one["replicas"]} for name, one in deployments.items()}
 
 
-def change(config: Config, **stages: Config) -> Config:
-    """Other values for deployments."""
-    changed = copy.deepcopy(config)
-    for one in changed["applications"][0]["deployments"]:
-        one.update(stages.get(one["name"], {}))
-    return changed
-
-
 def test_the_dry_run_is_right(cluster: Cluster, deploy: Command, load: ConstantLoad) -> None:
     """Live change, more replicas, restart of one stage: the replicas that it says stay, stay, and no request fails."""
     config = previous_config(cluster.state())
-    more = change(config, Preprocessor={"num_replicas": 2}, Ingress={"user_config": {"top_k": 3, "lanes": 3}})
-    restarted = change(more, Classifier={"ray_actor_options": {"num_cpus": 0, "resources": {}}})
+    more = tuned(changed(config, "Preprocessor", num_replicas=2), "Ingress", top_k=3, lanes=3)
+    restarted = changed(more, "Classifier", ray_actor_options={"num_cpus": 0, "resources": {}})
     steps = [
         (more, {"Ingress": Effect.RECONFIGURE, "Preprocessor": Effect.SETTINGS, "Classifier": Effect.NOTHING}),
         (restarted, {"Ingress": Effect.NOTHING, "Preprocessor": Effect.NOTHING, "Classifier": Effect.RESTART}),
@@ -170,21 +160,21 @@ def measured(folder: Path, version: str, top1: float) -> Config:
     card = demo.model_dump(include={"name", "labels", "transform"})
     metrics = {"held-out": {"images": 100, "top1": top1, "fingerprint": "f" * 64}}
     digest = publish(state, card | {"version": version, "metrics": metrics}, folder / version).sha256
-    return {"user_config": {"weights": {"source": str(folder / version / "model.safetensors"), "sha256": digest}}}
+    return {"source": str(folder / version / "model.safetensors"), "sha256": digest}
 
 
 def test_weights_that_are_known_to_be_worse_need_force(cluster: Cluster, deploy: Command, tmp_path: Path) -> None:
     """By the cards of what is served and what is to be; nothing changes before somebody says so."""
     config = previous_config(cluster.state())
     good, worse = (measured(tmp_path, version, top1) for version, top1 in (("good", 0.9), ("worse", 0.8)))
-    done = deploy(change(config, Classifier=good))
+    done = deploy(tuned(config, "Classifier", weights=good))
     assert done.returncode == 0, done.stderr
     before = previous_config(cluster.state())
-    refused = deploy(change(config, Classifier=worse))
+    refused = deploy(tuned(config, "Classifier", weights=worse))
     assert refused.returncode == 2
     assert "on held-out worse is right in 80.00%, good (served) in 90.00%: it is worse; --force" in refused.stderr
     assert refused.stderr.endswith("nothing was changed\n")
     assert previous_config(cluster.state()) == before
-    forced = deploy(change(config, Classifier=worse), "--force")
+    forced = deploy(tuned(config, "Classifier", weights=worse), "--force")
     assert forced.returncode == 0, forced.stderr
     assert "answered by worse" in forced.stdout

@@ -11,14 +11,14 @@ from typing import Any
 
 import httpx2
 import pytest
-import yaml
 
 from serve_app.cards import load_card
 from serve_app.jobs.output import Job, Output
 from serve_app.jobs.sources import open_source
 from serve_app.jobs.stages import Decoder, Predictor
+from tests.configs import local, tuned, write
 from tests.conftest import encode, make_photo, make_picture
-from tests.running import ROOT, Running, start
+from tests.running import Running, start
 
 SIZES = [(320, 240), (240, 320), (48, 48), (1200, 900)]
 
@@ -100,10 +100,8 @@ def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, photos
 
 def test_a_job_outlives_the_service(photos: dict[str, bytes], tmp_path: Path) -> None:
     """Ended in the middle of a job and started again: the job goes on by itself, each image is there once."""
-    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-    config["applications"][0]["deployments"][0]["user_config"]["jobs"] = {"folder": str(tmp_path / "jobs")}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = f"ARGS=--no-page --config {tmp_path / 'config.yaml'}"
+    config = tuned(local(), "Ingress", jobs={"folder": str(tmp_path / "jobs")})
+    command = f"ARGS=--no-page --config {write(config, tmp_path)}"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for n in range(30):

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import psutil
 import pyarrow.parquet as pq
-import yaml
 
 from serve_app.prediction_log import RAW
+from tests.configs import local, tuned, write
 from tests.conftest import make_photo
 from tests.running import ROOT, Running, start
 
@@ -37,12 +37,9 @@ def test_ctrl_c_leaves_no_process() -> None:
 
 def test_a_stop_lets_requests_finish_and_loses_no_row(tmp_path: Path) -> None:
     """SIGTERM to the launcher, as containers are stopped: all under way is answered and logged, then gone."""
-    config = yaml.safe_load((ROOT / "configs" / "local.yaml").read_text())
-    log = {"folder": str(tmp_path / "log"), "flush_s": 600}
-    config["applications"][0]["deployments"][0]["user_config"]["log"] = log
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    config = tuned(local(), "Ingress", log={"folder": str(tmp_path / "log"), "flush_s": 600})
     files = [("images", (f"{i}.jpg", make_photo(i, 2400, 1800))) for i in range(48)]
-    with start(f"ARGS=--config {tmp_path / 'config.yaml'}") as service, ThreadPoolExecutor(1) as pool:
+    with start(f"ARGS=--config {write(config, tmp_path)}") as service, ThreadPoolExecutor(1) as pool:
         (launcher,) = psutil.Process(service.process.pid).children()
         answer = pool.submit(httpx2.post, f"{service.api}/v1/classify", files=files, timeout=60)
         while httpx2.get(f"{service.api}/v1/status").json()["images"]["in_flight"] == 0:

@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks.http_client import Client, format_requests
 from benchmarks.load import closed_loop
+from tests.configs import tuned
 from tests.conftest import make_photo
 from tests.overload import Watch, outcomes
 from tests.running import Running
@@ -33,10 +34,7 @@ def tune(running: Running) -> Iterator[Tune]:
     before = deployed(running)
 
     def change(**values: Any) -> None:
-        config = deployed(running)
-        ingress = next(one for one in config["applications"][0]["deployments"] if one["name"] == "Ingress")
-        ingress["user_config"] = {**(ingress["user_config"] or {}), **values}
-        deploy(running, config)
+        deploy(running, tuned(deployed(running), "Ingress", **values))
 
     yield change
     deploy(running, before)

@@ -15,10 +15,11 @@ from typing import Any
 import httpx2
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from serve_app.deploy.serve_config import read
 from serve_app.feedback import votes
+from tests.configs import write
 from tests.conftest import make_photo
 from tests.running import ROOT, Running, start
 from tests.unit.test_monitoring import named_metrics
@@ -66,7 +67,7 @@ class Collector(BaseHTTPRequestHandler):
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     """Blue and its shadow green with everything on, as their files and environment turn it on."""
     folder, spans = tmp_path_factory.mktemp("telemetry"), []
-    config = yaml.safe_load((ROOT / "configs" / "blue-green.yaml").read_text())
+    config = read(ROOT / "configs" / "blue-green.yaml")
     config["logging_config"] = {"encoding": "JSON", "enable_access_log": True, "logs_dir": str(folder / "logs")}
     ingress, _, green = config["applications"]
     ingress["deployments"][0]["user_config"] |= {
@@ -75,13 +76,12 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         "feedback": {"folder": str(folder / "feedback"), "keep_images": True},
     }
     green["args"] = {"weights": "demo"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     collector = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (Collector,), {"spans": spans}))
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        arguments = f"ARGS=--no-page --weights config --config {folder / 'config.yaml'}"
+        arguments = f"ARGS=--no-page --weights config --config {write(config, folder)}"
         with start(arguments) as running:
             yield Observed(running, folder, spans)
     collector.shutdown()

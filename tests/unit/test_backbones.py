@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +22,7 @@ from torch import Tensor
 from torchvision.models import resnet18
 
 from serve_app.backbones import cpu, select, winograd
-from serve_app.backbones.cpu import Lanes
+from serve_app.backbones.cpu import CONVERTER, Lanes, to_mnn
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
 from serve_app.classifier import ResNetEngine
@@ -172,21 +175,58 @@ def test_unfolded_models_are_refused() -> None:
         to_onnx(resnet18().eval(), TRANSFORM)
 
 
-def test_no_runtime_calls_out() -> None:
-    """Building and running every one opens no connection and starts no process; MNN's own tools would."""
+HOOK = """import os, sys
+BAD = ('socket.connect', 'socket.getaddrinfo', 'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.exec')
+def hook(event, args):
+    converter = event == 'subprocess.Popen' and args[0] == sys.executable and '_tools' in str(args[1])
+    libraries = event == 'subprocess.Popen' and args[0].endswith('ldconfig')
+    if event in BAD and not converter and not libraries:
+        with open(os.environ['CALLS'], 'a') as calls:
+            print(event, args, file=calls)
+sys.addaudithook(hook)
+"""
+
+
+def test_no_runtime_calls_out(tmp_path: Path) -> None:
+    """Building and running every one opens no connection and starts no process, as MNN's own tools would.
+
+    Allowed are Python for MNN's compiled converter, of which the same holds, and the search for libraries on import.
+    """
     program = (
-        "import sys\n"
         "from serve_app.classifier import ResNetEngine\n"
         "from serve_app.config import WeightsSpec, EngineSpec\n"
         "from serve_app.weights import load_model\n"
-        "bad = ('socket.connect', 'socket.getaddrinfo', 'subprocess.Popen', 'os.system', 'os.posix_spawn', 'os.exec')\n"
-        "sys.addaudithook(lambda event, args: print('CALLED', event, args) if event in bad else None)\n"
+        "import sys\n"
         "engine = ResNetEngine(*load_model(WeightsSpec(source='demo')), EngineSpec())\n"
         "engine.warm_up(2)\n"
         "ResNetEngine(*load_model(WeightsSpec(source='demo')), EngineSpec(precision='int8')).warm_up(2)\n"
         "print('RAN', engine.runtime, sorted(name for name in sys.modules if name.startswith('MNN.tools')))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "CALLED" not in done.stdout
+    (tmp_path / "sitecustomize.py").write_text(HOOK)  # each Python that starts reads it
+    (tmp_path / "calls").touch()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "CALLS": str(tmp_path / "calls")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (tmp_path / "calls").read_text() == ""
     assert "RAN" in done.stdout
     assert done.stdout.strip().endswith("[]")
+
+
+@pytest.mark.skipif(find_spec(CONVERTER) is None, reason="MNN is not installed here")
+def test_a_failed_conversion_is_one_sentence() -> None:
+    with pytest.raises(EngineError, match="engine mnn: its converter failed: "):
+        to_mnn(b"no graph")
+
+
+def test_a_lane_made_beside_requests_leaves_them_as_long_as_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a clock that is turned by hand."""
+    now = [0.0]
+    slept: list[float] = []
+    monkeypatch.setattr(select, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append))
+
+    def make(_threads: int) -> Any:
+        now[0] += 0.2
+        return "a lane"
+
+    assert select._between_requests(make)(1) == "a lane"
+    assert slept == [pytest.approx(0.2 * select.PAUSE)]

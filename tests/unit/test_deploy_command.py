@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,59 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
-from ray.serve.schema import DeploymentSchema
 
 from serve_app.deploy import __main__ as command
-from serve_app.deploy import rollout, smoke
-from serve_app.deploy.compare import refuse_worse
-from serve_app.deploy.plan import Effect, effect_of, plan
+from serve_app.deploy import rollout
 from serve_app.deploy.rollout import Cluster, DeployError, RefusedError, failure, previous_config, still_missing
-from serve_app.deploy.serve_config import ConfigError, check, read
-from tests.conftest import publish_random
-
-ROOT = Path(__file__).parents[2]
-Config = dict[str, Any]
-STAGES = ("Ingress", "Preprocessor", "Classifier")
-
-
-@pytest.fixture
-def config() -> Config:
-    """configs/local.yaml."""
-    return read(ROOT / "configs" / "local.yaml")
-
-
-def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[str, Any]:
-    """What Ray tells when a config is live."""
-    apps = {}
-    shared = {key: config[key] for key in ("logging_config",) if key in config}
-    for app in config["applications"]:
-        deployments = {
-            one["name"]: {
-                "status": "HEALTHY",
-                "message": "",
-                "target_num_replicas": one.get("num_replicas", 1),
-                "replicas": [{"replica_id": f"{at}-{i}", "state": "RUNNING"} for i in range(one["num_replicas"])],
-                "deployment_config": {"max_ongoing_requests": 64, "max_surge_percent": 0} | one,
-            }
-            for one in app["deployments"]
-        }
-        apps[app["name"]] = {
-            "name": app["name"],
-            "status": status,
-            "message": "",
-            "last_deployed_time_s": at,
-            # Ray copies the file's logging_config into each application.
-            "deployed_app_config": copy.deepcopy(shared | app),
-            "deployments": deployments,
-        }
-    return {"applications": apps, "target_capacity": None, "http_options": config.get("http_options")}
-
-
-def change(config: Config, stage: str, **values: Any) -> Config:
-    """The same config with other values for one deployment."""
-    changed = copy.deepcopy(config)
-    next(one for one in changed["applications"][0]["deployments"] if one["name"] == stage).update(values)
-    return changed
+from serve_app.deploy.serve_config import Config, ConfigError, check
+from tests.configs import changed, state_of
+from tests.running import ROOT
 
 
 class FakeRay:
@@ -142,7 +95,7 @@ def deploy(ray: FakeRay, config: Config, service: FakeService, timeout_s: float 
 def test_a_bad_file_is_refused_in_one_sentence(config: Config, stage: str, values: Config, sentence: str) -> None:
     """Where, what, in one line."""
     with pytest.raises(ConfigError, match=sentence) as caught:
-        check(change(config, stage, **values))
+        check(changed(config, stage, **values))
     assert "\n" not in str(caught.value)
 
 
@@ -232,7 +185,7 @@ def test_a_failure_left_from_before_does_not_count() -> None:
 
 
 def test_a_config_goes_live(config: Config) -> None:
-    ray, new = FakeRay(config), change(config, "Classifier", user_config={"max_batch": 4})
+    ray, new = FakeRay(config), changed(config, "Classifier", user_config={"max_batch": 4})
     deploy(ray, new, FakeService(None))
     assert ray.puts == [new]
 
@@ -258,7 +211,7 @@ def test_the_previous_config_comes_back(config: Config, cause: str) -> None:
     service = FakeService("scores are not finite", None) if cause == "smoke test" else FakeService(None)
     reason = {"failed": "boom", "late": "not live within 0 s: classify is DEPLOYING", "smoke test": "not finite"}[cause]
     with pytest.raises(DeployError, match=rf"{reason}.*; the previous config is live$"):
-        deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), service)
+        deploy(ray, changed(config, "Classifier", user_config={"max_batch": 4}), service)
     assert ray.puts[1] == previous_config(state_of(config))
 
 
@@ -268,7 +221,9 @@ def test_a_way_back_that_fails_too_is_said(config: Config) -> None:
     with pytest.raises(
         DeployError, match=r"no answer; and the previous config, in (\S+), is not live either: none"
     ) as e:
-        deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), FakeService("no answer", "none either"))
+        deploy(
+            ray, changed(config, "Classifier", user_config={"max_batch": 4}), FakeService("no answer", "none either")
+        )
     (path,) = [Path(word.rstrip(",")) for word in str(e.value).split() if "previous-" in word]
     assert yaml.safe_load(path.read_text()) == previous_config(state_of(config))
     assert path.stat().st_mode & 0o077 == 0
@@ -278,7 +233,7 @@ def test_a_way_back_that_fails_too_is_said(config: Config) -> None:
 def test_a_first_deployment_that_fails_leaves_nothing(config: Config) -> None:
     ray = FakeRay(None, failing)
     with pytest.raises(DeployError, match="boom; nothing runs"):
-        deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), FakeService(None))
+        deploy(ray, changed(config, "Classifier", user_config={"max_batch": 4}), FakeService(None))
     assert ray.puts[1] == {"applications": []}
 
 
@@ -293,7 +248,7 @@ def test_ctrl_c_says_what_it_leaves(config: Config) -> None:
     with pytest.raises(
         DeployError, match=r"^interrupted: Ray goes on with the new config; the previous one is in "
     ) as e:
-        deploy(ray, change(config, "Classifier", user_config={"max_batch": 4}), Interrupted())
+        deploy(ray, changed(config, "Classifier", user_config={"max_batch": 4}), Interrupted())
     assert len(ray.puts) == 1
     (path,) = [Path(word.rstrip(",")) for word in str(e.value).split() if "previous-" in word]
     assert yaml.safe_load(path.read_text()) == previous_config(state_of(config))
@@ -304,156 +259,3 @@ def test_the_service_is_looked_for_next_to_the_dashboard(config: Config) -> None
     assert command.api_address("http://127.0.0.1:8265", state_of(config), config) == "http://127.0.0.1:8000"
     state = state_of(config) | {"http_options": {"port": 8123}}
     assert command.api_address("https://head:8265", state, config) == "http://head:8123"
-
-
-# What the smoke test takes for an answer.
-
-
-def answer(scores: list[Any], version: str = "v", status: int = 200) -> httpx2.Response:
-    predictions = [{"label": "cat", "class_id": 0, "score": score} for score in scores]
-    body = {"model": {"name": "m", "version": version, "sha256": "a"}, "results": [{"predictions": predictions}]}
-    return httpx2.Response(status, json=body, headers={"X-Model-Version": "v"})
-
-
-@pytest.mark.parametrize(
-    ("response", "args", "sentence"),
-    [
-        (answer([0.9, 0.05]), {}, None),
-        (answer([0.9, 0.05]), {"weights": {"source": "x", "sha256": "a"}}, None),
-        (answer([0.9, 0.05]), {"weights": {"source": "x", "sha256": "b"}}, "weights a answer, b are configured"),
-        (answer([0.9], version="w"), {}, "X-Model-Version is v, the answer's w"),
-        (answer([None, None]), {}, "not finite"),  # NaN, as JSON has it
-        (answer([0.2, 0.9]), {}, "no probabilities"),
-        (answer([0.9, 0.9]), {}, "no probabilities"),
-        (answer([0.4, 0.3, 0.2, 0.1]), {}, "4 predictions"),
-        (answer([]), {}, "0 predictions"),
-        (httpx2.Response(503, text="starting"), {}, "status 503 (starting)"),
-        (httpx2.Response(200, text="<html>"), {}, "no answer of this API"),
-    ],
-)
-def test_only_a_real_answer_passes(response: httpx2.Response, args: Config, sentence: str | None) -> None:
-    found = "; ".join(smoke.problems(response, {"args": args}))
-    assert found == "" if sentence is None else sentence in found
-
-
-def test_the_image_made_here_is_one() -> None:
-    from serve_app.preprocess import preprocess
-    from serve_app.schemas import ImageTransform
-
-    transform = ImageTransform(resize_px=64, crop_px=64, mean=(0, 0, 0), std=(1, 1, 1))
-    pixels = preprocess(smoke.known_image(), transform, 10**6).pixels
-    assert pixels.std() > 30
-    assert math.isfinite(pixels.mean())
-
-
-# Weights that are known to be worse.
-
-
-def measured(folder: Path, version: str, top1: float, fingerprint: str = "f" * 64) -> tuple[Config, dict[str, Any]]:
-    """Weights on disk whose card has a result, and that card as the API tells it."""
-    spec = publish_random(folder / version, seed=round(top1 * 100), version=version)
-    path = folder / version / "model.json"
-    card = json.loads(path.read_text())
-    card["metrics"] = {"photos": {"images": 100, "top1": top1, "fingerprint": fingerprint}, "note": "by hand"}
-    path.write_text(json.dumps(card))
-    return spec.model_dump(), card
-
-
-def serving(config: Config, weights: Config) -> Config:
-    return config | {"applications": [config["applications"][0] | {"args": {"weights": weights}}]}
-
-
-def test_worse_weights_are_refused_with_both_numbers(config: Config, tmp_path: Path) -> None:
-    """In args and in what the Classifier loads live; better ones and those that are served already are not."""
-    old, old_card = measured(tmp_path, "old", 0.9)
-    worse, _ = measured(tmp_path, "worse", 0.88)
-    better, _ = measured(tmp_path, "better", 0.91)
-    sentence = r"on photos worse is right in 88\.00%, old \(served\) in 90\.00%: it is worse; --force"
-    with pytest.raises(RefusedError, match=sentence):
-        list(refuse_worse(serving(config, worse), [old_card]))
-    live = change(serving(config, old), "Classifier", user_config={"weights": worse})
-    with pytest.raises(RefusedError, match=sentence):
-        list(refuse_worse(live, [old_card]))
-    assert list(refuse_worse(serving(config, better), [old_card])) == [
-        "on photos better is right in 91.00%, old (served) in 90.00%"
-    ]
-    assert list(refuse_worse(serving(config, old), [old_card])) == []
-
-
-def test_what_cannot_be_compared_is_said(config: Config, tmp_path: Path) -> None:
-    """Other test data, or a card that only the cluster's nodes can read: no reason to refuse."""
-    _, old_card = measured(tmp_path, "old", 0.9)
-    other, _ = measured(tmp_path, "other", 0.1, fingerprint="e" * 64)
-    assert "have no test data in common" in next(refuse_worse(serving(config, other), [old_card]))
-    gone = other | {"source": str(tmp_path / "gone.safetensors")}
-    assert "not compared with what is served" in next(refuse_worse(serving(config, gone), [old_card]))
-
-
-# What the dry run says. tests/served/test_deploy_command.py compares it with what Ray does.
-
-
-@pytest.mark.parametrize(
-    ("stage", "values", "effect"),
-    [
-        ("Classifier", {}, Effect.NOTHING),
-        ("Classifier", {"max_ongoing_requests": 64}, Effect.NOTHING),  # as the code says already
-        ("Classifier", {"max_ongoing_requests": 65}, Effect.RECONFIGURE),
-        ("Classifier", {"user_config": {"max_batch": 4}}, Effect.RECONFIGURE),
-        ("Classifier", {"max_queued_requests": 9}, Effect.SETTINGS),
-        ("Classifier", {"health_check_period_s": 9}, Effect.SETTINGS),
-        ("Classifier", {"ray_actor_options": {"num_cpus": 1}}, Effect.RESTART),
-        ("Classifier", {"max_replicas_per_node": 1}, Effect.RESTART),
-    ],
-)
-def test_the_dry_run_knows_what_a_key_does(config: Config, stage: str, values: Config, effect: Effect) -> None:
-    changes = {each.where: each for each in plan(state_of(config), change(config, stage, **values))}
-    assert {where: each.effect for where, each in changes.items()} == {
-        f"classify.{each}": effect if each == stage else Effect.NOTHING for each in STAGES
-    }
-
-
-def test_args_restart_everything(config: Config) -> None:
-    """And it is said whether anybody serves meanwhile."""
-    new = copy.deepcopy(config)
-    new["applications"][0]["args"] = {"weights": "imagenet"}
-    for one in new["applications"][0]["deployments"]:
-        one["max_surge_percent"] = 100 if one["name"] == "Classifier" else 0
-    changes = plan(state_of(config), new)
-    assert {each.effect for each in changes} == {Effect.RESTART}
-    lines = {each.where: str(each) for each in changes}
-    assert lines["classify.Classifier"].startswith(
-        "classify.Classifier: restart, new replicas before old ones stop (args"
-    )
-    assert "OLD REPLICAS STOP BEFORE NEW ONES START" in lines["classify.Ingress"]
-
-
-def test_the_dry_run_counts_replicas_and_applications(config: Config) -> None:
-    more = change(config, "Preprocessor", num_replicas=3)
-    more["applications"].append({**copy.deepcopy(config["applications"][0]), "name": "new", "route_prefix": "/new"})
-    lines = [str(each) for each in plan(state_of(config), more)]
-    assert "classify.Preprocessor: new settings, replicas untouched; 1 -> 3 replicas (num_replicas)" in lines
-    assert "new: added" in lines
-    lines = [str(each) for each in plan(state_of(more), config)]
-    assert "new: removed" in lines
-
-
-def test_the_port_cannot_change_while_serve_runs(config: Config) -> None:
-    new = {**config, "http_options": {"host": "127.0.0.1", "port": 9000}}
-    assert str(plan(state_of(config), new)[0]) == "http_options: ignored until Serve is shut down and started again"
-
-
-def test_the_keys_are_classified_by_ray_itself() -> None:
-    """One of each kind, so that a newer Ray that names its kinds otherwise is noticed."""
-    kinds = {
-        "num_replicas": Effect.SETTINGS,
-        "autoscaling_config": Effect.SETTINGS,
-        "graceful_shutdown_timeout_s": Effect.SETTINGS,
-        "rolling_update_percentage": Effect.SETTINGS,
-        "user_config": Effect.RECONFIGURE,
-        "logging_config": Effect.RECONFIGURE,
-        "ray_actor_options": Effect.RESTART,
-        "placement_group_bundles": Effect.RESTART,
-        "gang_scheduling_config": Effect.RESTART,
-    }
-    assert {key: effect_of(key) for key in kinds} == kinds
-    assert set(kinds) <= set(DeploymentSchema.model_fields)
