@@ -61,9 +61,37 @@ class Legible:
         await self._app(scope, receive, send)
 
 
+class Together:
+    """ASGI middleware: sends the head of a response with the beginning of its body. Stands before Ray, too.
+
+    Between the two Ray takes a millisecond. HAProxy asks another replica when one is killed over a request, but not
+    once it has the head of an answer: that client would get nothing more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap Ray Serve's app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        head: Message | None = None
+
+        async def send_together(message: Message) -> None:
+            nonlocal head
+            if message["type"] == "http.response.start":
+                head = message
+                return
+            if head is not None:
+                first, head = head, None
+                await send(first)
+            await send(message)
+
+        await self._app(scope, receive, send_together)
+
+
 def outermost() -> list[Middleware]:
     """What Ray Serve puts around itself, named in configs/ray.env."""
-    return [Middleware(Legible)]
+    return [Middleware(Legible), Middleware(Together)]
 
 
 class Identify:

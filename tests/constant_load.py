@@ -21,7 +21,7 @@ class Seen:
     Attributes:
         at: When it was sent.
         ms: How long it took.
-        outcome: ``200``, another status with its body, or the name of the client's error.
+        outcome: ``200``, another status with its body, or what the client says.
         version: X-Model-Version, where there is one.
         said: The best label.
     """
@@ -86,5 +86,5 @@ class ConstantLoad:
             else:
                 outcome += f" {response.text:.200}"
         except httpx2.HTTPError as error:
-            outcome = type(error).__name__
+            outcome = f"{type(error).__name__}: {error}"
         return Seen(at, (time.perf_counter() - start) * 1000, outcome, version, said)
