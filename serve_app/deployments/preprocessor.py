@@ -13,7 +13,6 @@ from ray import serve
 from serve_app import tracing
 from serve_app.batcher import Batched
 from serve_app.deployments.calls import Handle, call, cores, log_with_serve, ping, stay_on_loopback
-from serve_app.deployments.routing import STEADY
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.preprocess import look, preprocess
 from serve_app.priority import give_way, take_priority
@@ -25,11 +24,7 @@ ASK_AGAIN_S = 0.5
 
 # Queues are bounded so that overload is refused, not piled up. A call carries a group of
 # images and lasts until they are classified.
-@serve.deployment(
-    max_ongoing_requests=64,
-    max_queued_requests=1024,
-    request_router_config=STEADY,
-)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Preprocessor:
     """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
 

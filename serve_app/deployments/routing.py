@@ -1,4 +1,4 @@
-"""Stage 1/3 and 2/3 · where a call to the next stage goes: as Serve decides, and on while all of a stage is updated."""
+"""Stage 2/3 · where a call to the model goes: as Serve decides, and on while all of its replicas are updated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UPDATE_S = 5.0  # Serve's control loop sees the end of an update after half a se
 
 
 class SteadyRouter(PowerOfTwoChoicesRequestRouter):
-    """Serve's own router, for stages that answer while their ``user_config`` changes.
+    """Serve's own router, for a stage that answers while its ``user_config`` changes.
 
     Serve takes a replica out of routing until its control loop has seen that ``reconfigure`` returned. If it is the
     only one, all requests wait for that: longer than a full queue would take. One that is gone instead says so to
