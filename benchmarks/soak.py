@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import yaml
 
 from benchmarks import load, machine
 from benchmarks.bad_day import BadDay, EventError
@@ -34,7 +33,9 @@ from benchmarks.images import write_photos
 from benchmarks.processes import Tree, end_on_signals, started
 from benchmarks.systems import LOCAL, ROOT, tail
 from serve_app.deploy.rollout import Cluster, DeployError
+from serve_app.deploy.serve_config import read
 from serve_app.launch_environment import free_port
+from tests.configs import write
 
 START_TIMEOUT_S = 180
 SAMPLE_S = 10
@@ -136,13 +137,12 @@ def one_after_the_other(day: BadDay, kinds: list[str], every_s: float, for_s: fl
 @contextlib.contextmanager
 def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, str, Cluster]]:
     """The service as `make run` starts it, without the page; gives its processes, API and cluster."""
-    config = yaml.safe_load(options.config.read_text())
+    config = read(options.config)
     for app in config["applications"]:
         for deployment in app["deployments"]:
             deployment["num_replicas"] = options.replicas
-    path, log, port = folder / "config.yaml", folder / "log", free_port()
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "serve_app", "--no-page", f"--config={path}", f"--port={port}"]
+    log, port = folder / "log", free_port()
+    command = [sys.executable, "-m", "serve_app", "--no-page", f"--config={write(config, folder)}", f"--port={port}"]
     with started([*command, f"--weights={options.weights}"], ROOT, {}, log) as (tree, process):
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (ready := re.search(r"ADDRESS=(\S+)", log.read_text())):
