@@ -38,11 +38,11 @@ async def closed_loop(client: Client, clients: int, until: float) -> None:
 
 async def open_loop(client: Client, rate: float, until: float, seed: int) -> None:
     """Let requests arrive as a Poisson process until a time, then wait for the last answers."""
-    arrivals, due, tasks = random.Random(seed), time.perf_counter(), []
-    while (due := due + arrivals.expovariate(rate)) < until:
-        await asyncio.sleep(due - time.perf_counter())
-        tasks.append(asyncio.create_task(client.post(due)))
-    await asyncio.gather(*tasks)
+    arrivals, due = random.Random(seed), time.perf_counter()
+    async with asyncio.TaskGroup() as under_way:
+        while (due := due + arrivals.expovariate(rate)) < until:
+            await asyncio.sleep(due - time.perf_counter())
+            under_way.create_task(client.post(due))
 
 
 def summarise(samples: Sequence[Sample], start: float, end: float, images: int) -> dict[str, Any]:

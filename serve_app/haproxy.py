@@ -41,9 +41,8 @@ FULL = {
     "retry_after_s": 1,
 }
 REFUSE = (
-    r"\1http-request return status 503 content-type application/problem+json hdr Retry-After 1 "
-    f"string '{json.dumps(FULL)}' "
-    r"if \3 { be_conn_free(\2) le 0 } !{ path /healthz /readyz }"
+    "http-request return status 503 content-type application/problem+json hdr Retry-After 1 "
+    f"string '{json.dumps(FULL)}'"
 )
 # Written once more, the file is the same.
 COMPLETE = (
@@ -85,9 +84,19 @@ def on_this_machine(host: str, port: int, sockets: Mapping[str, Path]) -> str:
 
 
 def at_most(requests: int) -> list[list[str]]:
-    """Further edits that let no replica, nor the fallback, have more requests at a time, and refuse the others."""
+    """Further edits that let no replica, nor the fallback, have more requests at a time, and refuse the others.
+
+    Before their bodies are read; and once more after that, since they have no place while their bodies come. A place
+    that is free while others wait is one that one of them is about to take.
+    """
+
+    def refuse(only: str, backend: str) -> str:
+        full = (f"{{ be_conn_free{backend} le 0 }}", f"{{ queue{backend} gt 0 }}")
+        return f"{REFUSE} if " + " or ".join(f"{only}{each} !{{ path /healthz /readyz }}" for each in full)
+
     return [
-        [r"^( *)use_backend (\S+) if (is_\2)$", rf"{REFUSE}\n\g<0>"],
+        [r"^( *)use_backend (\S+) if (is_\2)$", r"\1" + refuse(r"\3 ", r"(\2)") + r"\n\g<0>"],
+        [r"^( *)option http-buffer-request\n", r"\g<0>\1" + refuse("", "") + r"\n"],
         [r"^( *server .*? check)(?: maxconn \d+)?", rf"\1 maxconn {requests}"],
     ]
 

@@ -73,9 +73,13 @@ def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
     found = run(tmp_path, most="48")
     assert run(tmp_path, most="48", config=found) == found
     assert found.count(" maxconn 48") == 4
-    (rule,) = (line for line in found.splitlines() if "http-request return" in line)
-    assert rule.endswith("if is_http-classify { be_conn_free(http-classify) le 0 } !{ path /healthz /readyz }")
-    assert found.index(rule) < found.index("use_backend")
+    rule, second = (line for line in found.splitlines() if "http-request return" in line)
+    assert rule.endswith(
+        "if is_http-classify { be_conn_free(http-classify) le 0 } !{ path /healthz /readyz }"
+        " or is_http-classify { queue(http-classify) gt 0 } !{ path /healthz /readyz }"
+    )
+    assert found.index(rule) < found.index("use_backend") < found.index(second) < found.index("server one")
+    assert second == rule.replace("is_http-classify ", "").replace("(http-classify)", "")
     expected = to_problem(OverloadedError(FULL["detail"], 1), None).model_dump(exclude_none=True)
     assert json.loads(rule.split("'")[1]) == FULL == expected
     valid = WRITTEN.replace("    option splice-request\n", "    mode http\n").replace("*:84040", "*:8405")
