@@ -2,8 +2,8 @@
 
 One ingress replica knows how many of its images are under way and how many a second come back
 while there are more than the other stages can take. The first divided by the second is how long a
-new image would wait. Nothing is refused on a guess: the less of a pace was measured, the longer that has to be, and at
-first only the hard caps hold.
+new image would wait. Nothing is refused on a guess: where little of a pace was measured only the hard caps hold, and a
+moment in which nothing moves is not taken for the pace.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from serve_app.deadline import Deadline
 from serve_app.errors import OverloadedError
 from serve_app.keys import Bucket
 
-MEMORY_S = 2.0  # a change of pace is known after about so long
-MEASURED_S = 1.0  # fewer busy seconds of late say less, and the fewer the less
+MEMORY_S = 5.0  # a change of pace is known after about so long
+ENOUGH = 16  # images that say what the pace is; fewer say less, and the fewer the less
 
 
 class Pace:
@@ -28,30 +28,39 @@ class Pace:
 
     def __init__(self) -> None:
         """Nothing measured yet."""
-        self._busy_s = self._finished = 0.0
+        self._s = self._done = 0.0  # all the time, and what came back in it
+        self._busy_s = self._busy_done = 0.0  # of these, while the stages had all that they can take
 
     def passed(self, seconds: float, *, busy: bool) -> None:
         """Count time, in which the stages were kept busy or were not; what is long ago fades."""
         keep = math.exp(-seconds / MEMORY_S)
+        self._s = self._s * keep + seconds
+        self._done *= keep
         self._busy_s = self._busy_s * keep + (seconds if busy else 0.0)
-        self._finished *= keep
+        self._busy_done *= keep
 
-    def finished(self) -> None:
-        """Count an image that came back while they were."""
-        self._finished += 1
+    def finished(self, *, busy: bool) -> None:
+        """Count an image that came back, while they were or were not."""
+        self._done += 1
+        self._busy_done += busy
 
     @property
     def image_s(self) -> float:
-        """How long an image takes; 0 while that is not known."""
-        return self._busy_s / max(self._finished, 1.0)
+        """How long an image takes at least.
+
+        Stages that are busy for a moment only, and stand still in it, look as very slow ones do. They are not slower
+        than what came back in all the time.
+        """
+        return min(self._busy_s / max(self._busy_done, ENOUGH), self._s / max(self._done, 1.0))
+
+    @property
+    def images_per_s(self) -> float | None:
+        """The pace, where enough was measured."""
+        return self._busy_done / self._busy_s if self._busy_done >= ENOUGH else None
 
     def seconds_for(self, images: int) -> float:
-        """How long so many images take at least.
-
-        A moment in which the machine does something else looks as a very slow pace does, so a pace that was
-        measured in one moment counts with a part of it.
-        """
-        return max(images, 0) * self.image_s * min(1.0, self._busy_s / MEASURED_S)
+        """How long so many images take at least."""
+        return max(images, 0) * self.image_s
 
 
 class Admission:
@@ -121,17 +130,17 @@ class Admission:
     def change(self, images: int, finished: bool = False) -> None:
         """Count images that came or went; finished is one that the stages have worked on."""
         self._measure()
-        if finished and self.images >= self._room():
-            self._pace.finished()
+        if finished:
+            self._pace.finished(busy=self.images >= self._room())
         self.images += images
 
     def snapshot(self) -> dict[str, Any]:
         """For the status page."""
-        image_s = self._pace.image_s
+        per_s = self._pace.images_per_s
         return {
             "images": self.images,
             "held_bytes": self.held_bytes,
-            "images_per_s": round(1 / image_s, 1) if image_s else None,
+            "images_per_s": per_s and round(per_s, 1),
         }
 
     def _measure(self) -> None:

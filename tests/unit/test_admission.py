@@ -89,6 +89,18 @@ def test_a_hiccup_refuses_nobody() -> None:
         assert stages.admission.images <= 1
 
 
+@pytest.mark.parametrize("per_s", [60, 600])
+def test_a_moment_without_answers_is_not_the_pace(per_s: float) -> None:
+    """A service that kept up stands still for two thirds of what may be waited: who comes meanwhile is let in."""
+    stages = Stages(DoorTuning(max_queue_s=1))
+    for _ in range(10 * per_s):
+        stages.arrive()
+        stages.work(1 / per_s, per_s)
+    for _ in range(int(per_s * 2 / 3)):
+        stages.now += 1 / per_s
+        stages.arrive()
+
+
 def test_the_queue_stays_as_short_as_was_asked_for(stages: Stages) -> None:
     """Ten times what the stages can do: the queue holds half a second of work, and the rest is refused."""
     stages.overload(3)
