@@ -1,4 +1,4 @@
-"""Who takes only what CPU is free: replicas while they start, and batch jobs. No request is late for them."""
+"""Who takes only what CPU is free, or takes turns: replicas that get ready, and batch jobs. No request waits for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Timer, get_native_id
 from typing import Any
 
-LONGEST_S = 120  # a start that takes longer needs CPU, whoever else wants it
+from filelock import FileLock, Timeout
+
+LONGEST_S = 120  # what takes longer needs CPU, whoever else wants it
 
 
 def idle_python() -> list[str]:
@@ -51,6 +55,23 @@ def take_priority() -> None:
     for thread in (get_native_id(), *map(int, os.listdir("/proc/self/task"))):
         with contextlib.suppress(OSError):  # it ended meanwhile, or may not leave its class here
             os.sched_setscheduler(thread, usual, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def in_turn(lock: Path, longest_s: float = LONGEST_S) -> Iterator[None]:
+    """One after the other: what all replicas of a node are told to do at the same moment, while they serve.
+
+    Args:
+        lock: File that they share.
+        longest_s: What waits longer than that goes on.
+    """
+    turn = FileLock(lock)
+    with contextlib.suppress(Timeout):
+        turn.acquire(timeout=longest_s)
+    try:
+        yield
+    finally:
+        turn.release()
 
 
 def may_return() -> bool:

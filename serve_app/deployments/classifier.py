@@ -21,7 +21,7 @@ from serve_app.deployments.routing import STEADY
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import whole
 from serve_app.health import ModelHealth
-from serve_app.priority import give_way, take_priority
+from serve_app.priority import give_way, in_turn, take_priority
 from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
 
 log = logging.getLogger("serve_app")
@@ -51,10 +51,11 @@ class Classifier:
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
         from serve_app.swap import SwappableModel
 
-        remembered = _remembered(engine)
-        if remembered.exists():
+        remembered = _on_this_node(f"{engine.runtime}-{engine.precision}.json")
+        if remembered.exists():  # measured again it costs 4 s of CPU, and under load it might look otherwise
             engine = EngineSpec.model_validate_json(remembered.read_text())
         self._model = SwappableModel(weights, engine, cores())
+        self._turn = _on_this_node("loading.lock")
         with whole(remembered) as path:
             path.write_text(self._model.engine.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, TAGS)
@@ -144,12 +145,17 @@ class Classifier:
         """Make the change that is wanted, and those that come meanwhile."""
         while (tuning := self._wanted) and tuning is not self._made:
             try:
-                await asyncio.to_thread(self._model.change, tuning)
+                await asyncio.to_thread(self._change_in_turn, tuning)
             except Exception as error:
                 self._made = tuning
                 self._refuse(error)
             else:
                 self._apply(tuning)
+
+    def _change_in_turn(self, tuning: ClassifierTuning) -> None:
+        """At the same time two replicas would take each other's cores and the requests', and a queue would form."""
+        with in_turn(self._turn):
+            self._model.change(tuning)
 
     def _apply(self, tuning: ClassifierTuning) -> None:
         self._batcher.reconfigure(tuning, self._model.lanes)
@@ -188,12 +194,8 @@ class Classifier:
             self._failed.inc(batch.failed, version)
 
 
-def _remembered(engine: EngineSpec) -> Path:
-    """Where a node keeps, as long as its Ray runs, which engine turned out to be the fastest.
-
-    Replicas that start later take it: measured again it costs 4 s of CPU, and under load it might look otherwise.
-    """
+def _on_this_node(name: str) -> Path:
+    """Where the replicas of a node, as long as its Ray runs, keep what they share; apart by the device they have."""
     context = ray.get_runtime_context()
     gpus = context.get_assigned_resources().get("GPU", 0)  # type: ignore[no-untyped-call] # Ray leaves it so
-    name = f"serve-app-{engine.runtime}-{engine.precision}-{gpus}.json"
-    return Path(context.get_temp_dir(), context.get_session_name(), name)
+    return Path(context.get_temp_dir(), context.get_session_name(), f"serve-app-{gpus}-{name}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from serve_app.priority import may_return, starting_low
+from serve_app.priority import in_turn, may_return, starting_low
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 SETUP = """
@@ -65,3 +68,24 @@ def test_a_start_that_takes_long_returns_by_itself() -> None:
 @root
 def test_where_none_may_return_none_gives_way() -> None:
     assert run(user=65534) == ["False False", USUAL, USUAL]
+
+
+def test_one_after_the_other(tmp_path: Path) -> None:
+    """What takes turns is never there twice, not even after one that failed; what waits too long goes on."""
+    lock, seen = tmp_path / "lock", []
+
+    def take(name: str, longest_s: float) -> None:
+        with in_turn(lock, longest_s):
+            seen.append(f"{name} begins")
+            time.sleep(0.3)
+            seen.append(f"{name} ends")
+            raise RuntimeError(name)
+
+    with ThreadPoolExecutor(3) as threads:
+        taken = [threads.submit(take, name, 60) for name in ("one", "two")]
+        assert {type(each.exception()) for each in taken} == {RuntimeError}
+        assert [each.split()[1] for each in seen] == ["begins", "ends"] * 2
+        seen.clear()
+        taken = [threads.submit(take, name, 0.1) for name in ("one", "two")]
+        assert {type(each.exception()) for each in taken} == {RuntimeError}
+        assert [each.split()[1] for each in seen] == ["begins", "begins", "ends", "ends"]
