@@ -1,4 +1,4 @@
-"""Who takes only what CPU is free, or takes turns: replicas that get ready, and batch jobs. No request waits for them."""
+"""Who takes turns, or only what CPU is free: replicas that get ready, and batch jobs; so that no request waits."""
 
 from __future__ import annotations
 
