@@ -1,9 +1,10 @@
 """A batch job against the in-process ceiling of the same code on the same cores, and its memory.
 
 ``python -m benchmarks.batch_job FOLDER`` prints JSON. The ceiling is `ceiling.py`'s: images in memory, one process per
-core, no Ray, nothing written; it is measured before and after the job and the mean counts, as a shared machine's speed
-drifts. The job's pace is taken from its parts, from the first one of each worker on, so without the start of Ray and
-model; ``whole`` is with it. Memory is that of the command and all that it starts (PSS).
+core, no Ray, nothing written. It is measured before and after each job and the mean of the two counts, as a shared
+machine's speed drifts; ``--rounds`` of both in turn say more than one long job. A job's pace is taken from its parts,
+from the first one of each worker on, so without the start of Ray and model; ``whole`` is with it. Memory is that of the
+command and all that it starts (PSS).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +82,23 @@ def main() -> None:
         "--sample", type=Path, help="folder for the ceiling, some hundreds of them; by default the same"
     )
     parser.add_argument("--seconds", type=float, default=8, help="of the ceiling, for each batch size")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    sample = options.sample or options.images
-    before = ceiling.apply(options.weights, sample, options.seconds)
-    with tempfile.TemporaryDirectory() as out:
-        job = run_job(options.weights, options.images, Path(out))
-    after = ceiling.apply(options.weights, sample, options.seconds)
-    limits = [max(batch["images_per_s"] for batch in each["batches"].values()) for each in (before, after)]
-    print(json.dumps({**job, "ceilings": limits, "ratio": round(job["images_per_s"] / statistics.mean(limits), 3)}))
+
+    def ceiling_per_s() -> float:
+        found = ceiling.apply(options.weights, options.sample or options.images, options.seconds)
+        return float(max(batch["images_per_s"] for batch in found["batches"].values()))
+
+    ceilings, jobs = [ceiling_per_s()], []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as out:
+            jobs.append(run_job(options.weights, options.images, Path(out)))
+        ceilings.append(ceiling_per_s())
+    ratios = [
+        round(job["images_per_s"] / statistics.mean(around), 3)
+        for job, around in zip(jobs, pairwise(ceilings), strict=True)
+    ]
+    print(json.dumps({"jobs": jobs, "ceilings": ceilings, "ratios": ratios, "ratio": statistics.median(ratios)}))
 
 
 if __name__ == "__main__":

@@ -225,4 +225,4 @@ def check_size(upload: Upload, limit: int) -> Upload:
 
 
 def _over(what: str, size: int, limit: int) -> str:
-    return f"{what} has {size / 2**20:.1f} MB; the limit is {limit / 2**20:.1f} MB"
+    return f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)"

@@ -68,8 +68,7 @@ def open_image(encoded: bytes, max_pixels: int) -> ImageFile:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLargeError(
-            f"the header declares {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-            f"the limit is {max_pixels / 1e6:.1f}"
+            f"the header declares {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}"
         )
     if scans * width * height > MAX_SCANS * max_pixels:
         raise InvalidImageError(f"a JPEG of {width} x {height} in {scans} scans; save it again with fewer")

@@ -50,8 +50,8 @@ def check_zip(path: Path, limits: JobsTuning) -> int:
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > limits.max_unpacked_bytes:
         raise TooLargeError(
-            f"the zip has {unpacked / 2**20:.0f} MB once unpacked; "
-            f"the limit is {limits.max_unpacked_bytes / 2**20:.0f} MB"
+            f"the zip has {unpacked:,} bytes once unpacked; "
+            f"the limit is {limits.max_unpacked_bytes:,} ({limits.max_unpacked_bytes / 2**20:.0f} MB)"
         )
     if unpacked > MAX_RATIO * size:
         raise TooLargeError(f"the zip grows {unpacked / size:.0f} times when unpacked; the limit is {MAX_RATIO} times")
