@@ -89,7 +89,7 @@ def test_the_last_word_on_an_image_counts(http: TestClient, tmp_path: Path) -> N
         (PHOTO, {"correct": True}, 422, "name that as `label`"),
         (b"text", {"label": "cow"}, 415, "not a JPEG"),
         (PHOTO[:3000], {"label": "cow"}, 422, "truncated"),
-        (bytes(200_001), {"label": "cow"}, 413, "the image has 0.2 MB"),
+        (bytes(200_001), {"label": "cow"}, 413, "the image has 200,001 bytes; the limit is 200,000 (0.2 MB)"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
