@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="folder of JPEG and PNG files")
     parser.add_argument("--seconds", type=float, default=5, help="for each batch size")
     options = parser.parse_args()
+    if not options.weights.is_file():
+        parser.error(f"{options.weights}: no such file")  # else its processes would end, and we wait for them
     *together, alone = measure(options.weights, image_files(options.images), options.seconds)
     batches = dict(zip(BATCHES, together, strict=True))
     best = max(batches, key=lambda batch: batches[batch]["images_per_s"])

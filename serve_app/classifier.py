@@ -13,7 +13,7 @@ from torchvision.models import ResNet
 from serve_app.backbones.cuda import CudaBackbone
 from serve_app.backbones.cuda_lanes import CudaLanes
 from serve_app.backbones.head import Head
-from serve_app.backbones.select import build
+from serve_app.backbones.select import BATCHES, build
 from serve_app.config import EngineSpec
 from serve_app.errors import EngineError
 from serve_app.schemas import Classification, ClassifyItem, ModelCard
@@ -29,6 +29,7 @@ class ResNetEngine:
         spec: EngineSpec | None = None,
         cores: int = 1,
         serving: bool = False,
+        batches: Sequence[int] = BATCHES,
     ) -> None:
         """Prepare a model; it is changed in place.
 
@@ -38,12 +39,13 @@ class ResNetEngine:
             spec: Runtime and precision; by default fp16 on a GPU, else the fastest that is exact.
             cores: CPU cores that its batches share.
             serving: Another engine of this process answers requests meanwhile, and is to be disturbed little.
+            batches: Sizes for which the runtime is to be the fastest.
 
         Raises:
             EngineError: The runtime cannot be had here.
         """
         self.crop_px = card.transform.crop_px
-        self._backbone = build(model, card, spec or EngineSpec(), cores, serving)
+        self._backbone = build(model, card, spec or EngineSpec(), cores, serving, batches)
         self._head = Head(model.fc, self._backbone.device, card.temperature)
         self._gpu: CudaLanes | None = None
         if isinstance(self._backbone, CudaBackbone):

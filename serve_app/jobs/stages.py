@@ -102,7 +102,7 @@ class Predictor:
         from serve_app.weights import load_model
 
         model, card = load_model(job.weights)
-        self._engine = ResNetEngine(model, card, job.engine)
+        self._engine = ResNetEngine(model, card, job.engine, batches=(job.batch,))
         self._engine.warm_up(job.batch)
         self._labels, self._version = card.labels, card.version
         self._output, self._top_k, self._batch = Output(job.out), job.top_k, job.batch

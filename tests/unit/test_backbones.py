@@ -40,11 +40,11 @@ class Fake:
 
     device, lanes = torch.device("cpu"), 1
 
-    def __init__(self, name: str, seconds: float, error: float = 0.0) -> None:
+    def __init__(self, name: str, seconds: Callable[[int], float], error: float = 0.0) -> None:
         self.name, self._seconds, self._error = name, seconds, error
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        ends = select.time.perf_counter() + self._seconds
+        ends = select.time.perf_counter() + self._seconds(len(pixels))
         while select.time.perf_counter() < ends:
             pass
         return torch.ones(len(pixels), 512, 1, 1) + self._error
@@ -55,7 +55,7 @@ def missing(threads: int) -> Fake:
 
 
 def taking(seconds: float, error: float = 0.0) -> Callable[[int], Fake]:
-    return lambda threads: Fake("fake", seconds, error)
+    return lambda threads: Fake("fake", lambda images: seconds, error)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,18 @@ def taking(seconds: float, error: float = 0.0) -> Callable[[int], Fake]:
 )
 def test_auto_takes_the_fastest_that_agrees(torch_s: float, mnn: Callable[[int], Fake], taken: str) -> None:
     assert select.fastest({"torch": taking(torch_s), "mnn": mnn}, 8) == taken
+
+
+def test_each_batch_size_counts_as_much_as_the_others() -> None:
+    """A quarter less for a lone image is not worth half more in full batches, though it is more milliseconds."""
+
+    def sized(alone: float, full: float) -> Callable[[int], Fake]:
+        return lambda threads: Fake("fake", lambda images: alone if images == 1 else full * images)
+
+    makers = {"torch": sized(0.008, 0.006), "mnn": sized(0.0105, 0.004)}
+    assert select.fastest(makers, 8) == "mnn"
+    assert select.fastest(makers, 8, (8,)) == "mnn"
+    assert select.fastest(makers, 8, (1,)) == "torch"
 
 
 def test_lanes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
