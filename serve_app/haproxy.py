@@ -40,13 +40,14 @@ FULL = {
     "retryable": True,
     "retry_after_s": 1,
 }
-REFUSE = (
-    "http-request return status 503 content-type application/problem+json hdr Retry-After 1 "
-    f"string '{json.dumps(FULL)}'"
-)
+REFUSE = f"return status 503 content-type application/problem+json hdr Retry-After 1 string '{json.dumps(FULL)}'"
+FLOOD = "flood"  # name of what is written here to refuse one
+SHORT = 0.55  # of the usual most, while there are more than fit
+TABLE = f"backend {FLOOD}\n    stick-table type integer size 1 expire 5s store gpc0_rate(1s)\n"
 # Written once more, the file is the same.
 COMPLETE = (
-    (r"^ *(option http-buffer-request|timeout http-request .*|http-request return .* be_conn_free.*)\n", ""),
+    (rf"^{re.escape(TABLE)}", ""),
+    (rf"^ *(option http-buffer-request|timeout http-request .*|http-request .*\b{FLOOD}.*)\n", ""),
     (r"^( *)option abortonclose\n", rf"\g<0>\1timeout http-request {SLOWEST_S}s\n"),
     (r"^( *)http-reuse always\n", r"\g<0>\1option http-buffer-request\n"),
 )
@@ -88,16 +89,32 @@ def at_most(requests: int) -> list[list[str]]:
 
     Before their bodies are read; and once more after that, since they have no place while their bodies come. A place
     that is free while others wait is one that one of them is about to take.
-    """
 
-    def refuse(only: str, backend: str) -> str:
-        full = (f"{{ be_conn_free{backend} le 0 }}", f"{{ queue{backend} gt 0 }}")
-        return f"{REFUSE} if " + " or ".join(f"{only}{each} !{{ path /healthz /readyz }}" for each in full)
+    As many clients as fit wait as long as that takes. Once more have come, fewer are let in until a second has passed
+    without a refusal: a queue that never empties makes everybody wait and nobody faster.
+    """
+    spare = requests - round(SHORT * requests)
+
+    def refuse(indent: str, only: str, backend: str) -> str:
+        full = (
+            f"{{ be_conn_free{backend} le 0 }}",
+            f"{{ queue{backend} gt 0 }}",
+            f"{{ sc0_gpc0_rate({FLOOD}) gt 0 }} {{ be_conn_free{backend},div(txn.{FLOOD}_servers) le {spare} }}",
+        )
+        condition = " or ".join(f"{only}{each} !{{ path /healthz /readyz }}" for each in full)
+        rules = (
+            f"track-sc0 int(1) table {FLOOD}",
+            f"set-var(txn.{FLOOD}_servers) nbsrv{backend}",
+            f"sc-inc-gpc0(0) if {condition}",
+            f"{REFUSE} if {condition}",
+        )
+        return "".join(f"{indent}http-request {rule}\n" for rule in rules)
 
     return [
-        [r"^( *)use_backend (\S+) if (is_\2)$", r"\1" + refuse(r"\3 ", r"(\2)") + r"\n\g<0>"],
-        [r"^( *)option http-buffer-request\n", r"\g<0>\1" + refuse("", "") + r"\n"],
+        [r"^( *)use_backend (\S+) if (is_\2)$", refuse(r"\1", r"\3 ", r"(\2)") + r"\g<0>"],
+        [r"^( *)option http-buffer-request\n", r"\g<0>" + refuse(r"\1", "", "")],
         [r"^( *server .*? check)(?: maxconn \d+)?", rf"\1 maxconn {requests}"],
+        [r"\Z", TABLE],
     ]
 
 

@@ -70,14 +70,18 @@ def test_only_the_api_listens_where_it_was_asked_to(tmp_path: Path, host: str, p
 
 def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
     """Before a body is read, as the service itself refuses; health is still asked for. HAProxy understands it."""
-    found = run(tmp_path, most="48")
-    assert run(tmp_path, most="48", config=found) == found
-    assert found.count(" maxconn 48") == 4
+    found = run(tmp_path, most="72")
+    assert run(tmp_path, most="72", config=found) == found
+    assert found.count(" maxconn 72") == 4
     rule, second = (line for line in found.splitlines() if "http-request return" in line)
-    assert rule.endswith(
+    condition = (
         "if is_http-classify { be_conn_free(http-classify) le 0 } !{ path /healthz /readyz }"
         " or is_http-classify { queue(http-classify) gt 0 } !{ path /healthz /readyz }"
+        " or is_http-classify { sc0_gpc0_rate(flood) gt 0 }"
+        " { be_conn_free(http-classify),div(txn.flood_servers) le 32 } !{ path /healthz /readyz }"
     )
+    assert rule.endswith(condition)
+    assert f"    http-request sc-inc-gpc0(0) {condition}\n" in found
     assert found.index(rule) < found.index("use_backend") < found.index(second) < found.index("server one")
     assert second == rule.replace("is_http-classify ", "").replace("(http-classify)", "")
     expected = to_problem(OverloadedError(FULL["detail"], 1), None).model_dump(exclude_none=True)
@@ -86,7 +90,7 @@ def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
     valid = valid.replace("listen stats\n", "listen stats\n  mode http\n").replace(
         "frontend prometheus", "listen prometheus"
     )
-    run(tmp_path, most="48", config=valid)
+    run(tmp_path, most="72", config=valid)
     check = [get_haproxy_binary(), "-c", "-f", tmp_path / "haproxy.cfg"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
