@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -55,7 +56,6 @@ class BatchRecord:
 @dataclass
 class _Waiting(Generic[Item, Result]):
     item: Item
-    company: int
     future: asyncio.Future[Batched[Result]]
     since: float = field(default_factory=time.perf_counter)
 
@@ -68,7 +68,7 @@ class MicroBatcher(Generic[Item, Result]):
             exception is raised to that item's caller, an exception raised to all.
         tuning: Batch size and wait; ``reconfigure`` changes them live.
         lanes: Batches that may be in ``run`` at a time.
-        spread: Split what is there, and what is on its way, evenly over the lanes: for lanes that
+        spread: Split what is there, what is on its way and what runs evenly over the lanes: for lanes that
             are cores of their own, so that none idles while another works on a long batch.
         on_batch: Called in the event loop after each batch.
         weigh: Weight of an item.
@@ -90,7 +90,9 @@ class MicroBatcher(Generic[Item, Result]):
         self._weigh, self._max_weight = weigh, max_weight
         self._waiting: deque[_Waiting[Item, Result]] = deque()
         self._changed = asyncio.Event()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], tuple[int, float]] = {}  # items, and when they were taken
+        self._expected = 0  # items that wait or are on their way, as the newest arrival knows best
+        self._pace_s = math.inf  # of the last batch, per item
         self._loop: asyncio.Task[None] | None = None
         self.reconfigure(tuning, lanes)
 
@@ -104,15 +106,16 @@ class MicroBatcher(Generic[Item, Result]):
 
         Args:
             item: Handed to ``run``.
-            company: Items that the caller knows to be on their way, this one included.
+            company: Items that the caller has under way, this one and those that run included.
 
         Raises:
             Exception: What ``run`` gave for this item, or raised.
         """
         if self._loop is None:
             self._loop = asyncio.create_task(self._serve())
-        waiting: _Waiting[Item, Result] = _Waiting(item, company, asyncio.get_running_loop().create_future())
+        waiting: _Waiting[Item, Result] = _Waiting(item, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._expected = company - sum(size for size, _ in self._running.values())
         self._changed.set()
         return await waiting.future
 
@@ -129,11 +132,12 @@ class MicroBatcher(Generic[Item, Result]):
         while True:
             batch = await self._form()
             task = asyncio.create_task(self._take(batch))
-            self._running.add(task)
+            self._running[task] = len(batch), time.perf_counter()
+            self._expected -= len(batch)
             task.add_done_callback(self._free)
 
     def _free(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         self._changed.set()
 
     async def _take(self, batch: list[_Waiting[Item, Result]]) -> None:
@@ -151,6 +155,7 @@ class MicroBatcher(Generic[Item, Result]):
                 waiting.future.cancel()
             raise
         model_s = time.perf_counter() - start
+        self._pace_s = model_s / len(batch)
         queue_s = tuple(start - waiting.since for waiting in batch)
         for waiting, result, queued in zip(batch, results, queue_s, strict=True):
             if waiting.future.done():  # its caller went away meanwhile
@@ -171,10 +176,10 @@ class MicroBatcher(Generic[Item, Result]):
                 while self._waiting and self._waiting[0].future.done():
                     self._waiting.popleft()  # nobody waits for it any more
                 if self._waiting:
-                    company = self._waiting[-1].company  # the newest arrival knows best who else is on the way
-                    most = self._share(max(company, len(self._waiting)))
+                    expected = max(self._expected, len(self._waiting))
+                    most = self._share(expected)
                     patience = self._waiting[0].since + self._tuning.max_wait_ms / 1000 - time.perf_counter()
-                    if len(self._waiting) >= min(most, company) or patience <= 0:
+                    if len(self._waiting) >= min(most, expected) or patience <= 0:
                         return self._pop(most)
             if patience is None:
                 await self._changed.wait()
@@ -184,7 +189,11 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _share(self, items: int) -> int:
         """How many of these items the next batch may hold."""
-        return min(self._tuning.max_batch, -(-items // self._lanes) if self._spread else items)
+        if self._spread:
+            now = time.perf_counter()
+            left = sum(max(0.0, size - (now - since) / self._pace_s) for size, since in self._running.values())
+            items = math.ceil((items + left) / self._lanes)
+        return min(self._tuning.max_batch, items)
 
     def _pop(self, most: int) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []

@@ -81,6 +81,34 @@ async def test_few_items_are_spread_over_the_lanes() -> None:
     await batcher.close()
 
 
+async def test_what_is_left_is_shared_with_the_lane_that_is_free_next() -> None:
+    """Twenty images that came in one request, on two cores: eight each, and the last four are not one core's alone."""
+    gates: dict[int, asyncio.Event] = {}
+    sizes: list[int] = []
+
+    async def run(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        gate = gates[len(sizes)] = asyncio.Event()
+        await gate.wait()
+        return items
+
+    batcher = MicroBatcher(run, BatchTuning(max_batch=8), lanes=2, spread=True)
+    answers = asyncio.gather(*(batcher.submit(i, 20) for i in range(20)))
+    await asyncio.sleep(0.1)
+    assert sizes == [8, 8]
+    gates[1].set()  # the other must be about to end too
+    await asyncio.sleep(0.01)
+    assert sizes[2] in (2, 3)
+    for gate in gates.values():
+        gate.set()
+    await asyncio.sleep(0.01)
+    assert sum(sizes) == 20
+    for gate in gates.values():
+        gate.set()
+    assert [answer.value for answer in await answers] == [*range(20)]
+    await batcher.close()
+
+
 async def test_the_wait_has_an_end() -> None:
     """Company that never comes costs max_wait_ms, not more."""
     batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=50))
