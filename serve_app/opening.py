@@ -34,7 +34,7 @@ MAX_JPEG_SEGMENTS = 20_000
 MAX_SCANS = 20  # of a JPEG that has max_pixels; a smaller one may have more
 MAX_STRIPS = 20_000  # of a TIFF, or tiles
 TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # none, fax, LZW, JPEG, deflate, PackBits; bounded in libtiff
-JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")
+JPEG_SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")  # no `+` for fill bytes: it takes the square of their number
 EOI, SOS, ARITHMETIC = 0xD9, 0xDA, range(0xC9, 0xD0)
 
 
@@ -62,7 +62,7 @@ def open_image(encoded: bytes, max_pixels: int) -> ImageFile:
     try:
         image = READERS[kind](_Reader(encoded))
     except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(f"the header declares over {max_pixels / 1e6:.0f} megapixels, the limit") from error
+        raise ImageTooLargeError(f"the header declares over {max_pixels:,} pixels, the limit") from error
     except DECODER_ERRORS as error:
         raise InvalidImageError(f"begins like {kind}, but its header is truncated or corrupt ({error})") from error
     width, height = image.size
@@ -110,9 +110,7 @@ def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
         whole, piece = tags[side], tags.get(tile)
         pixels *= -(-whole // piece) * piece if isinstance(piece, int) and piece > 0 else whole
     if pixels > 2 * max_pixels:
-        raise ImageTooLargeError(
-            f"the TIFF's tiles cover {pixels / 1e6:.1f} megapixels; twice the limit is {2 * max_pixels / 1e6:.1f}"
-        )
+        raise ImageTooLargeError(f"the TIFF's tiles cover {pixels:,} pixels; twice the limit is {2 * max_pixels:,}")
 
 
 class _Reader(io.BytesIO):

@@ -29,6 +29,8 @@ SMALL = 4_000_000  # pixels that a test can afford
         (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xE1, b"Exif\0\0" + bytes(60_000)) * 80), "422 invalid_image"),
         (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xFE, b"") * 1_000_000), "422 invalid_image"),
         (lambda: bombs.jpeg_with(b"\xff" * 1_000_000), "422 invalid_image"),
+        (lambda: bombs.jpeg_with(b"\xff" * 1_000_000 + b"\0"), "422 invalid_image"),
+        (lambda: bombs.jpeg_with(b"")[:-2] + b"\xff" * 1_000_000 + b"\0", "422 invalid_image"),
         (lambda: bombs.jpeg_of_empty_scans(3000, 400), "422 invalid_image"),
         (lambda: bombs.jpeg_of_scans(3000, 400), "422 invalid_image"),
         (lambda: bombs.png_of_tiny_chunks(1_000_000), "422 invalid_image"),
@@ -46,6 +48,7 @@ SMALL = 4_000_000  # pixels that a test can afford
     ],
     ids=[
         *("jpeg: Exif in tiny segments", "jpeg: Exif in large segments", "jpeg: tiny segments", "jpeg: fill bytes"),
+        *("jpeg: fill bytes before no marker", "jpeg: fill bytes at its end"),
         *("jpeg: empty scans", "jpeg: progressive scans", "png: tiny chunks", "png: tiny pieces of pixels"),
         *("png: text that inflates", "gif: a comment of tiny blocks", "gif: an extension of tiny blocks"),
         *("gif: frame larger than its screen", "gif: screen larger than its frame", "bmp: run-length rows"),
