@@ -14,6 +14,7 @@ from benchmarks.processes import CpuWatch, busy_s
 from benchmarks.systems import Running, System, SystemFailedError, agreement, running
 
 WARM_UP_S = 5.0
+QUIET_S = 3.0  # before a client counts as lone: ours gives it all cores once it has met no other for 2 s
 SHARES = (50, 70, 80)  # of capacity, in percent, for the open loop
 MANY = 64
 # A system that differs from torchvision more often than this computes something else.
@@ -100,6 +101,7 @@ def _load(system: System, plan: Plan, server: Running, seed: int, result: dict[s
     result["cpu_ms_per_image_total"] = sum(watch.by_name.values()) * 1000 / images
     # What ran beside the system and the client, in cores: a measure of how quiet the machine was.
     result["other_cores"] = (watch.machine_s - sum(watch.by_name.values()) - client_s) / watch.wall_s
+    time.sleep(QUIET_S)
     result["lone"] = apply(plan.seconds / 2, clients=1)
     result["open"] = {
         str(share): apply(plan.seconds, rate=max(0.5, closed["images_per_s"] * share / 100)) for share in SHARES
