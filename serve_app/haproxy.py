@@ -47,7 +47,7 @@ TABLE = f"backend {FLOOD}\n    stick-table type integer size 1 expire 5s store g
 # Written once more, the file is the same.
 COMPLETE = (
     (rf"^{re.escape(TABLE)}", ""),
-    (rf"^ *(option http-buffer-request|timeout http-request .*|http-request .*\b{FLOOD}.*)\n", ""),
+    (rf"^ *(option http-buffer-request|timeout http-request .*|http-request .*(table |\(|txn\.){FLOOD}.*)\n", ""),
     (r"^( *)option abortonclose\n", rf"\g<0>\1timeout http-request {SLOWEST_S}s\n"),
     (r"^( *)http-reuse always\n", r"\g<0>\1option http-buffer-request\n"),
 )
