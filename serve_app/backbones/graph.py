@@ -104,15 +104,11 @@ class Writer:
         return self.op("Relu", [y], f"{name}.relu") if relu else y
 
     def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Write an operator with one output; gives its name."""
-        return self.node(kind, inputs, [output], **attributes)[0]
-
-    def node(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> list[str]:
-        """Write an operator with several outputs; gives their names."""
+        """Write an operator; gives the name of its output."""
         from onnx import helper
 
-        self._nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **attributes))
-        return outputs
+        self._nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
 
     def constant(self, name: str, values: np.ndarray) -> str:
         """Write an array; gives its name."""

@@ -60,12 +60,12 @@ def build(
     graph = written.SerializeToString()
     # Once for all lanes, and only for who asks.
     converted = cache(lambda: to_mnn(graph))
-    tiled = cache(lambda: winograd.to_onnx(model, card.transform).SerializeToString())
+    network = cache(lambda: winograd.Network(model, card.transform))
     # ONNX Runtime's are for any number of threads at a time, so lanes share one, with its weights.
     makers: dict[str, Maker] = {
         "torch": lambda threads: TorchBackbone(model, card.transform, threads),
         "onnxruntime": cache(lambda threads: OnnxRuntimeBackbone(graph, threads)),
-        "winograd": cache(lambda threads: winograd.WinogradBackbone(tiled(), threads)),
+        "winograd": lambda threads: winograd.WinogradBackbone(network(), threads),
         "mnn": lambda threads: MnnBackbone(converted(), threads, card.transform.crop_px),
     }
     if spec.precision == "int8":
@@ -76,7 +76,7 @@ def build(
     try:
         return make(cores) if name == "torch" or cores == 1 else Lanes(make, cores)
     except ImportError as error:
-        raise EngineError(f"engine {name}: not installed here ({error})") from error
+        raise EngineError(f"engine {name}: cannot run here ({error})") from error
 
 
 def fastest(makers: Mapping[str, Maker], crop_px: int, batches: Sequence[int] = BATCHES) -> str:
@@ -93,7 +93,7 @@ def fastest(makers: Mapping[str, Maker], crop_px: int, batches: Sequence[int] = 
             try:
                 backbone = reference if name == "torch" else make(1)
             except ImportError as error:
-                log.info("engine %s: not installed here (%s)", name, error)
+                log.info("engine %s: cannot run here (%s)", name, error)
                 continue
             except EngineError as error:
                 log.warning("%s", error)

@@ -16,7 +16,7 @@ ORDER = (
     *("opening", "preprocess", "batcher", "cards", "weights"),
     *("backbones.folding", "backbones.graph", "backbones.cpu", "backbones.head"),
     *("backbones.cuda_kernels", "backbones.cuda"),
-    *("backbones.cuda_lanes", "backbones.int8", "backbones.winograd", "backbones.select"),
+    *("backbones.cuda_lanes", "backbones.int8", "backbones.cpu_kernels", "backbones.winograd", "backbones.select"),
     *("classifier", "swap", "health"),
     *(
         "service",
@@ -52,8 +52,10 @@ OWNERS = {
     "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.workers", *RAY_DATA},
     "fastapi": {"api", "deployments.ingress", "feedback_api", "jobs.routes", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
-    "onnx": {"backbones.graph", "backbones.int8", "backbones.winograd"},
+    "onnx": {"backbones.graph", "backbones.int8"},
     "onnxruntime": {"backbones.cpu", "backbones.int8"},
+    "numba": {"backbones.cpu_kernels"},
+    "llvmlite": {"backbones.cpu_kernels"},
     "PIL": {"opening", "preprocess", "deploy.smoke"},
 }
 

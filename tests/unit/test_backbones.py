@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet18
 
-from serve_app.backbones import cpu, select, winograd
+from serve_app.backbones import cpu, cpu_kernels, select, winograd
 from serve_app.backbones.cpu import CONVERTER, Lanes, to_mnn
 from serve_app.backbones.folding import fold
 from serve_app.backbones.graph import to_onnx
@@ -33,6 +33,9 @@ from serve_app.weights import load_model
 
 ROOT = Path(__file__).parents[2]
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+
+needs_vectors = pytest.mark.skipif(not cpu_kernels.AVAILABLE, reason="this CPU has neither AVX2 nor AVX-512")
 
 
 class Fake:
@@ -153,7 +156,7 @@ def test_concurrent_batches_get_their_own_answers(weights: WeightsSpec, runtime:
 
 def test_a_missing_runtime_is_one_sentence(weights: WeightsSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EngineError, match="engine onnxruntime: not installed here"):
+    with pytest.raises(EngineError, match="engine onnxruntime: cannot run here"):
         ResNetEngine(*load_model(weights), EngineSpec(runtime="onnxruntime"))
 
 
@@ -168,18 +171,60 @@ def test_the_graph_is_valid_onnx() -> None:
     assert kinds == {"Cast", "Transpose", "Sub", "Mul", "Conv", "Relu", "MaxPool", "Add"}
 
 
-@pytest.mark.parametrize("crop_px", [32, 96, 150, 224])
-def test_winograd_changes_no_answer(crop_px: int) -> None:
-    """Whatever the sides of the feature maps: multiples of the tile's four, less than it, or between."""
+def compare_winograd(crop_px: int, threads: int) -> None:
+    """Fail if a batch, a lone image or more images than go at a time get other features than torch's."""
     torch.manual_seed(1)
     model, transform = fold(resnet18().eval()), TRANSFORM.model_copy(update={"crop_px": crop_px})
-    pixels = np.random.default_rng(1).integers(0, 256, (3, crop_px, crop_px, 3), np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (winograd.IMAGES + 3, crop_px, crop_px, 3), np.uint8)
     with torch.inference_mode():
         expected = cpu.TorchBackbone(model, transform, 1)(pixels)
-    found = winograd.WinogradBackbone(winograd.to_onnx(model, transform).SerializeToString(), 1)
-    assert found(pixels).shape == expected.shape
-    np.testing.assert_allclose(found(pixels), expected, atol=1e-4 * float(expected.max()))
-    np.testing.assert_allclose(found(pixels[2:]), expected[2:], atol=1e-4 * float(expected.max()))
+    found = winograd.WinogradBackbone(winograd.Network(model, transform), threads)
+    for part in (slice(None), slice(1), slice(2, 5)):
+        assert found(pixels[part]).shape == expected[part].shape
+        np.testing.assert_allclose(found(pixels[part]), expected[part], atol=1e-5 * float(expected.max()))
+
+
+@needs_vectors
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
+def test_winograd_changes_no_answer(crop_px: int, threads: int) -> None:
+    """Whatever the sides of the feature maps: multiples of the tile's four, less than it, or between."""
+    compare_winograd(crop_px, threads)
+
+
+@needs_vectors
+def test_winograd_with_256_bits(tmp_path: Path) -> None:
+    """What a CPU without AVX-512 runs, compiled on any: half as wide, fewer rows at a time, other panels."""
+    program = (
+        "from llvmlite import binding\n"
+        "found = binding.get_host_cpu_features()\n"
+        "found['avx512f'] = False\n"
+        "binding.get_host_cpu_features = lambda: found\n"
+        "from serve_app.backbones import cpu_kernels\n"
+        "from tests.unit.test_backbones import compare_winograd\n"
+        "for threads in (1, 2):\n"
+        "    compare_winograd(96, threads)\n"
+        "print('lanes', cpu_kernels.LANES)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "lanes 8\n"), done.stderr
+
+
+@needs_vectors
+def test_winograd_hides_no_broken_weights() -> None:
+    """What is not a number stays so, as in torch, and is not cut to zero by a ReLU."""
+    model = fold(resnet18().eval())
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
+    found = winograd.WinogradBackbone(winograd.Network(model, TRANSFORM), 1)(np.zeros((1, 32, 32, 3), np.uint8))
+    assert found.isnan().all()
+
+
+def test_a_cpu_without_wide_vectors_is_one_sentence(weights: WeightsSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "AVAILABLE", False)
+    with pytest.raises(EngineError, match=r"engine winograd: cannot run here \(this CPU has neither AVX2 nor AVX-512"):
+        ResNetEngine(*load_model(weights), EngineSpec(runtime="winograd"))
 
 
 def test_unfolded_models_are_refused() -> None:

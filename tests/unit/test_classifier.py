@@ -32,7 +32,7 @@ def by_class(ids: tuple[int, ...], scores: tuple[float, ...]) -> np.ndarray:
 
 
 def test_equals_plain_torchvision(engine: ResNetEngine, weights: WeightsSpec) -> None:
-    """Folding, uint8 input and another runtime change no score by more than 1e-5, Winograd's by 1e-3."""
+    """Folding, uint8 input and another runtime change no score by more than 1e-5, MNN's by 1e-3."""
     model, card = load_model(weights)
     batch = items(8)
     pixels = torch.stack([torch.from_numpy(item.pixels) for item in batch]).permute(0, 3, 1, 2) / 255
