@@ -31,6 +31,7 @@ ROWS = 8 if WIDE else 6  # of a product: their sums, two vectors each, leave reg
 PANEL = 2 * LANES
 TILE, PATCH = 4, 6
 STEM, DIRECT, WINOGRAD = range(3)
+LINE = 16  # floats of a cache's line
 SPINS = 1000  # before a thread that waits for another lets others have its core
 
 # A convolution: from maps x to maps y, of which the first begins at an address and the next is a distance further.
@@ -133,6 +134,14 @@ def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
     return a.code.call(function, [a.value, b.value, c])
 
 
+def prefetch(code: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Have a line of memory brought into the core's second cache meanwhile."""
+    name, place = "llvm.prefetch.p0i8", ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [place, INDEX, INDEX, INDEX])
+    function = code.module.globals.get(name) or ir.Function(code.module, kind, name)
+    code.call(function, [code.bitcast(pointer, place), *(ir.Constant(INDEX, option) for option in (0, 2, 1))])
+
+
 def ahead(code: ir.IRBuilder, pointer: ir.Value, floats: ir.Value | int, times: ir.Value | int = 1) -> ir.Value:
     """A pointer so many times so many floats further."""
     floats, times = (ir.Constant(INT, v) if isinstance(v, int) else v for v in (floats, times))
@@ -198,10 +207,14 @@ def product(
         for half, total in enumerate(row):
             code.store(load(code, ahead(code, bias, LANES * half)).value, total)
     panel = cgutils.alloca_once_value(code, b)
+    size = code.mul(code.mul(segments, run), ir.Constant(INT, PANEL))
     with cgutils.for_range(code, segments, intp=INT) as segment:
         start = ahead(code, a, apart, segment.index)
         with cgutils.for_range(code, run, intp=INT) as column:
             at = code.load(panel)
+            # The next panel, unless so few rows wait for memory anyway.
+            for line in range(0, PANEL if rows > ROWS // 2 else 0, LINE):
+                prefetch(code, ahead(code, ahead(code, at, size), line))
             factors = [load(code, ahead(code, at, LANES * half)) for half in range(2)]
             for number, row in enumerate(sums):
                 factor = splat(code, code.load(ahead(code, ahead(code, start, column.index), a_row, number)))
