@@ -20,6 +20,7 @@ from serve_app.schemas import ImageTransform, Look, ModelState, Named, Preproces
 from serve_app.service import Answer, Wanted
 
 ASK_AGAIN_S = 0.5
+Decoded = tuple[PreprocessedImage, Look | None, float]  # with the milliseconds it took
 
 
 # Queues are bounded so that overload is refused, not piled up. A call carries a group of
@@ -38,7 +39,8 @@ class Preprocessor:
         stay_on_loopback()
         log_with_serve()
         self._classifier, self._transform = classifier, transform
-        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+        self._cores = cores()
+        self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
         while not await self._fits():
             await asyncio.sleep(ASK_AGAIN_S)
         take_priority()
@@ -50,8 +52,7 @@ class Preprocessor:
             For each, its answer or what is wrong with it: a bad image is an ordinary answer
             here; raised, it would be logged as a crash.
         """
-        loop = asyncio.get_running_loop()
-        decoded = await asyncio.gather(*(loop.run_in_executor(self._threads, self._decode, each) for each in wanted))
+        decoded = await self._decode_all(wanted)
         good = [
             (each, *found) for each, found in zip(wanted, decoded, strict=True) if not isinstance(found, ServiceError)
         ]
@@ -73,7 +74,24 @@ class Preprocessor:
             return False
         return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
-    def _decode(self, wanted: Wanted) -> tuple[PreprocessedImage, Look | None, float] | ServiceError:
+    async def _decode_all(self, wanted: list[Wanted]) -> list[Decoded | ServiceError]:
+        """On all threads, each of which takes the next image when it is done with one: to call the loop back costs."""
+        left = iter(enumerate(wanted))
+        decoded: dict[int, Decoded | ServiceError] = {}
+
+        def work() -> None:
+            for number, each in left:
+                decoded[number] = self._decode(each)
+
+        loop = asyncio.get_running_loop()
+        threads = min(self._cores, len(wanted))
+        try:
+            await asyncio.gather(*(loop.run_in_executor(self._threads, work) for _ in range(threads)))
+        finally:
+            list(left)  # who gives up waiting wants none of the others
+        return [decoded[number] for number in range(len(wanted))]
+
+    def _decode(self, wanted: Wanted) -> Decoded | ServiceError:
         start, failed = time.perf_counter(), None
         try:
             wanted.deadline.check()
