@@ -15,7 +15,9 @@ from serve_app.answers import to_problem
 from serve_app.errors import OverloadedError
 from serve_app.haproxy import EDITS, FULL, MOST, on_this_machine, write_program
 
-WRITTEN = """defaults
+WRITTEN = """global
+    tune.bufsize 1048576
+defaults
     option abortonclose
     option splice-request
 frontend prometheus
@@ -39,6 +41,7 @@ listen stats
 COMPLETED = WRITTEN.replace(
     "    option abortonclose\n", "    option abortonclose\n    timeout http-request 30s\n"
 ).replace("    http-reuse always\n", "    http-reuse always\n    option http-buffer-request\n")
+COMPLETED = COMPLETED.replace("1048576\n", "1048576\n    tune.memory.hot-size 8388608\n")
 REPLICAS = "".join(line + "\n" for line in WRITTEN.splitlines() if "server one" in line or "server two" in line)
 OTHER = "    server four 127.0.0.1:30003 check\n"
 
