@@ -80,7 +80,7 @@ class WinogradBackbone:
     name, device, lanes = "winograd", CPU, 1
 
     def __init__(self, network: Network, threads: int) -> None:
-        """Make room for feature maps, 30 MB at 224 px, and compile the kernels if that was never done on this CPU."""
+        """Make room for feature maps, 20 MB at 224 px, and compile the kernels if that was never done on this CPU."""
         from serve_app.backbones import cpu_kernels as kernels
 
         self._run, self._network, self._threads = kernels.run, network, threads

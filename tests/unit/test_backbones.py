@@ -212,6 +212,20 @@ def test_winograd_with_256_bits(tmp_path: Path) -> None:
 
 
 @needs_vectors
+def test_winograd_needs_no_folder_to_keep_its_code_in() -> None:
+    """As in a container whose files are read-only and whose user has no home: compiled in each process then."""
+    program = (
+        "from serve_app.backbones import cpu_kernels\n"
+        "from tests.unit.test_backbones import compare_winograd\n"
+        "compare_winograd(32, 1)\n"
+        "print(type(cpu_kernels.run._cache).__name__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "NullCache\n"), done.stderr
+
+
+@needs_vectors
 def test_winograd_hides_no_broken_weights() -> None:
     """What is not a number stays so, as in torch, and is not cut to zero by a ReLU."""
     model = fold(resnet18().eval())
