@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -315,3 +317,31 @@ async def test_what_nobody_waits_for_is_not_decoded(monkeypatch: pytest.MonkeyPa
     answers: list[Answer | ServiceError] = await stage(wanted, 4)
     assert [type(answer) for answer in answers] == [DeadlineExceededError, Answer] * 2
     assert decoded == [wanted[1].encoded, wanted[3].encoded]
+
+
+async def test_who_gives_up_has_no_more_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four images the first is being decoded when its caller goes away: it ends, and the others never begin."""
+    begun, may_end = threading.Event(), threading.Event()
+    decoded: list[str] = []
+
+    def waiting(wanted: str) -> str:
+        begun.set()
+        may_end.wait(10)
+        decoded.append(wanted)
+        return wanted
+
+    kind = preprocessor.Preprocessor.func_or_class  # type: ignore[attr-defined] # Ray's
+    stage = kind.__new__(kind)
+    with ThreadPoolExecutor(1) as threads:
+        stage._cores, stage._threads = 1, threads
+        monkeypatch.setattr(stage, "_decode", waiting)
+        task = asyncio.create_task(stage._decode_all(["a", "b", "c", "d"]))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        may_end.set()
+    assert decoded == ["a"]
+    with ThreadPoolExecutor(1) as threads:
+        stage._threads = threads
+        assert await stage._decode_all(["a", "b"]) == ["a", "b"]
