@@ -30,6 +30,7 @@ LANES = 16 if WIDE else 8  # floats of a vector
 ROWS = 8 if WIDE else 6  # of a product: their sums, two vectors each, leave registers for the factors
 PANEL = 2 * LANES
 TILE, PATCH = 4, 6
+TILES = 32  # that a Winograd convolution does at a time: they should stay in the core's cache
 STEM, DIRECT, WINOGRAD = range(3)
 LINE = 16  # floats of a cache's line
 SPINS = 1000  # before a thread that waits for another lets others have its core
@@ -45,13 +46,13 @@ CONVOLUTION = np.dtype(
             "size",  # of a direct one's window
             "add",  # whether y is added to what it held
             "relu",
-            "tiles",  # that a Winograd one does at a time: they should stay in the core's cache
         )
     ]
 )
 
 FLOAT, INT, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR, POINTER = ir.VectorType(FLOAT, LANES), FLOAT.as_pointer()
+KINDS = {"p": POINTER, "i": INT, "f": FLOAT}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -130,7 +131,7 @@ def splat(code: ir.IRBuilder, value: ir.Value) -> Vector:
 def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
     """Give a * b + c, rounded once."""
     name, module = f"llvm.fma.v{LANES}f32", a.code.module
-    function = module.globals.get(name) or ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
+    function = cgutils.get_or_insert_function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
     return a.code.call(function, [a.value, b.value, c])
 
 
@@ -138,7 +139,7 @@ def prefetch(code: ir.IRBuilder, pointer: ir.Value) -> None:
     """Have a line of memory brought into the core's second cache meanwhile."""
     name, place = "llvm.prefetch.p0i8", ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [place, INDEX, INDEX, INDEX])
-    function = code.module.globals.get(name) or ir.Function(code.module, kind, name)
+    function = cgutils.get_or_insert_function(code.module, kind, name)
     code.call(function, [code.bitcast(pointer, place), *(ir.Constant(INDEX, option) for option in (0, 2, 1))])
 
 
@@ -170,65 +171,83 @@ class Routine:
         self._name = "_".join([write.__name__, *map(str, constants)])
 
     def __call__(self, code: ir.IRBuilder, values: Sequence[ir.Value]) -> None:
-        """Write a call; pointers are given as ints."""
+        """Write a call."""
         code.call(self._body(code.module), values)
 
     def _body(self, module: ir.Module) -> ir.Function:
         if self._name in module.globals:
             return module.globals[self._name]
-        kinds = [FLOAT if letter == "f" else INT for letter in self.arguments]
+        kinds = [KINDS[letter] for letter in self.arguments]
         made = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), self._name)
         made.linkage = "internal"
         made.attributes.add("noinline")
         code = ir.IRBuilder(made.append_basic_block())
-        pairs = zip(self.arguments, made.args, strict=True)
-        self._write(code, *(code.inttoptr(v, POINTER) if a == "p" else v for a, v in pairs), *self._constants)
+        self._write(code, *made.args, *self._constants)
         code.ret_void()
         return made
 
 
-def product(
-    code: ir.IRBuilder,
-    a: ir.Value,
-    a_row: ir.Value,
-    segments: ir.Value,
-    run: ir.Value,
-    apart: ir.Value,
-    b: ir.Value,
-    bias: ir.Value,
-    least: ir.Value,
-    c: ir.Value,
-    c_row: ir.Value,
-    rows: int,
-) -> None:
-    """Make c = max(bias + a b, least) of some rows of a: segments of run floats each, which are so far apart."""
+class Product(NamedTuple):
+    """Make c = max(bias + a b, least), one panel wide: the arguments of ``product`` and ``multiply``, but for the rows.
+
+    Attributes:
+        a: A row of it is some segments, of a run of floats each.
+        a_row: From one row to the next.
+        segments: How many a row has.
+        run: How many floats each has.
+        apart: From one segment to the next.
+        b: A line of the panel for each float of a row.
+        bias: A line of the panel.
+        least: A float.
+        c: The result.
+        c_row: From one row to the next.
+    """
+
+    a: ir.Value
+    a_row: ir.Value
+    segments: ir.Value
+    run: ir.Value
+    apart: ir.Value
+    b: ir.Value
+    bias: ir.Value
+    least: ir.Value
+    c: ir.Value
+    c_row: ir.Value
+
+
+PRODUCT = "piiiippfpi"
+
+
+def product(code: ir.IRBuilder, *given: Any) -> None:
+    """A product of a constant number of rows, the last that is given."""
+    it, rows = Product(*given[:-1]), given[-1]
     sums = [[cgutils.alloca_once(code, VECTOR) for _ in range(2)] for _ in range(rows)]
     for row in sums:
         for half, total in enumerate(row):
-            code.store(load(code, ahead(code, bias, LANES * half)).value, total)
-    panel = cgutils.alloca_once_value(code, b)
-    size = code.mul(code.mul(segments, run), ir.Constant(INT, PANEL))
-    with cgutils.for_range(code, segments, intp=INT) as segment:
-        start = ahead(code, a, apart, segment.index)
-        with cgutils.for_range(code, run, intp=INT) as column:
+            code.store(load(code, ahead(code, it.bias, LANES * half)).value, total)
+    panel = cgutils.alloca_once_value(code, it.b)
+    size = code.mul(code.mul(it.segments, it.run), ir.Constant(INT, PANEL))
+    with cgutils.for_range(code, it.segments, intp=INT) as segment:
+        start = ahead(code, it.a, it.apart, segment.index)
+        with cgutils.for_range(code, it.run, intp=INT) as column:
             at = code.load(panel)
             # The next panel, unless so few rows wait for memory anyway.
             for line in range(0, PANEL if rows > ROWS // 2 else 0, LINE):
                 prefetch(code, ahead(code, ahead(code, at, size), line))
             factors = [load(code, ahead(code, at, LANES * half)) for half in range(2)]
             for number, row in enumerate(sums):
-                factor = splat(code, code.load(ahead(code, ahead(code, start, column.index), a_row, number)))
+                factor = splat(code, code.load(ahead(code, ahead(code, start, column.index), it.a_row, number)))
                 for half, total in enumerate(row):
                     code.store(multiply_add(factor, factors[half], code.load(total)), total)
             code.store(ahead(code, at, PANEL), panel)
-    floor = splat(code, least)
+    floor = splat(code, it.least)
     for number, row in enumerate(sums):
         for half, total in enumerate(row):
-            place = ahead(code, ahead(code, c, c_row, number), LANES * half)
+            place = ahead(code, ahead(code, it.c, it.c_row, number), LANES * half)
             store(Vector(code, code.load(total)).at_least(floor), place)
 
 
-PRODUCTS = [Routine("piiiippfpi", product, rows) for rows in range(1, ROWS + 1)]
+PRODUCTS = [Routine(PRODUCT, product, rows) for rows in range(1, ROWS + 1)]
 
 
 def to_patch(d: Sequence[Vector]) -> list[Vector]:
@@ -303,35 +322,21 @@ def pool(
         store(best, at(out))
 
 
-def multiply(
-    code: ir.IRBuilder,
-    a: ir.Value,
-    a_row: ir.Value,
-    segments: ir.Value,
-    run: ir.Value,
-    apart: ir.Value,
-    b: ir.Value,
-    bias: ir.Value,
-    least: ir.Value,
-    c: ir.Value,
-    c_row: ir.Value,
-    rows: ir.Value,
-) -> None:
-    """A product of any number of rows, in parts that differ by one row at most."""
+def multiply(code: ir.IRBuilder, *given: ir.Value) -> None:
+    """A product of any number of rows, the last that is given, in parts that differ by one row at most."""
+    it, rows = Product(*given[:-1]), given[-1]
     parts = code.udiv(code.add(rows, ir.Constant(INT, ROWS - 1)), ir.Constant(INT, ROWS))
     with cgutils.for_range(code, parts, intp=INT) as part:
         first = code.udiv(code.mul(rows, part.index), parts)
         after = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(INT, 1))), parts)
-        values = [ahead(code, a, a_row, first), a_row, segments, run, apart, b, bias]
-        values = [*values, least, ahead(code, c, c_row, first), c_row]
-        values = [code.ptrtoint(value, INT) if value.type == POINTER else value for value in values]
+        these = it._replace(a=ahead(code, it.a, it.a_row, first), c=ahead(code, it.c, it.c_row, first))
         done = code.append_basic_block()
         choice = code.switch(code.sub(after, first), done)
         for number, routine in enumerate(PRODUCTS, 1):
             block = code.append_basic_block()
             choice.add_case(ir.Constant(INT, number), block)
             code.position_at_end(block)
-            routine(code, values)
+            routine(code, these)
             code.branch(done)
         code.position_at_end(done)
 
@@ -350,9 +355,7 @@ def arrive(code: ir.IRBuilder, counter: ir.Value, threads: ir.Value) -> None:
         spun = code.add(code.load(spins), one)
         code.store(spun, spins)
         with code.if_then(code.icmp_signed(">", spun, ir.Constant(INT, SPINS)), likely=False):
-            kind = ir.FunctionType(INDEX, [])
-            give_way = code.module.globals.get("sched_yield") or ir.Function(code.module, kind, "sched_yield")
-            code.call(give_way, [])
+            code.call(cgutils.get_or_insert_function(code.module, ir.FunctionType(INDEX, []), "sched_yield"), [])
     here = code.icmp_signed(">=", code.load_atomic(counter, "seq_cst", 8), enough)
     code.cbranch(here, after, waiting)
     code.position_at_end(after)
@@ -365,7 +368,8 @@ def callable_in_numba(routine: Routine) -> Callable[..., Any]:
         kinds = [types.float32 if letter == "f" else types.int64 for letter in routine.arguments]
 
         def write(context: Any, code: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> ir.Value:
-            routine(code, cgutils.unpack_tuple(code, values[0]))
+            given = zip(routine.arguments, cgutils.unpack_tuple(code, values[0]), strict=True)
+            routine(code, [code.inttoptr(value, POINTER) if letter == "p" else value for letter, value in given])
             return context.get_dummy_value()
 
         return types.void(types.Tuple(kinds)), write
@@ -373,7 +377,7 @@ def callable_in_numba(routine: Routine) -> Callable[..., Any]:
     return intrinsic(define)
 
 
-_multiply = callable_in_numba(Routine("piiiippfpii", multiply))
+_multiply = callable_in_numba(Routine(f"{PRODUCT}i", multiply))
 _patch = callable_in_numba(Routine("piipi", patch))
 _tile = callable_in_numba(Routine("piippiiii", tile, 0))
 _add_tile = callable_in_numba(Routine("piippiiii", tile, 1))
@@ -413,9 +417,9 @@ def _stem(
         above, middle = rows + 4 * (max(2 * y - 1, 0) % 3 * wide), rows + 4 * (2 * y % 3 * wide)
         below = rows + 4 * (min(2 * y + 1, half - 1) % 3 * wide)
         for x in range(conv.y_side):
-            ahead = 4 * 2 * x * conv.y_channels
+            from_left = 4 * 2 * x * conv.y_channels
             out = y_out + 4 * ((y * conv.y_width + x + 1) * conv.y_channels)
-            _pool((above + ahead, middle + ahead, below + ahead, conv.y_channels, out))
+            _pool((above + from_left, middle + from_left, below + from_left, conv.y_channels, out))
 
 
 @inlined
@@ -445,8 +449,8 @@ def _winograd(
     tiles, x_channels, y_channels = across * across, conv.x_channels, conv.y_channels
     row, out_row, panels = conv.x_width * x_channels, conv.y_width * y_channels, y_channels // PANEL
     # Many tiles are shared by tiles; few, where the weights are much, by output channels.
-    some, others = (parts, 1) if count * tiles >= conv.tiles * parts else (1, parts)
-    blocks = (count * tiles + conv.tiles * some - 1) // (conv.tiles * some) * some
+    some, others = (parts, 1) if count * tiles >= TILES * parts else (1, parts)
+    blocks = (count * tiles + TILES * some - 1) // (TILES * some) * some
     begin_block, end_block = _share(blocks, part % some, some)
     begin_panel, end_panel = _share(panels, part % others, others)
     before = 4 * begin_panel * PANEL

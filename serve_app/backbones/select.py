@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torchvision.models import ResNet
 
-from serve_app.backbones import winograd
 from serve_app.backbones.cpu import Backbone, Lanes, MnnBackbone, OnnxRuntimeBackbone, TorchBackbone, to_mnn
 from serve_app.backbones.cuda import TYPES, gpu_found, on_gpu
 from serve_app.backbones.folding import fold
@@ -20,7 +19,7 @@ from serve_app.backbones.graph import to_onnx
 from serve_app.backbones.int8 import int8_maker
 from serve_app.config import EngineSpec
 from serve_app.errors import EngineError
-from serve_app.schemas import ModelCard
+from serve_app.schemas import ImageTransform, ModelCard
 
 log = logging.getLogger("serve_app")
 Maker = Callable[[int], Backbone]
@@ -57,20 +56,20 @@ def build(
         return on_gpu(model, card.transform, spec.precision)
     if spec.precision in ("fp16", "bf16"):
         raise EngineError(f"engine {spec.runtime}: precision {spec.precision} needs a GPU; a CPU has fp32 and int8")
-    written = to_onnx(model, card.transform)
-    graph = written.SerializeToString()
     # Once for all lanes, and only for who asks.
-    converted = cache(lambda: to_mnn(graph))
-    network = cache(lambda: winograd.Network(model, card.transform))
+    written = cache(lambda: to_onnx(model, card.transform))
+    graph = cache(lambda: written().SerializeToString())
+    converted = cache(lambda: to_mnn(graph()))
+    ours = cache(lambda: _winograd(model, card.transform))
     # ONNX Runtime's are for any number of threads at a time, so lanes share one, with its weights.
     makers: dict[str, Maker] = {
-        "winograd": lambda threads: winograd.WinogradBackbone(network(), threads),
+        "winograd": lambda threads: ours()(threads),
         "torch": lambda threads: TorchBackbone(model, card.transform, threads),
-        "onnxruntime": cache(lambda threads: OnnxRuntimeBackbone(graph, threads)),
+        "onnxruntime": cache(lambda threads: OnnxRuntimeBackbone(graph(), threads)),
         "mnn": lambda threads: MnnBackbone(converted(), threads, card.transform.crop_px),
     }
     if spec.precision == "int8":
-        name, makers = "onnxruntime", {"onnxruntime": int8_maker(written, card, spec.runtime)}
+        name, makers = "onnxruntime", {"onnxruntime": int8_maker(written(), card, spec.runtime)}
     else:
         # MNN's wheel ends at AVX2: where there is more it is not worth the two seconds.
         slow = {"mnn"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
@@ -102,9 +101,10 @@ def fastest(makers: Mapping[str, Maker], crop_px: int, batches: Sequence[int] = 
             except EngineError as error:
                 log.warning("%s", error)
                 continue
+            found = expected if name == "torch" else [backbone(sample) for sample in samples]
             worst = max(
-                float((backbone(sample) - wanted).abs().max() / wanted.abs().max())
-                for sample, wanted in zip(samples, expected, strict=True)
+                float((features - wanted).abs().max() / wanted.abs().max())
+                for features, wanted in zip(found, expected, strict=True)
             )
             if not worst < TOLERANCE:
                 log.warning("engine %s: answers differ by %.1e and are not used", name, worst)
@@ -115,6 +115,14 @@ def fastest(makers: Mapping[str, Maker], crop_px: int, batches: Sequence[int] = 
     best = min(seconds, key=lambda name: seconds[name])
     log.info("engine %s; ms per image: %s", best, {name: round(s * 1000, 1) for name, s in seconds.items()})
     return best
+
+
+def _winograd(model: ResNet, transform: ImageTransform) -> Maker:
+    """Imported here: numba is for who asks, and may be missing as other runtimes may."""
+    from serve_app.backbones.winograd import Network, WinogradBackbone
+
+    network = Network(model, transform)
+    return lambda threads: WinogradBackbone(network, threads)
 
 
 def _between_requests(make: Maker) -> Maker:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
+from serve_app.backbones import cpu_kernels as kernels
 from serve_app.backbones.cpu import CPU
 from serve_app.backbones.graph import STAGES, parameters
 from serve_app.schemas import ImageTransform
@@ -22,8 +23,6 @@ from serve_app.schemas import ImageTransform
 FILTER = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], float) / 24
 IMAGES = 8  # at a time: enough to read the last stages' weights seldom
 APART = 2  # stages that an image goes through by itself, as its feature maps are larger there than the weights
-TILES = 32  # at a time
-ALIGNED = 64  # bytes of a cache's line
 
 
 class Layer(NamedTuple):
@@ -50,10 +49,8 @@ class Network:
             transform: Its mean, std and crop size.
 
         Raises:
-            ImportError: This CPU has neither AVX2 nor AVX-512, or numba is not installed.
+            ImportError: This CPU has neither AVX2 nor AVX-512.
         """
-        from serve_app.backbones import cpu_kernels as kernels
-
         if not kernels.AVAILABLE:
             raise ImportError("this CPU has neither AVX2 nor AVX-512")
         self.crop_px = transform.crop_px
@@ -70,8 +67,8 @@ class Network:
                     self.layers.append(_winograd(block.conv1, x, y))
                 else:
                     self.layers.append(_direct(block.conv1, kernels.DIRECT, before, y))
-                    self.layers.append(_direct(block.downsample[0], kernels.DIRECT, before, x)._replace(relu=False))
-                self.layers.append(_winograd(block.conv2, y, x)._replace(add=True))
+                    self.layers.append(_direct(block.downsample[0], kernels.DIRECT, before, x, relu=False))
+                self.layers.append(_winograd(block.conv2, y, x, add=True))
 
 
 class WinogradBackbone:
@@ -81,8 +78,6 @@ class WinogradBackbone:
 
     def __init__(self, network: Network, threads: int) -> None:
         """Make room for feature maps, 20 MB at 224 px, and compile the kernels if that was never done on this CPU."""
-        from serve_app.backbones import cpu_kernels as kernels
-
         self._run, self._network, self._threads = kernels.run, network, threads
         self._helpers = ThreadPoolExecutor(threads - 1, "winograd") if threads > 1 else None
         self._met = np.zeros(1, np.int64)
@@ -91,7 +86,7 @@ class WinogradBackbone:
         self._maps = {(stage, name): self._room(stage, name) for stage in range(len(STAGES)) for name in "xy"}
         self._convolutions = self._table()
         self._schedules = [self._schedule(images) for images in range(IMAGES + 1)]
-        widest = kernels.PATCH**2 * TILES * self._maps[len(STAGES) - 1, "x"].shape[-1]
+        widest = kernels.PATCH**2 * kernels.TILES * self._maps[len(STAGES) - 1, "x"].shape[-1]
         sizes = ((network.crop_px + 6, network.crop_px + 6, 3), (3, stem + 2, 64), (widest,), (widest,))
         self._scratch = [kernels.Scratch(*map(_aligned, sizes)) for _ in range(threads)]
         self(np.zeros((1, network.crop_px, network.crop_px, 3), np.uint8))
@@ -120,16 +115,12 @@ class WinogradBackbone:
 
     def _room(self, stage: int, name: str) -> np.ndarray:
         """Feature maps whose tiles all lie inside, with their border."""
-        from serve_app.backbones.cpu_kernels import TILE
-
         # What no later stage reads is free when an image has gone through.
         images = 1 if stage < APART and (stage, name) != (APART - 1, "x") else IMAGES
-        width = TILE * math.ceil(self._sides[stage] / TILE) + 2
+        width = kernels.TILE * math.ceil(self._sides[stage] / kernels.TILE) + 2
         return _aligned((images, width, width, 64 << stage))
 
     def _table(self) -> np.ndarray:
-        from serve_app.backbones.cpu_kernels import CONVOLUTION
-
         rows = []
         for layer in self._network.layers:
             row = {name: int(getattr(layer, name)) for name in ("kind", "size", "add", "relu")}
@@ -139,9 +130,9 @@ class WinogradBackbone:
                 apart = maps[0].size if len(maps) > 1 else 0
                 row |= {end: maps.ctypes.data, f"{end}_apart": apart}
                 row |= {f"{end}_width": maps.shape[2], f"{end}_channels": maps.shape[3]}
-            row |= {"y_side": self._sides[layer.target[0]], "tiles": TILES}
-            rows.append(tuple(row[name] for name in CONVOLUTION.names or ()))
-        return np.array(rows, CONVOLUTION)
+            row |= {"y_side": self._sides[layer.target[0]]}
+            rows.append(tuple(row[name] for name in kernels.CONVOLUTION.names or ()))
+        return np.array(rows, kernels.CONVOLUTION)
 
     def _schedule(self, images: int) -> np.ndarray:
         """Which layer, from which image, how many: each image through the first stages, then all through the others."""
@@ -151,27 +142,23 @@ class WinogradBackbone:
         return np.array(steps + [(layer, 0, images) for layer in range(first, len(targets))], np.int64)
 
 
-def _winograd(conv: nn.Conv2d, source: tuple[int, str], target: tuple[int, str]) -> Layer:
-    from serve_app.backbones import cpu_kernels as kernels
-
+def _winograd(conv: nn.Conv2d, source: tuple[int, str], target: tuple[int, str], add: bool = False) -> Layer:
     weight, bias = parameters(conv)
     filters = np.kron(FILTER, FILTER) @ weight.reshape(-1, 9).T.astype(float)
     filters = filters.astype(np.float32).reshape(-1, conv.out_channels, conv.in_channels).transpose(0, 2, 1)
-    return Layer(kernels.WINOGRAD, 3, _panels(filters), _copied(bias), source, target)
+    return Layer(kernels.WINOGRAD, 3, _panels(filters), _copied(bias), source, target, add=add)
 
 
-def _direct(conv: nn.Conv2d, kind: int, source: tuple[int, str], target: tuple[int, str]) -> Layer:
+def _direct(conv: nn.Conv2d, kind: int, source: tuple[int, str], target: tuple[int, str], relu: bool = True) -> Layer:
     weight, bias = parameters(conv)
     columns = weight.transpose(2, 3, 1, 0).reshape(1, -1, conv.out_channels)
-    return Layer(kind, conv.kernel_size[0], _panels(columns), _copied(bias), source, target)
+    return Layer(kind, conv.kernel_size[0], _panels(columns), _copied(bias), source, target, relu=relu)
 
 
 def _panels(weights: np.ndarray) -> np.ndarray:
     """(n, K, Co) -> (n, Co / PANEL, K, PANEL)."""
-    from serve_app.backbones.cpu_kernels import PANEL
-
     count, rows, columns = weights.shape
-    return _copied(weights.reshape(count, rows, columns // PANEL, PANEL).transpose(0, 2, 1, 3))
+    return _copied(weights.reshape(count, rows, columns // kernels.PANEL, kernels.PANEL).transpose(0, 2, 1, 3))
 
 
 def _copied(values: np.ndarray) -> np.ndarray:
@@ -182,6 +169,7 @@ def _copied(values: np.ndarray) -> np.ndarray:
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, float32, that begin where a line of the cache does."""
-    room = np.zeros(4 * math.prod(shape) + ALIGNED, np.uint8)
-    start = -room.ctypes.data % ALIGNED
+    line = 4 * kernels.LINE
+    room = np.zeros(4 * math.prod(shape) + line, np.uint8)
+    start = -room.ctypes.data % line
     return room[start : start + 4 * math.prod(shape)].view(np.float32).reshape(shape)
