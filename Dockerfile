@@ -68,7 +68,7 @@ ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" \
     RAY_SERVE_HAPROXY_TUNE_BUFSIZE=1048576 \
     SERVE_APP_INGRESS_REQUESTS=72 \
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.door:outermost \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.http.middleware:outermost \
     RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
     RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=67108864 \
     RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5 \
@@ -78,18 +78,18 @@ ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_AUTH_MODE=disabled \
     RAY_USAGE_STATS_ENABLED=0
 # Before the first request, HAProxy's configuration is completed.
-RUN python -m serve_app.haproxy /usr/local/bin/serve-haproxy
+RUN python -m serve_app.launcher.haproxy /usr/local/bin/serve-haproxy
 ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
 # `ray start` puts no folder of ours on the path of its workers; PYTHONPATH does, whoever starts it.
 ENV PYTHONPATH=/app TORCH_HOME=/weights
 USER ray
 # The demo model is part of the code; ImageNet's weights come from a volume, or into the image if asked for.
 ARG BAKE_WEIGHTS=
-RUN if [ "$BAKE_WEIGHTS" = imagenet ]; then python -m serve_app.launch_weights; fi
+RUN if [ "$BAKE_WEIGHTS" = imagenet ]; then python -m serve_app.launcher.imagenet; fi
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=180s \
   CMD ["wget", "--no-proxy", "--quiet", "--output-document=/dev/null", "http://127.0.0.1:8000/readyz"]
-CMD ["python", "-m", "serve_app", "--host", "0.0.0.0", "--no-page"]
+CMD ["python", "-m", "serve_app", "run", "--host", "0.0.0.0", "--no-page"]
 ARG PYTHON_IMAGE
 ARG PYTHON_DIGEST
 ARG GIT_SHA=unknown

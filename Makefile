@@ -16,10 +16,10 @@ setup: ## make .venv with the pinned packages; done by the others when needed
 	@$(PYTHON) setup_venv.py
 
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
-	@exec $(BIN)/python -m serve_app --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS) $(ARGS)
+	@exec $(BIN)/python -m serve_app run --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS) $(ARGS)
 
 deploy: setup ## bring CONFIG to the Ray at ADDRESS, or back what ran before; ARGS=--dry-run only says what would change
-	@exec $(BIN)/python -m serve_app.deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
+	@exec $(BIN)/python -m serve_app.release.deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
 
 test: setup ## run all tests
 	@echo "· running the tests: unit, served (real Ray), browser (real Chromium)"

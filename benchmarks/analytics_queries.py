@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from frontend.insights import Insights, Span
-from serve_app.jobs import etl
-from tests.logged import log_day
+from serve_app.analytics import etl
+from tests.support.logged import log_day
 
 DAYS, FIRST, REPEATS = 10, date(2026, 3, 1), 5
 

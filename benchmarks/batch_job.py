@@ -25,8 +25,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks import ceiling
-from benchmarks.processes import MARK, Tree
-from serve_app.cards import DEMO
+from serve_app.inference.card import DEMO
+from tests.support.processes import MARK, Tree
 
 ROOT = Path(__file__).parents[1]
 SAMPLE_S = 5  # adding up the memory takes an eighth of a second of CPU
@@ -34,7 +34,7 @@ SAMPLE_S = 5  # adding up the memory takes an eighth of a second of CPU
 
 def run_job(weights: Path, images: Path, out: Path) -> dict[str, Any]:
     """Run the command over a folder: its summary, its pace and the most memory that it had."""
-    command = [sys.executable, "-m", "serve_app.jobs.batch_predict", str(images), str(out), "--weights", str(weights)]
+    command = [sys.executable, "-m", "serve_app.batch.predict", str(images), str(out), "--weights", str(weights)]
     mark = str(os.getpid())
     process = subprocess.Popen(
         command,

@@ -18,11 +18,12 @@ from typing import Any
 
 import httpx2
 
-from benchmarks import load, machine
+from benchmarks import machine
 from benchmarks.images import write_photos
-from benchmarks.processes import end_on_signals
 from benchmarks.soak import CAPACITY_S, say, service
-from tests.configs import local, tuned, write
+from tests.support import load
+from tests.support.configs import local, tuned, write
+from tests.support.processes import end_on_signals
 
 COPIES = 60  # of each photo in the job's zip, which stays under its limit of 500 MB
 POLL_S = 1.0

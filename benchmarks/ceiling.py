@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.http_client import image_files
-from serve_app.classifier import ResNetEngine
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ClassifyItem
-from serve_app.weights import load_model, spec_of
+from serve_app.inference.engine import ResNetEngine
+from serve_app.inference.weights import load_model, spec_of
+from serve_app.messages import ClassifyItem
+from serve_app.preprocessing.transform import preprocess
+from tests.support.http_client import image_files
 
 BATCHES = (1, 4, 8)
 TOP_K = 10

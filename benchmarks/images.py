@@ -56,18 +56,18 @@ def write_photos(folder: Path, count: int = COUNT, seed: int = 0) -> list[Path]:
 
 
 def _scene(random: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Soft light in colours of its own, with ellipses and polygons: float, about 0-255."""
+    """Soft light in colors of its own, with ellipses and polygons: float, about 0-255."""
     picture = Image.new("RGB", (width, height), tuple(map(int, random.integers(40, 216, 3))))
     draw = ImageDraw.Draw(picture)
     for _ in range(random.integers(4, 10)):
-        colour = tuple(map(int, random.integers(0, 256, 3)))
+        color = tuple(map(int, random.integers(0, 256, 3)))
         x, y = random.uniform(0, width), random.uniform(0, height)
         radii = random.uniform(0.05, 0.35, 2) * min(width, height)
         if random.random() < 0.5:
-            draw.ellipse((x - radii[0], y - radii[1], x + radii[0], y + radii[1]), colour)
+            draw.ellipse((x - radii[0], y - radii[1], x + radii[0], y + radii[1]), color)
         else:
             corners = random.normal(0, 1, (5, 2)) * radii + (x, y)
-            draw.polygon([(float(a), float(b)) for a, b in corners], colour)
+            draw.polygon([(float(a), float(b)) for a, b in corners], color)
     light = _octaves(random, width, height, finest=64)
     return np.asarray(picture, np.float32) + 35 * light
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceiling, load
-from benchmarks.processes import CpuWatch, busy_s
+from benchmarks import ceiling
 from benchmarks.systems import Running, System, SystemFailedError, agreement, running
+from tests.support import load
+from tests.support.processes import CpuWatch, busy_s
 
 WARM_UP_S = 5.0
 QUIET_S = 3.0  # before a client counts as lone: ours gives it all cores once it has met no other for 2 s

@@ -22,8 +22,8 @@ def compare(rounds: Rounds, ours: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(11, 0.45 * len(systems) + 1.6))
     left, right = figure.subplots(1, 2, sharey=True)
     speed = [_known(across(rounds, name, THROUGHPUT)) for name in systems]
-    colours = [OURS_COLOUR if name in ours else OTHER_COLOUR for name in systems]
-    left.barh(systems, [s.median for s in speed], xerr=_errors(speed), color=colours, capsize=3)
+    colors = [OURS_COLOUR if name in ours else OTHER_COLOUR for name in systems]
+    left.barh(systems, [s.median for s in speed], xerr=_errors(speed), color=colors, capsize=3)
     left.set_xlabel("images/s (bar: median of the rounds, line: least to most)")
     parts = {name: cpu_parts(rounds, name) for name in systems}
     total: dict[str, float] = {}

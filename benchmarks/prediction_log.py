@@ -29,12 +29,12 @@ import duckdb
 import numpy as np
 from PIL import Image
 
-from benchmarks import load
-from benchmarks.http_client import Client, format_requests, image_files
-from serve_app.config import LogTuning
-from serve_app.deploy.rollout import Cluster, State, previous_config
-from tests.configs import changed, local, tuned, write
-from tests.running import Running, start
+from serve_app.config import PredictionLogConfig
+from serve_app.release.rollout import Cluster, State, previous_config
+from tests.support import load
+from tests.support.configs import changed, local, tuned, write
+from tests.support.http_client import Client, format_requests, image_files
+from tests.support.running import Running, start
 
 PHOTOS, SIDE_PX, SEED = 64, 32, 0
 WRITE_S = 1.0  # for the file that is being written when the kill comes
@@ -55,7 +55,7 @@ def write_photos(folder: Path) -> Path:
 @contextmanager
 def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, Cluster]]:
     """Run configs/local.yaml with so many ingress replicas and this log."""
-    config = changed(tuned(local(), "Ingress", log=log), "Ingress", num_replicas=replicas)
+    config = changed(tuned(local(), "Ingress", prediction_log=log), "Ingress", num_replicas=replicas)
     with start(f"ARGS=--no-page --weights config --config {write(config, folder)}") as running:
         yield running, Cluster(running.dashboard)
 
@@ -74,7 +74,7 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         config = previous_config(cluster.state())
 
         def measure(state: str) -> float:
-            cluster.apply(tuned(config, "Ingress", log={"folder": str(log)} if state == "on" else None), 60)
+            cluster.apply(tuned(config, "Ingress", prediction_log={"folder": str(log)} if state == "on" else None), 60)
             time.sleep(1)
             done = load.apply(
                 f"{running.api}/v1/classify",
@@ -135,7 +135,7 @@ async def send(options: argparse.Namespace, api: str, photos: Path, cluster: Clu
 def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Answers and rows, with a kill on the way."""
     photos, log = write_photos(folder / "photos"), folder / "log"
-    flush_s = float(LogTuning.model_fields["flush_s"].default)
+    flush_s = float(PredictionLogConfig.model_fields["flush_s"].default)
     start_s = time.perf_counter()
     with serving(folder, 2, {"folder": str(log)}) as (running, cluster):
         client, killed = asyncio.run(send(options, running.api, photos, cluster))

@@ -15,13 +15,14 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from benchmarks import load, machine
+from benchmarks import machine
 from benchmarks.images import photo
 from benchmarks.measure import LEAST_AGREEMENT, MANY, WARM_UP_S, Plan
-from benchmarks.processes import end_on_signals
 from benchmarks.report import Spread, pick, spread, table
 from benchmarks.serving import common_flags, make_plan
 from benchmarks.systems import LOCAL, OURS, Running, SystemFailedError, agreement, ours, running
+from tests.support import load
+from tests.support.processes import end_on_signals
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 PER_REQUEST = (1, 4, 16, MANY)

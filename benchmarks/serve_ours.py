@@ -6,8 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
-from serve_app.__main__ import read_config, serving
-from serve_app.weights import sha256
+from serve_app.inference.weights import sha256
+from serve_app.launcher.local import read_config, serving
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Accuracy of a running service on a labelled folder, and its agreement with plain torchvision.
+"""Accuracy of a running service on a labeled folder, and its agreement with plain torchvision.
 
 ``python benchmarks/served_accuracy.py DATA [--url …] [--weights demo]`` posts every image of the
 ImageFolder DATA over HTTP and classifies the same files with torchvision's own transforms and
@@ -18,9 +18,9 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
-from serve_app.schemas import ImageTransform
+from serve_app.inference.weights import load_model, spec_of
+from serve_app.model_card import ImageTransform
 from serve_app.training.data import list_images
-from serve_app.weights import load_model, spec_of
 
 PER_REQUEST = 64
 

@@ -19,13 +19,13 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import machine, report
-from benchmarks.http_client import image_files
 from benchmarks.images import write_photos
 from benchmarks.measure import Plan, measure, measure_ceiling
 from benchmarks.peers.environment import peers_python
-from benchmarks.processes import end_on_signals
 from benchmarks.systems import CEILING, LOCAL, OURS, PEERS, System, ours
 from benchmarks.weights import choose_weights, reference_top1
+from tests.support.http_client import image_files
+from tests.support.processes import end_on_signals
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -2,7 +2,7 @@
 
 Runs the service with two replicas of each stage under a mixed load (single photos, many in one
 request, broken files) of a share of what it can do, while it is updated and its processes are killed
-(benchmarks/bad_day.py), and prints a verdict: what was answered, how fast, and whether memory or
+(tests/support/bad_day.py), and prints a verdict: what was answered, how fast, and whether memory or
 file descriptors grew. Exit code 1: it failed.
 """
 
@@ -26,16 +26,17 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks import load, machine
-from benchmarks.bad_day import BadDay, EventError
-from benchmarks.http_client import image_files
+from benchmarks import machine
 from benchmarks.images import write_photos
-from benchmarks.processes import Tree, end_on_signals, started
 from benchmarks.systems import LOCAL, ROOT, tail
-from serve_app.deploy.rollout import Cluster, DeployError
-from serve_app.deploy.serve_config import read
-from serve_app.launch_environment import free_port
-from tests.configs import write
+from serve_app.launcher.environment import free_port
+from serve_app.release.rollout import Cluster, DeployError
+from serve_app.release.serve_config import read
+from tests.support import load
+from tests.support.bad_day import BadDay, EventError
+from tests.support.configs import write
+from tests.support.http_client import image_files
+from tests.support.processes import Tree, end_on_signals, started
 
 START_TIMEOUT_S = 180
 SAMPLE_S = 10
@@ -142,7 +143,15 @@ def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, s
         for deployment in app["deployments"]:
             deployment["num_replicas"] = options.replicas
     log, port = folder / "log", free_port()
-    command = [sys.executable, "-m", "serve_app", "--no-page", f"--config={write(config, folder)}", f"--port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "serve_app",
+        "run",
+        "--no-page",
+        f"--config={write(config, folder)}",
+        f"--port={port}",
+    ]
     with started([*command, f"--weights={options.weights}"], ROOT, {}, log) as (tree, process):
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (ready := re.search(r"ADDRESS=(\S+)", log.read_text())):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.http_client import Answer, format_requests, parse
 from benchmarks.peers.environment import peers_python
-from benchmarks.processes import Tree, started
-from serve_app.launch_environment import free_port
+from serve_app.launcher.environment import free_port
+from tests.support.http_client import Answer, format_requests, parse
+from tests.support.processes import Tree, started
 
 ROOT = Path(__file__).parents[1]
 LOCAL = ROOT / "configs" / "local.yaml"

@@ -17,8 +17,8 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms._presets import ImageClassification
 from tqdm import tqdm
 
-from serve_app.schemas import ImageTransform
-from serve_app.weights import load_model, publish, spec_of
+from serve_app.inference.weights import load_model, publish, spec_of
+from serve_app.model_card import ImageTransform
 
 CLASSES = 1000
 SEED = 18
@@ -57,7 +57,7 @@ def random_weights(images: Sequence[Path], folder: Path) -> Path:
     """A ResNet-18 with seeded random weights and ImageNet's transform.
 
     The batch norms hold the statistics that they measure on the images, as after training. The last
-    layer's first rows are the images' own features, the others point anywhere; its bias centres them.
+    layer's first rows are the images' own features, the others point anywhere; its bias centers them.
     """
     torch.manual_seed(SEED)
     preset = ResNet18_Weights.IMAGENET1K_V1.transforms()

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
-from serve_app.launch_environment import every_node
+from serve_app.launcher.environment import every_node
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
@@ -173,7 +173,16 @@ def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
         ClusterError: The command failed; it has said why.
     """
     with tunnel(config, 8265) as dashboard, tunnel(config, 8000) as api:
-        command = [sys.executable, "-m", "serve_app.deploy", str(serve_config), "--address", dashboard, "--api", api]
+        command = [
+            sys.executable,
+            "-m",
+            "serve_app.release.deploy",
+            str(serve_config),
+            "--address",
+            dashboard,
+            "--api",
+            api,
+        ]
         if subprocess.run([*command, *arguments], cwd=ROOT).returncode:
             raise ClusterError(f"{serve_config} was not deployed; the reason is above")
 

@@ -46,13 +46,14 @@ def show_analytics() -> None:
 def _explain_empty(folder: str | None) -> None:
     if folder is None:
         st.info(
-            f"**There is no prediction log to look at.** Set `log: {{folder: …}}` in the Ingress's `user_config`, and "
+            "**There is no prediction log to look at.** "
+            f"Set `prediction_log: {{folder: …}}` in the Ingress's `user_config` and "
             f"{LOG_VARIABLE} in this page's environment to the same folder.",
             icon=":material/bar_chart_off:",
         )
     else:
         st.info(
-            f"**Nothing in {folder} yet.** Rows become visible with `python -m serve_app.jobs.etl {folder}`.",
+            f"**Nothing in {folder} yet.** Rows become visible with `python -m serve_app.analytics.etl {folder}`.",
             icon=":material/bar_chart_off:",
         )
 

@@ -1,4 +1,4 @@
-"""The Evaluate page: a labelled folder -> how good the served model is on it."""
+"""The Evaluate page: a labeled folder -> how good the served model is on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import streamlit as st
 
 from frontend.client import Client, Json, Photo
 from frontend.heatmap import open_upright
-from frontend.labelled import BINS, LabelError, by_folder, per_class, reliability, summary, table, unzip
+from frontend.labeled import BINS, LabelError, by_folder, per_class, reliability, summary, table, unzip
 from frontend.many import classify_missing
 
 MISTAKES, COLUMNS, THUMBNAIL_PX = 24, 6, 192
@@ -23,7 +23,7 @@ HELP = (
 
 
 def show_evaluate(client: Client) -> None:
-    """Take labelled photos in, show how good the served model is on them.
+    """Take labeled photos in, show how good the served model is on them.
 
     Raises:
         ServerDownError: The API does not answer.
@@ -70,13 +70,13 @@ def _photos() -> list[Photo]:
     folder, packed = st.tabs(["Folder", "Zip"])
     given = [*folder.file_uploader("A folder with a folder of photos per class", accept_multiple_files="directory")]
     zipped = packed.file_uploader("The same as a zip", type="zip")
-    known: dict[str, list[Photo]] = st.session_state.setdefault("labelled", {})
+    known: dict[str, list[Photo]] = st.session_state.setdefault("labeled", {})
     kept: dict[str, list[Photo]] = {}  # hashing bytes again on each rerun would be felt
     for file in given:
         kept[file.file_id] = known.get(file.file_id) or [Photo(file.name, file.getvalue())]
     if zipped:
         kept[zipped.file_id] = known.get(zipped.file_id) or [Photo(*each) for each in unzip(zipped.getvalue())]
-    st.session_state["labelled"] = kept
+    st.session_state["labeled"] = kept
     return [photo for photos in kept.values() for photo in photos]
 
 
@@ -120,7 +120,7 @@ def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
             tooltip=["score", "right", "photos"],
         )
     )
-    ideal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="grey")
+    ideal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="gray")
     chart: alt.LayerChart = drawn + ideal.encode(x="x:Q", y="y:Q")
     return chart
 

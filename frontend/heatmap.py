@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 SHOWN_PX = 640
 MAX_PIXELS = 100_000_000
-# Dark violet to yellow by way of red: readable in greyscale too.
+# Dark violet to yellow by way of red: readable in grayscale too.
 STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
 
 
@@ -40,7 +40,7 @@ def overlay(photo: Image.Image, values: list[list[float]], crop_share: float, op
     Args:
         photo: RGB, upright.
         values: Evidence per grid cell, in logits; only positive evidence is shown.
-        crop_share: Side of the model's centre crop as a share of the photo's short side.
+        crop_share: Side of the model's center crop as a share of the photo's short side.
         opacity: Of the strongest evidence, 0-1.
 
     Returns:
@@ -53,10 +53,10 @@ def overlay(photo: Image.Image, values: list[list[float]], crop_share: float, op
     smooth = Image.fromarray(evidence).resize((side, side), Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(smooth), 0, 1)
     places = np.linspace(0, 1, len(STOPS))
-    colours = np.stack([np.interp(strength, places, STOPS[:, c]) for c in range(3)], axis=-1)
+    colors = np.stack([np.interp(strength, places, STOPS[:, c]) for c in range(3)], axis=-1)
     pixels = np.asarray(photo, np.float32)
     seen = pixels[top : top + side, left : left + side]
     weight = (opacity * (0.25 + 0.75 * strength))[..., None]
     faded = pixels * 0.55 + 255 * 0.45
-    faded[top : top + side, left : left + side] = seen * (1 - weight) + colours * weight
+    faded[top : top + side, left : left + side] = seen * (1 - weight) + colors * weight
     return Image.fromarray(faded.round().astype(np.uint8))

@@ -1,6 +1,6 @@
 """Questions to the prediction log's summaries; the only place that knows its tables. Knows no Streamlit.
 
-``python -m serve_app.jobs.etl`` writes them: counts by hour, and histograms that can be added up, so that a
+``python -m serve_app.analytics.etl`` writes them: counts by hour, and histograms that can be added up, so that a
 question about ten million images reads a few thousand rows.
 """
 

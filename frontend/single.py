@@ -129,13 +129,13 @@ def _show_times(result: Json) -> None:
     times = result["timings_ms"]
     shown = [f"{phase} {times[phase]:.1f} ms" for phase in PHASES]
     rows = pd.DataFrame({"phase": shown, "ms": [times[phase] for phase in PHASES], "place": range(3)})
-    colours = alt.Scale(domain=shown, range=["#f4b860", "#c9c5ba", "#e4572e"])
+    colors = alt.Scale(domain=shown, range=["#f4b860", "#c9c5ba", "#e4572e"])
     chart = (
         alt.Chart(rows)
         .mark_bar(height=16)
         .encode(
             x=alt.X("ms:Q", axis=None),
-            color=alt.Color("phase:N", scale=colours, title=None, legend=alt.Legend(orient="bottom", labelFontSize=13)),
+            color=alt.Color("phase:N", scale=colors, title=None, legend=alt.Legend(orient="bottom", labelFontSize=13)),
             order="place:Q",
             tooltip=["phase:N"],
         )

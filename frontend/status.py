@@ -27,7 +27,7 @@ def show_status(client: Client) -> None:
     st.caption(f"sha256 {model['sha256']}")
     if model["metrics"]:
         st.json(model["metrics"], expanded=1)
-    st.subheader("Limits")
+    st.subheader("LimitsConfig")
     st.markdown(
         f"{limits['max_image_bytes'] / 2**20:.0f} MB per image · {limits['max_images']} images and "
         f"{limits['max_body_bytes'] / 2**20:.0f} MB per request · {limits['max_pixels'] / 1e6:.0f} megapixels · "

@@ -1,4 +1,4 @@
-"""An image-classification service: encoded photos in, labelled scores out.
+"""An image-classification service: encoded photos in, labeled scores out.
 
 The files in the order in which a request meets them (``head -1 serve_app/*.py``):
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from ray.serve import Application, Deployment
 
-from serve_app.cards import load_card
-from serve_app.config import AppConfig, Knobs
+from serve_app.config import AppConfig, FrozenModel
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
-from serve_app.priority import starting_low
+from serve_app.inference.card import load_card
+from serve_app.scheduling import idle_start_options
 
 
 def build_app(config: AppConfig) -> Application:
@@ -36,11 +36,11 @@ def build_model(config: AppConfig) -> Application:
     return _stage(Preprocessor).bind(classifier, load_card(config.weights).transform)
 
 
-def build_ingress(_none: Knobs) -> Application:
+def build_ingress(_none: FrozenModel) -> Application:
     """Build stage 1 by itself: its ``traffic`` says which variants answer."""
     return _stage(Ingress).bind()
 
 
 def _stage(deployment: Any) -> Deployment:
     """A stage as it is where the file has no ``ray_actor_options``: it reserves no core, and starts low."""
-    return deployment.options(ray_actor_options={"num_cpus": 0, **starting_low()})
+    return deployment.options(ray_actor_options={"num_cpus": 0, **idle_start_options()})

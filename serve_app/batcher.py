@@ -2,7 +2,7 @@
 
 A batch is formed when it can be taken and not before, so a queue makes full batches and an
 idle service adds no wait. One image waits for others only when its sender says that others
-are on their way, and never longer than ``max_wait_ms``.
+are on their way, and never longer than ``max_batch_wait_ms``.
 
 The ingress sends images to the next stage this way, several in one call when there are
 several, and the classifier its model's batches.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from serve_app.config import BatchTuning
+from serve_app.config import BatchConfig
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,8 +67,8 @@ class MicroBatcher(Generic[Item, Result]):
         run: Takes a list of items and gives as many results, in order; a result that is an
             exception is raised to that item's caller, an exception raised to all.
         tuning: Batch size and wait; ``reconfigure`` changes them live.
-        lanes: Batches that may be in ``run`` at a time.
-        spread: Split what is there, what is on its way and what runs evenly over the lanes: for lanes that
+        workers: Batches that may be in ``run`` at a time.
+        spread: Split what is there, what is on its way and what runs evenly over the workers: for workers that
             are cores of their own, so that none idles while another works on a long batch.
         on_batch: Called in the event loop after each batch.
         weigh: Weight of an item.
@@ -78,8 +78,8 @@ class MicroBatcher(Generic[Item, Result]):
     def __init__(
         self,
         run: Callable[[list[Item]], Awaitable[Sequence[Result | Exception]]],
-        tuning: BatchTuning,
-        lanes: int = 1,
+        tuning: BatchConfig,
+        workers: int = 1,
         spread: bool = False,
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
         weigh: Callable[[Item], int] = lambda item: 0,
@@ -94,11 +94,11 @@ class MicroBatcher(Generic[Item, Result]):
         self._expected = 0  # items that wait or are on their way, as the newest arrival knows best
         self._pace_s = math.inf  # of the last batch, per item
         self._loop: asyncio.Task[None] | None = None
-        self.reconfigure(tuning, lanes)
+        self.reconfigure(tuning, workers)
 
-    def reconfigure(self, tuning: BatchTuning, lanes: int = 1) -> None:
+    def reconfigure(self, tuning: BatchConfig, workers: int = 1) -> None:
         """Use other values from the next batch on."""
-        self._tuning, self._lanes = tuning, lanes
+        self._tuning, self._workers = tuning, workers
         self._changed.set()
 
     async def submit(self, item: Item, company: int = 1) -> Batched[Result]:
@@ -172,13 +172,13 @@ class MicroBatcher(Generic[Item, Result]):
         while True:
             self._changed.clear()
             patience = None
-            if len(self._running) < self._lanes:
+            if len(self._running) < self._workers:
                 while self._waiting and self._waiting[0].future.done():
                     self._waiting.popleft()  # nobody waits for it any more
                 if self._waiting:
                     expected = max(self._expected, len(self._waiting))
                     most = self._share(expected)
-                    patience = self._waiting[0].since + self._tuning.max_wait_ms / 1000 - time.perf_counter()
+                    patience = self._waiting[0].since + self._tuning.max_batch_wait_ms / 1000 - time.perf_counter()
                     if len(self._waiting) >= min(most, expected) or patience <= 0:
                         return self._pop(most)
             if patience is None:
@@ -192,8 +192,8 @@ class MicroBatcher(Generic[Item, Result]):
         if self._spread:
             now = time.perf_counter()
             left = sum(max(0.0, size - (now - since) / self._pace_s) for size, since in self._running.values())
-            items = math.ceil((items + left) / self._lanes)
-        return min(self._tuning.max_batch, items)
+            items = math.ceil((items + left) / self._workers)
+        return min(self._tuning.max_batch_size, items)
 
     def _pop(self, most: int) -> list[_Waiting[Item, Result]]:
         batch: list[_Waiting[Item, Result]] = []
@@ -209,7 +209,7 @@ class MicroBatcher(Generic[Item, Result]):
         return batch
 
 
-class InThread(Generic[Item, Result]):
+class ThreadRunner(Generic[Item, Result]):
     """A blocking function as a MicroBatcher's ``run``: one dedicated thread per lane.
 
     The event loop keeps answering meanwhile. A batch that raises is run again in halves,

@@ -1,14 +1,14 @@
 """Every knob that is not fixed by the weights, with its unit, default and one sentence.
 
 ``AppConfig`` is ``args:`` in a Serve config file: a change restarts the application.
-``ClassifierTuning`` and ``IngressTuning`` are ``user_config:`` of a deployment: a change is live
+``ClassifierConfig`` and ``IngressConfig`` are ``user_config:`` of a deployment: a change is live
 within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deployments:``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,13 +16,21 @@ MiB = 1024 * 1024
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Knobs(BaseModel):
+class FrozenModel(BaseModel):
     """Immutable, and closed: an unknown or misspelled knob is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[Mapping[str, str]] = {}  # key of version 0.1 -> the key of today
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_renamed_keys(cls, values: object) -> object:
+        if isinstance(values, Mapping) and (old := [key for key in values if key in cls.renamed]):
+            raise ValueError("; ".join(f"`{key}` is called `{cls.renamed[key]}` now" for key in old))
+        return values
 
 
-class WeightsSpec(Knobs):
+class WeightsConfig(FrozenModel):
     """Which weights to serve; a plain string is short for ``source`` alone."""
 
     source: str = Field(
@@ -41,7 +49,7 @@ class WeightsSpec(Knobs):
         return {"source": value} if isinstance(value, str) else value
 
 
-class EngineSpec(Knobs):
+class EngineConfig(FrozenModel):
     """How the model is run; a plain string is short for ``runtime`` alone."""
 
     runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "mnn"] = Field(
@@ -57,7 +65,7 @@ class EngineSpec(Knobs):
         return {"runtime": value} if isinstance(value, str) else value
 
 
-class Limits(Knobs):
+class LimitsConfig(FrozenModel):
     """What one request may ask for."""
 
     max_image_bytes: int = Field(20 * MiB, gt=0, description="Largest encoded image, in bytes.")
@@ -72,17 +80,22 @@ class Limits(Knobs):
     deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
 
 
-class DoorTuning(Knobs):
+class AdmissionConfig(FrozenModel):
     """How much one ingress replica lets in; what is over it is refused with 503 and Retry-After."""
 
-    max_queue_s: float = Field(
+    renamed = {
+        "max_queue_s": "max_queue_wait_s",
+        "max_under_way": "max_inflight_images",
+        "max_held_bytes": "max_buffered_bytes",
+    }
+    max_queue_wait_s: float = Field(
         1.0, gt=0, description="Longest time that a new image may be expected to wait for the stages, in seconds."
     )
-    max_under_way: int = Field(1024, gt=0, description="Most images under way, whatever their wait.")
-    max_held_bytes: int = Field(512 * MiB, gt=0, description="Most bytes of request bodies in memory.")
+    max_inflight_images: int = Field(1024, gt=0, description="Most images under way, whatever their wait.")
+    max_buffered_bytes: int = Field(512 * MiB, gt=0, description="Most bytes of request bodies in memory.")
 
 
-class KeysTuning(Knobs):
+class KeysConfig(FrozenModel):
     """Who may call; while none of the three sources is named, everyone may."""
 
     hashes: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(
@@ -103,18 +116,21 @@ class KeysTuning(Knobs):
         return any(source is not None for source in (self.hashes, self.file, self.env))
 
 
-class LogTuning(Knobs):
+class PredictionLogConfig(FrozenModel):
     """The prediction log: one row per image answered."""
 
+    renamed = {
+        "max_waiting": "max_buffered_rows",
+    }
     folder: str = Field(..., description="Folder or bucket (`s3://…`) that takes the rows, as Parquet.")
     flush_s: float = Field(
         10.0, gt=0, le=3600, description="Longest time that a row waits to be written; a killed process loses so much."
     )
     rows_per_file: int = Field(20_000, ge=1, description="So many rows are written at once, however soon.")
-    max_waiting: int = Field(100_000, ge=1, description="Rows that wait to be written; more are dropped and counted.")
+    max_buffered_rows: int = Field(100_000, ge=1, description="Rows held until they are written; more are dropped.")
 
 
-class FeedbackTuning(Knobs):
+class FeedbackConfig(FrozenModel):
     """What people say about answers."""
 
     folder: str = Field(..., description="Folder that takes the votes; all ingress replicas have to reach it.")
@@ -123,9 +139,13 @@ class FeedbackTuning(Knobs):
     )
 
 
-class JobsTuning(Knobs):
+class JobsConfig(FrozenModel):
     """Batch jobs over HTTP."""
 
+    renamed = {
+        "max_waiting": "max_queued_jobs",
+        "models": "workers",
+    }
     folder: str = Field(
         ...,
         description="Folder that keeps uploads and results, seen by all nodes; a relative one is beside the program.",
@@ -136,25 +156,29 @@ class JobsTuning(Knobs):
     max_zip_bytes: int = Field(500 * MiB, gt=0, description="Largest zip, in bytes.")
     max_zip_entries: int = Field(100_000, gt=0, description="Most files and folders in it.")
     max_unpacked_bytes: int = Field(4096 * MiB, gt=0, description="Most bytes of all its files together.")
-    max_waiting: int = Field(20, ge=1, description="Most jobs that have not ended; one runs at a time.")
-    models: int | None = Field(
+    max_queued_jobs: int = Field(20, ge=1, description="Most jobs that have not ended; one runs at a time.")
+    workers: int | None = Field(
         None, ge=1, description="Workers of a job, each with a CPU and a model; by default one for each CPU."
     )
     keep_days: float = Field(7.0, gt=0, description="Days after which a job that has ended is forgotten.")
 
 
-class AppConfig(Knobs):
+class AppConfig(FrozenModel):
     """``args:`` of an application with a model in it."""
 
-    weights: WeightsSpec = WeightsSpec()
-    engine: EngineSpec = EngineSpec()
+    weights: WeightsConfig = WeightsConfig()
+    engine: EngineConfig = EngineConfig()
 
 
-class BatchTuning(Knobs):
+class BatchConfig(FrozenModel):
     """How batches form."""
 
-    max_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch.")
-    max_wait_ms: float = Field(
+    renamed = {
+        "max_batch": "max_batch_size",
+        "max_wait_ms": "max_batch_wait_ms",
+    }
+    max_batch_size: int = Field(16, ge=1, le=1024, description="Most images in one batch.")
+    max_batch_wait_ms: float = Field(
         20.0,
         ge=0,
         le=1000,
@@ -162,16 +186,16 @@ class BatchTuning(Knobs):
     )
 
 
-class ClassifierTuning(BatchTuning):
+class ClassifierConfig(BatchConfig):
     """``user_config:`` of the Classifier."""
 
-    weights: WeightsSpec | None = Field(
+    weights: WeightsConfig | None = Field(
         None,
         description="Weights to serve instead of those in `args:`; they load while the old ones serve.",
     )
 
 
-class AnswerTuning(Knobs):
+class ResponseConfig(FrozenModel):
     """What an answer holds when its request does not say."""
 
     top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
@@ -184,17 +208,24 @@ class AnswerTuning(Knobs):
     )
 
 
-class IngressTuning(AnswerTuning):
+class IngressConfig(ResponseConfig):
     """``user_config:`` of the Ingress."""
 
-    lanes: int = Field(
+    renamed = {
+        "lanes": "max_inflight_groups",
+        "max_group": "max_group_size",
+        "shadow_share": "shadow_fraction",
+        "door": "admission",
+        "log": "prediction_log",
+    }
+    max_inflight_groups: int = Field(
         4,
         ge=1,
         le=1024,
         description="Groups of images that one ingress replica has under way at a time; images that come "
-        "while all lanes are taken leave together.",
+        "while all max_inflight_groups are taken leave together.",
     )
-    max_group: int = Field(8, ge=1, le=64, description="Most images in one group.")
+    max_group_size: int = Field(8, ge=1, le=64, description="Most images in one group.")
     traffic: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None,
         description="Share of the requests by variant (the name of its application), such as `{blue: 95, green: 5}`; "
@@ -203,21 +234,23 @@ class IngressTuning(AnswerTuning):
     shadow: str | None = Field(
         None, description="Variant that gets copies of images; its answers are compared and never returned."
     )
-    shadow_share: float = Field(0.1, ge=0, le=1, description="How many of the images are copied to it.")
-    limits: Limits = Limits()
-    door: DoorTuning = DoorTuning()
-    keys: KeysTuning = KeysTuning()
-    log: LogTuning | None = Field(None, description="The prediction log, `log: {folder: …}`; none is kept by default.")
-    feedback: FeedbackTuning | None = Field(
+    shadow_fraction: float = Field(0.1, ge=0, le=1, description="How many of the images are copied to it.")
+    limits: LimitsConfig = LimitsConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    keys: KeysConfig = KeysConfig()
+    prediction_log: PredictionLogConfig | None = Field(
+        None, description="The prediction log, `prediction_log: {folder: …}`; none is kept by default."
+    )
+    feedback: FeedbackConfig | None = Field(
         None, description="Where `POST /v1/feedback` goes, `feedback: {folder: …}`; nowhere by default."
     )
-    jobs: JobsTuning | None = Field(None, description="Batch jobs, `jobs: {folder: …}`; none are taken by default.")
+    jobs: JobsConfig | None = Field(None, description="Batch jobs, `jobs: {folder: …}`; none are taken by default.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )
 
     @model_validator(mode="after")
-    def _somebody_answers(self) -> IngressTuning:
+    def _somebody_answers(self) -> IngressConfig:
         if self.traffic is not None and not any(self.traffic.values()):
             raise ValueError("traffic: no variant has a share above 0, so nobody would answer")
         return self

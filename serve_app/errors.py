@@ -169,7 +169,7 @@ class EngineError(ServiceError):
 
 
 class DatasetError(ServiceError):
-    """A folder of labelled images that cannot be used, and why."""
+    """A folder of labeled images that cannot be used, and why."""
 
     code, title = "dataset", "Unusable data set"
 

@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-from serve_app.config import WeightsSpec
-from serve_app.deploy.serve_config import Config
-from serve_app.weights import publish
-from tests.configs import local
-from tests.running import Running, start
+from serve_app.config import WeightsConfig
+from serve_app.inference.weights import publish
+from serve_app.release.serve_config import Config
+from tests.support.configs import local
+from tests.support.running import Running, start
 
 LABELS = ("ant", "bee", "cow", "dog", "eel", "fox")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make_picture(width: int = 320, height: int = 240, seed: int = 0) -> Image.Image:
-    """A picture that differs in every direction: colour gradients, edges and texture."""
+    """A picture that differs in every direction: color gradients, edges and texture."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([x / width, y / height, (x + 2 * y) % 64 / 64], -1)
@@ -46,7 +46,7 @@ def make_photo(seed: int = 0, width: int = 320, height: int = 240) -> bytes:
 
 def publish_random(
     folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, version: str = "random", crop_px: int = 96
-) -> WeightsSpec:
+) -> WeightsConfig:
     """A ResNet-18 with random weights, published as the real ones are, fed 96 px of 112."""
     torch.manual_seed(seed)
     model = resnet18(num_classes=len(labels))
@@ -59,11 +59,11 @@ def publish_random(
     transform = {"resize_px": 112, "crop_px": crop_px, "mean": MEAN, "std": STD}
     card = {"name": "resnet18", "version": version, "labels": labels, "transform": transform}
     digest = publish(model.state_dict(), card, folder).sha256
-    return WeightsSpec(source=str(folder / "model.safetensors"), sha256=digest)
+    return WeightsConfig(source=str(folder / "model.safetensors"), sha256=digest)
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsSpec:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
     """Random weights on disk."""
     return publish_random(tmp_path_factory.mktemp("weights"))
 

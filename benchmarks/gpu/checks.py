@@ -14,13 +14,14 @@ import psutil
 import torch
 from torchvision.models import ResNet
 
-from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, models, normalised, random_model, wait
-from serve_app.backbones.cuda import FUSED, CudaBackbone, exact
-from serve_app.backbones.folding import fold
-from serve_app.classifier import ResNetEngine
-from serve_app.config import EngineSpec, WeightsSpec
-from serve_app.schemas import Classification, ClassifyItem, Explain, ModelCard
-from serve_app.weights import load_model
+from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, models, normalized, random_model, wait
+from serve_app.config import EngineConfig, WeightsConfig
+from serve_app.inference.engine import ResNetEngine
+from serve_app.inference.runtimes.cuda.runtime import FUSED, CudaRuntime, exact
+from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.weights import load_model
+from serve_app.messages import Classification, ClassifyItem, Explain
+from serve_app.model_card import ModelCard
 
 PRECISIONS = ("fp16", "fp32", "bf16")
 LARGEST_DIFFERENCE = {"fp32": 2e-3, "fp16": 0.03, "bf16": 0.2}  # of a score, between two ways to compute it
@@ -37,7 +38,7 @@ def run(journal: Journal, scale: Scale) -> None:
             journal.section(f"checks/{weights}/{precision}", lambda w=weights, p=precision: _agreement(scale, w, p))
     journal.section("checks/engine", lambda: _engine(scale))
     journal.section("checks/uninitialised-memory", lambda: _poisoned(scale))
-    journal.section("checks/lanes", lambda: _stress(scale, journal))
+    journal.section("checks/workers", lambda: _stress(scale, journal))
 
 
 def _eager_on_cpu(scale: Scale) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def _eager_on_cpu(scale: Scale) -> dict[str, Any]:
     pixels = images(scale.pick(8, 2), scale.crop_px)
     cpu = torch.device("cpu")
     with torch.inference_mode():
-        on_cpu = model(normalised(pixels, card.transform.mean, card.transform.std, cpu)).softmax(1)
+        on_cpu = model(normalized(pixels, card.transform.mean, card.transform.std, cpu)).softmax(1)
     found = _reference(model, card, pixels, scale)
     return {"largest_difference": float(np.abs(found - on_cpu.numpy()).max())}
 
@@ -92,12 +93,12 @@ def _agreement(scale: Scale, weights: str, precision: str) -> dict[str, Any]:
 
 def _engine(scale: Scale) -> dict[str, Any]:
     """What a deployment does: `auto` takes the GPU, warms up, and classifies."""
-    model, card = load_model(WeightsSpec(source="demo"))
-    engine = ResNetEngine(model, card, EngineSpec(runtime=scale.pick("auto", "torch")))
+    model, card = load_model(WeightsConfig(source="demo"))
+    engine = ResNetEngine(model, card, EngineConfig(runtime=scale.pick("auto", "torch")))
     engine.warm_up(scale.sizes[-1])
     side = card.transform.crop_px
     answers = engine.classify([ClassifyItem(each, 3, "top") for each in images(scale.sizes[-1], side)])
-    return {"runtime": engine.runtime, "lanes": engine.lanes, "answers": len(answers)}
+    return {"runtime": engine.runtime, "workers": engine.workers, "answers": len(answers)}
 
 
 def _poisoned(scale: Scale) -> dict[str, Any]:
@@ -109,14 +110,14 @@ def _poisoned(scale: Scale) -> dict[str, Any]:
         for size in scale.sizes[:: scale.pick(2, 1)]:
             name = f"fused {'+'.join(fused) or 'nothing'}, batch {size}"
             try:
-                found[name] = _finite(CudaBackbone(model, card.transform, HALF, scale.device, fused), size, scale)
+                found[name] = _finite(CudaRuntime(model, card.transform, HALF, scale.device, fused), size, scale)
             except RuntimeError as error:  # no such kernel on this GPU: the engine does without
                 found[name] = str(error)[:200]
     return {"ok": False not in found.values(), "finite": found}
 
 
 @torch.inference_mode()
-def _finite(backbone: CudaBackbone, size: int, scale: Scale) -> bool:
+def _finite(backbone: CudaRuntime, size: int, scale: Scale) -> bool:
     pixels = torch.from_numpy(images(size, scale.crop_px)).to(scale.device)
     with exact():
         backbone.forward(pixels)  # the allocator keeps its memory, and the next pass gets it
@@ -210,7 +211,7 @@ def _reference(model: ResNet, card: ModelCard, pixels: np.ndarray, scale: Scale)
     """All scores by plain torchvision: eager, float32, no TF32."""
     model.to(scale.device)
     with exact():
-        given = normalised(pixels, card.transform.mean, card.transform.std, scale.device)
+        given = normalized(pixels, card.transform.mean, card.transform.std, scale.device)
         scores = torch.cat([model(part).softmax(1) for part in given.split(64)]).cpu().numpy()
     model.cpu()
     return np.asarray(scores)

@@ -18,13 +18,14 @@ from torch import nn
 from torchvision.models import ResNet, resnet18
 
 from benchmarks.gpu.smoke import CpuStream
-from serve_app.backbones.cuda import CudaBackbone, on_gpu
-from serve_app.backbones.cuda_lanes import CudaLanes
-from serve_app.backbones.folding import fold
-from serve_app.backbones.head import Head
-from serve_app.config import WeightsSpec
-from serve_app.schemas import ClassifyItem, ImageTransform, ModelCard
-from serve_app.weights import load_model
+from serve_app.config import WeightsConfig
+from serve_app.inference.head import Head
+from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
+from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, on_gpu
+from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.weights import load_model
+from serve_app.messages import ClassifyItem
+from serve_app.model_card import ImageTransform, ModelCard
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -177,14 +178,14 @@ def random_model(scale: Scale) -> tuple[ResNet, ModelCard]:
             module.weight.uniform_(0.6, 1.4)
             module.bias.normal_(0, 0.1)
     head, model.fc = model.fc, nn.Identity()
-    seen = normalised(images(scale.pick(64, 8), scale.crop_px, seed=1), MEAN, STD, scale.device)
+    seen = normalized(images(scale.pick(64, 8), scale.crop_px, seed=1), MEAN, STD, scale.device)
     model.to(scale.device)
     model(seen)
     model.eval()
     features = model(seen)
     head.to(scale.device)
-    centred = features - features.mean(0)
-    head.weight.normal_(0, CLEAR / 3 / float(centred.norm(dim=1).median()))
+    centered = features - features.mean(0)
+    head.weight.normal_(0, CLEAR / 3 / float(centered.norm(dim=1).median()))
     head.bias.copy_(-head.weight @ features.mean(0))
     model.fc = head
     transform = ImageTransform(resize_px=scale.crop_px, crop_px=scale.crop_px, mean=MEAN, std=STD)
@@ -194,30 +195,30 @@ def random_model(scale: Scale) -> tuple[ResNet, ModelCard]:
 
 def models(scale: Scale) -> dict[str, Callable[[], tuple[ResNet, ModelCard]]]:
     """The weights to check with."""
-    return {"random": lambda: random_model(scale), "demo": lambda: load_model(WeightsSpec(source="demo"))}
+    return {"random": lambda: random_model(scale), "demo": lambda: load_model(WeightsConfig(source="demo"))}
 
 
-def normalised(pixels: np.ndarray, mean: Iterable[float], std: Iterable[float], device: torch.device) -> torch.Tensor:
+def normalized(pixels: np.ndarray, mean: Iterable[float], std: Iterable[float], device: torch.device) -> torch.Tensor:
     """What torchvision's model expects: float32, (n, 3, side, side)."""
     shift, scale = (torch.tensor([*v], device=device).view(1, 3, 1, 1) for v in (mean, std))
     return (torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2) / 255 - shift) / scale
 
 
-def gpu_engine(model: ResNet, card: ModelCard, precision: str, scale: Scale, search: bool) -> CudaLanes:
+def gpu_engine(model: ResNet, card: ModelCard, precision: str, scale: Scale, search: bool) -> CudaGraphRunner:
     """The engine's batches on the GPU; in a smoke run, on the CPU in its place, in float32.
 
     Args:
         model: Changed in place.
         card: Of the model.
-        precision: See EngineSpec.
+        precision: See EngineConfig.
         scale: Where.
         search: Let cuDNN time its kernels; takes longer.
     """
     fold(model)
     head, side = Head(model.fc, scale.device), card.transform.crop_px
     if scale.smoke:
-        return CudaLanes(CudaBackbone(model, card.transform, torch.float32, CPU, fused=()), head, side, CpuStream)
-    return CudaLanes(on_gpu(model, card.transform, precision), head, side, search=search)
+        return CudaGraphRunner(CudaRuntime(model, card.transform, torch.float32, CPU, fused=()), head, side, CpuStream)
+    return CudaGraphRunner(on_gpu(model, card.transform, precision), head, side, search=search)
 
 
 def items(pixels: np.ndarray, top_k: int = 10) -> list[ClassifyItem]:

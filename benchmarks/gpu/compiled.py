@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, interleaved, items, normalised, random_model
+from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, interleaved, items, normalized, random_model
 
 
 def run(journal: Journal, scale: Scale) -> None:
@@ -19,7 +19,7 @@ def run(journal: Journal, scale: Scale) -> None:
 def _compiled(scale: Scale, size: int) -> dict[str, Any]:
     model, card = random_model(scale)
     pixels = images(size, scale.crop_px)
-    given = normalised(pixels, card.transform.mean, card.transform.std, scale.device)
+    given = normalized(pixels, card.transform.mean, card.transform.std, scale.device)
     kind = scale.pick(torch.float16, torch.float32)
     given = given.to(kind, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True

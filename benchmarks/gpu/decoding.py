@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ImageTransform
+from serve_app.model_card import ImageTransform
+from serve_app.preprocessing.transform import preprocess
 
 MAX_PIXELS = 50_000_000
 GROUP = 8  # crops announced in one message

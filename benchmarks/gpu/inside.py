@@ -1,4 +1,4 @@
-"""Part 2, inside the engine: lone images, two lanes, copies, kernels, and what was decided without a GPU."""
+"""Part 2, inside the engine: lone images, two workers, copies, kernels, and what was decided without a GPU."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from benchmarks.gpu.common import (
     random_model,
     wait,
 )
-from serve_app.backbones.cuda import FUSED, Convolution, CudaBackbone, convolve
-from serve_app.backbones.cuda_lanes import CudaLanes
-from serve_app.backbones.folding import fold
-from serve_app.backbones.head import Head
+from serve_app.inference.head import Head
+from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
+from serve_app.inference.runtimes.cuda.runtime import FUSED, Convolution, CudaRuntime, convolve
+from serve_app.inference.runtimes.folding import fold
 
 
-def run(journal: Journal, scale: Scale, engine: CudaLanes) -> None:
+def run(journal: Journal, scale: Scale, engine: CudaGraphRunner) -> None:
     """All of it, for an engine that is warm."""
     journal.section("inside/lone-image", lambda: _lone(scale, engine))
-    journal.section("inside/lanes", lambda: _lanes(scale, engine))
+    journal.section("inside/workers", lambda: _workers(scale, engine))
     journal.section("inside/way-of-a-batch", lambda: _parts(scale, engine))
     journal.section("inside/kernels", lambda: _kernels(scale, engine))
     journal.section("inside/choices", lambda: _choices(scale))
     journal.section("inside/memory", lambda: _memory(scale))
 
 
-def _lone(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
+def _lone(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
     """One image, from pixels on the host to its answer on the host; waiting asleep, as shipped, or awake."""
     (pixels,) = images(1, scale.crop_px)
     found = {"asleep": _latency(scale, engine, pixels)}
@@ -52,7 +52,7 @@ def _lone(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
     return found
 
 
-def _latency(scale: Scale, engine: CudaLanes, pixels: np.ndarray) -> dict[str, float]:
+def _latency(scale: Scale, engine: CudaGraphRunner, pixels: np.ndarray) -> dict[str, float]:
     (item,) = items(pixels[None])
     times = []
     for _ in range(scale.pick(1000, 5)):
@@ -62,7 +62,7 @@ def _latency(scale: Scale, engine: CudaLanes, pixels: np.ndarray) -> dict[str, f
     return {f"p{q}_ms": round(float(np.percentile(times, q)), 4) for q in (50, 90, 99)}
 
 
-def _lanes(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
+def _workers(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
     """Images per second from host to host, by batch size, with one thread and with two."""
     pixels = images(scale.sizes[-1], scale.crop_px)
     given = items(pixels)
@@ -76,7 +76,7 @@ def _lanes(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
     return found
 
 
-def _rate(engine: CudaLanes, batch: list[Any], threads: int, seconds: float) -> float:
+def _rate(engine: CudaGraphRunner, batch: list[Any], threads: int, seconds: float) -> float:
     ends = time.perf_counter() + seconds
 
     def work(_: int) -> int:
@@ -93,7 +93,7 @@ def _rate(engine: CudaLanes, batch: list[Any], threads: int, seconds: float) -> 
 
 
 @torch.inference_mode()
-def _parts(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
+def _parts(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
     """The parts of a batch's way: onto pinned memory, to the GPU, computed, put into answers."""
     found: dict[str, Any] = {}
     for size in scale.pick((1, 16, 64, 256), (1, 2)):
@@ -123,7 +123,7 @@ def _wall(run: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def _kernels(scale: Scale, engine: CudaLanes) -> dict[str, Any]:
+def _kernels(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
     """Where a batch's time goes, kernel by kernel: what to improve next."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -158,7 +158,7 @@ def _choices(scale: Scale) -> dict[str, Any]:
     dtype = scale.pick(torch.float16, torch.float32)
     found: dict[str, Any] = {}
     for fused in FUSED[scale.pick(0, -1) :]:
-        backbone = CudaBackbone(model, card.transform, dtype, scale.device, fused)
+        backbone = CudaRuntime(model, card.transform, dtype, scale.device, fused)
         name = f"backbone, fused {'+'.join(fused) or 'nothing'}"
         found[name] = _tried(lambda backbone=backbone: backbone.forward(pixels), scale)
     for channels in (3, 4, 8):
@@ -197,7 +197,7 @@ def _memory(scale: Scale) -> dict[str, Any]:
         grown = torch.cuda.memory_reserved() - before - weights
         found[str(largest)] = {
             "weights_and_size_1_mib": weights // 2**20,
-            "each_lane_mib": grown // 2**20 // engine.backbone.lanes,
+            "each_lane_mib": grown // 2**20 // engine.backbone.workers,
         }
         del engine
     return found

@@ -19,9 +19,10 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.gpu.common import MEAN, STD, Journal, Scale, gpu_engine, images, items, random_model, wait
 from benchmarks.gpu.decoding import GROUP, MAX_PIXELS, SPAWN, decode_for, decode_into, photos
-from serve_app.backbones.cuda_lanes import CudaLanes
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ClassifyItem, ImageTransform
+from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
+from serve_app.messages import ClassifyItem
+from serve_app.model_card import ImageTransform
+from serve_app.preprocessing.transform import preprocess
 
 JOIN_S = 10.0
 
@@ -96,10 +97,10 @@ def _end_to_end(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, An
 
 
 def _consume(
-    engine: CudaLanes, crops: np.ndarray, free: Any, filled: Any, seconds: float, largest: int
+    engine: CudaGraphRunner, crops: np.ndarray, free: Any, filled: Any, seconds: float, largest: int
 ) -> dict[str, float]:
     """Batches of what is there, in whichever lane is free, as the MicroBatcher does."""
-    busy, sizes, lanes = [], [], threading.Semaphore(2)
+    busy, sizes, workers = [], [], threading.Semaphore(2)
 
     def classify(taken: list[int]) -> None:
         start = time.perf_counter()
@@ -110,12 +111,12 @@ def _consume(
             sizes.append(len(taken))
             for first in range(0, len(taken), GROUP):
                 free.put(taken[first : first + GROUP])
-            lanes.release()
+            workers.release()
 
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as threads:
         while time.perf_counter() - start < seconds:
-            lanes.acquire()
+            workers.acquire()
             taken: list[int] = filled.get(timeout=30)
             try:
                 while len(taken) + GROUP <= largest:
@@ -137,7 +138,7 @@ def _nvjpeg(scale: Scale, state: dict[str, Any]) -> dict[str, Any]:
     expected = np.stack([preprocess(each, transform, MAX_PIXELS).pixels for each in encoded])
     found = on_device(encoded, transform, scale.device).cpu().numpy()
     difference = np.abs(found.astype(np.int16) - expected)
-    engine: CudaLanes = state["engine"]
+    engine: CudaGraphRunner = state["engine"]
     tops = [[answer.class_ids[0] for answer in engine(items(pixels))] for pixels in (found, expected)]
     rates: dict[str, Any] = {}
     for size in scale.pick((1, 16, 64, 256), (1,)):

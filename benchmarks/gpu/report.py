@@ -61,7 +61,7 @@ def markdown(result: dict[str, Any]) -> str:
         ("Forward pass, images/s (times eager fp32)", _forward(sections)),
         ("Share of the machine's measured rates", _of(sections, "speed/limits", "image")),
         ("Lone image, host to host", _of(sections, "inside/lone-image")),
-        ("Host to host, images/s", _of(sections, "inside/lanes")),
+        ("Host to host, images/s", _of(sections, "inside/workers")),
         ("A batch's way, ms", _of(sections, "inside/way-of-a-batch")),
         ("GPU memory by largest batch", _of(sections, "inside/memory")),
     ):
@@ -69,7 +69,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines += [f"## {title}", "", *rows, ""]
     rest = ("speed/machine", "speed/warm-up", "inside/choices", "inside/kernels")
     for name, found in sections.items():
-        if name in rest or name.startswith(("compile/", "pipeline/", "served/", "checks/lanes", "checks/uninit")):
+        if name in rest or name.startswith(("compile/", "pipeline/", "served/", "checks/workers", "checks/uninit")):
             lines += [f"## {name}", "", "```", *_flat(found), "```", ""]
     wrong = [
         f"- {name}: {found.get('error') or found.get('skipped')}" for name, found in sections.items() if _lost(found)

@@ -39,7 +39,7 @@ def layers(crop_px: int = 224, classes: int = 1000) -> list[Layer]:
     with torch.device("meta"):  # shapes without numbers
         model = resnet18(num_classes=classes).eval()
         picture = torch.empty(1, 3, crop_px, crop_px)
-    found.append(Layer("normalise", 0, picture.numel() * (PIXEL + HALF), 0))
+    found.append(Layer("normalize", 0, picture.numel() * (PIXEL + HALF), 0))
 
     def note(name: str, module: nn.Module, given: Any, out: torch.Tensor) -> None:
         x = given[0]

@@ -15,12 +15,12 @@ from urllib.request import urlopen
 
 import yaml
 
-from benchmarks import load
 from benchmarks.gpu.common import Journal, Scale
 from benchmarks.gpu.decoding import photos
-from benchmarks.processes import CpuWatch
 from benchmarks.systems import LOCAL, ROOT, Running, ours, running
-from serve_app.cards import DEMO
+from serve_app.inference.card import DEMO
+from tests.support import load
+from tests.support.processes import CpuWatch
 
 GPU_CONFIG = ROOT / "configs" / "gpu.yaml"
 RAMP_S = 3

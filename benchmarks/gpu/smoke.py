@@ -13,7 +13,7 @@ class CpuStream:
     """Does at once what a CUDA stream does in its time; a graph is run again instead of replayed."""
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """See serve_app.backbones.cuda_lanes.Stream."""
+        """See serve_app.inference.runtimes.cuda.graphs.Stream."""
         return torch.zeros(shape, dtype=dtype)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:

@@ -18,10 +18,10 @@ from benchmarks.gpu.common import (
     interleaved,
     items,
     milliseconds,
-    normalised,
+    normalized,
     random_model,
 )
-from serve_app.backbones.cuda_lanes import CudaLanes
+from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 
 SEARCH_S = 60.0  # after that, the batch sizes that are left are recorded without a search
 EAGER = {"eager fp32": (torch.float32, False), "eager fp32, TF32": (torch.float32, True)}
@@ -31,7 +31,7 @@ HALF = "eager fp16, channels last"
 def run(journal: Journal, scale: Scale) -> None:
     """All times."""
     torch.backends.cudnn.benchmark = True
-    state: dict[str, CudaLanes] = {}
+    state: dict[str, CudaGraphRunner] = {}
     rates: dict[str, float] = {}
     journal.section("speed/machine", lambda: _rates(scale, rates))
     journal.section("speed/warm-up", lambda: _engines(scale, state))
@@ -66,7 +66,7 @@ def _rates(scale: Scale, rates: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def _engines(scale: Scale, state: dict[str, CudaLanes]) -> dict[str, Any]:
+def _engines(scale: Scale, state: dict[str, CudaGraphRunner]) -> dict[str, Any]:
     """Seconds to search and record each batch size, as a deployment spends them before its first request."""
     found: dict[str, Any] = {}
     for precision in ("fp16", "bf16"):
@@ -85,8 +85,8 @@ def _engines(scale: Scale, state: dict[str, CudaLanes]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _forward(scale: Scale, state: dict[str, CudaLanes], journal: Journal) -> dict[str, Any]:
-    """From pixels on the GPU to scores on the GPU; eager gets its pixels normalised and converted."""
+def _forward(scale: Scale, state: dict[str, CudaGraphRunner], journal: Journal) -> dict[str, Any]:
+    """From pixels on the GPU to scores on the GPU; eager gets its pixels normalized and converted."""
     model, card = random_model(scale)
     eager = model.to(scale.device)
     half = random_model(scale)[0].to(scale.device, torch.float16, memory_format=torch.channels_last)
@@ -96,14 +96,14 @@ def _forward(scale: Scale, state: dict[str, CudaLanes], journal: Journal) -> dic
             found["cut"] = "no time was left for the other sizes"
             break
         pixels = images(size, scale.crop_px)
-        given = normalised(pixels, card.transform.mean, card.transform.std, scale.device)
+        given = normalized(pixels, card.transform.mean, card.transform.std, scale.device)
         variants: dict[str, Callable[[], object]] = {
             name: lambda given=given, tf32=tf32: _eager(eager, given, tf32) for name, (_, tf32) in EAGER.items()
         }
         halved = given.to(torch.float16, memory_format=torch.channels_last)
         variants[HALF] = lambda halved=halved: half(halved)
         for precision, engine in state.items():
-            engine(items(pixels))  # leaves these pixels in the buffers of both lanes
+            engine(items(pixels))  # leaves these pixels in the buffers of both workers
             engine(items(pixels))
             with engine.lane() as lane:
                 variants[f"ours {precision}"] = lane.batches[size].run
@@ -122,7 +122,7 @@ def _eager(model: torch.nn.Module, given: Tensor, tf32: bool) -> object:
 
 
 @torch.inference_mode()
-def _limits(scale: Scale, state: dict[str, CudaLanes], rates: dict[str, float]) -> dict[str, Any]:
+def _limits(scale: Scale, state: dict[str, CudaGraphRunner], rates: dict[str, float]) -> dict[str, Any]:
     """Which share of the machine's measured rates the forward pass reaches."""
     found: dict[str, Any] = {"image": roofline.summary(scale.crop_px, scale.classes)}
     for precision, engine in state.items():

@@ -16,9 +16,9 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import ResNet
 
 from benchmarks.weights import torchvision_transform
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ModelCard
-from serve_app.weights import load_model, spec_of
+from serve_app.inference.weights import load_model, spec_of
+from serve_app.model_card import ModelCard
+from serve_app.preprocessing.transform import preprocess
 
 WEIGHTS = "BENCHMARK_WEIGHTS"
 TOP_K = 10

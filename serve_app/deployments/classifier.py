@@ -12,17 +12,17 @@ import ray
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
-from serve_app import tracing
-from serve_app.batcher import Batched, BatchRecord, InThread, MicroBatcher
-from serve_app.config import BatchTuning, ClassifierTuning, EngineSpec, WeightsSpec, parse
+from serve_app.batcher import Batched, BatchRecord, MicroBatcher, ThreadRunner
+from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
 from serve_app.deadline import Deadline
-from serve_app.deployments.calls import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
-from serve_app.deployments.routing import STEADY
+from serve_app.deployments.handles import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
+from serve_app.deployments.ray_internals import STEADY
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import whole
-from serve_app.health import ModelHealth
-from serve_app.priority import give_way, in_turn, take_priority
-from serve_app.schemas import Classification, ClassifyItem, Explain, ModelState, Named
+from serve_app.inference.health import ModelHealth
+from serve_app.messages import Classification, ClassifyItem, Explain, ModelState, Named
+from serve_app.observability import tracing
+from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
 
 log = logging.getLogger("serve_app")
 SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
@@ -39,22 +39,22 @@ TAGS = ("version",)
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
 
-    def __init__(self, weights: WeightsSpec, engine: EngineSpec) -> None:
+    def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
         """Load, verify and warm the model; it uses the cores that Ray gave this replica.
 
         Raises:
             WeightsError, EngineError: Fails this deployment, and the application with it.
         """
-        give_way()
+        enter_idle_scheduling()
         stay_on_loopback()
         log_with_serve()
         # Imported here: only the model's replica pays for torch (seconds and 400 MB).
-        from serve_app.swap import SwappableModel
+        from serve_app.inference.hot_swap import HotSwapModel
 
         remembered = _on_this_node(f"{engine.runtime}-{engine.precision}.json")
         if remembered.exists():  # measured again it costs 4 s of CPU, and under load it might look otherwise
-            engine = EngineSpec.model_validate_json(remembered.read_text())
-        self._model = SwappableModel(weights, engine, cores())
+            engine = EngineConfig.model_validate_json(remembered.read_text())
+        self._model = HotSwapModel(weights, engine, cores())
         self._turn = _on_this_node("loading.lock")
         with whole(remembered) as path:
             path.write_text(self._model.engine.model_dump_json())
@@ -63,33 +63,33 @@ class Classifier:
         self._model_ms = Histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, TAGS)
         self._failed = Counter("classifier_failed_images", "Images whose batch raised.", TAGS)
         self._batcher: MicroBatcher[ClassifyItem, Named] = MicroBatcher(
-            InThread(self._model.classify, self._model.lanes),
-            BatchTuning(),
-            self._model.lanes,
-            self._model.lanes_are_cores,
+            ThreadRunner(self._model.classify, self._model.workers),
+            BatchConfig(),
+            self._model.workers,
+            self._model.workers_are_cores,
             self._record,
         )
         self._health = ModelHealth(self._classify_nothing)
-        self._made: ClassifierTuning | None = None  # the change that was made, or tried, last
-        self._wanted: ClassifierTuning | None = None
+        self._made: ClassifierConfig | None = None  # the change that was made, or tried, last
+        self._wanted: ClassifierConfig | None = None
         self._changing: asyncio.Task[None] | None = None
         self._refused: str | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new ClassifierTuning values as soon as they are ready: other weights loaded, larger batches tried.
+        """Take new ClassifierConfig values as soon as they are ready: other weights loaded, larger batches tried.
 
         Serve sends a replica no requests until this returns. So one that starts waits for it, and fails
         where the values are wrong; one that serves gets ready in the background, and keeps what it has if
         that fails.
         """
         if self._made is None:
-            tuning = parse(ClassifierTuning, user_config)
+            tuning = parse(ClassifierConfig, user_config)
             await asyncio.to_thread(self._model.change, tuning)
             self._apply(tuning)
-            take_priority()
+            restore_scheduling()
             return
         try:
-            self._wanted = parse(ClassifierTuning, user_config)
+            self._wanted = parse(ClassifierConfig, user_config)
         except ValueError as error:
             self._refuse(error)
             return
@@ -152,13 +152,13 @@ class Classifier:
             else:
                 self._apply(tuning)
 
-    def _change_in_turn(self, tuning: ClassifierTuning) -> None:
+    def _change_in_turn(self, tuning: ClassifierConfig) -> None:
         """At the same time two replicas would take each other's cores and the requests', and a queue would form."""
-        with in_turn(self._turn):
+        with node_lock(self._turn):
             self._model.change(tuning)
 
-    def _apply(self, tuning: ClassifierTuning) -> None:
-        self._batcher.reconfigure(tuning, self._model.lanes)
+    def _apply(self, tuning: ClassifierConfig) -> None:
+        self._batcher.reconfigure(tuning, self._model.workers)
         self._made, self._refused = tuning, None
 
     def _refuse(self, error: Exception) -> None:

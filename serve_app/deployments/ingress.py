@@ -11,22 +11,23 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from serve_app.api import create_app
-from serve_app.config import AnswerTuning, EngineSpec, IngressTuning, LogTuning, WeightsSpec, parse
+from serve_app.config import EngineConfig, IngressConfig, PredictionLogConfig, ResponseConfig, WeightsConfig, parse
 from serve_app.deadline import Deadline
-from serve_app.deployments.calls import Handle, log_with_serve, stay_on_loopback
-from serve_app.deployments.jobs import start_jobs
-from serve_app.deployments.links import ApplicationLink, HandleLink, RayMetrics
+from serve_app.deployments.handles import Handle, log_with_serve, stay_on_loopback
+from serve_app.deployments.job_actor import start_jobs
+from serve_app.deployments.links import ApplicationClient, HandleClient, ServeMetrics
 from serve_app.errors import NotReadyError
-from serve_app.feedback import Feedback
-from serve_app.keys import Keys
-from serve_app.prediction_log import PredictionLog
-from serve_app.priority import give_way, take_priority
-from serve_app.schemas import Explain, ModelCard
-from serve_app.service import Answer, Choice, Log, Wanted
-from serve_app.traffic import OWN, Traffic
-from serve_app.variant import ASK_AGAIN_S, Link
-from serve_app.variants import Variants
+from serve_app.http.app import create_app
+from serve_app.http.auth import Keys
+from serve_app.http.service import Answer, Choice, Log, Wanted
+from serve_app.messages import Explain
+from serve_app.model_card import ModelCard
+from serve_app.observability.feedback_store import Feedback
+from serve_app.observability.prediction_log import PredictionLog
+from serve_app.routing.router import VariantRouter
+from serve_app.routing.traffic_split import OWN, Traffic
+from serve_app.routing.variant import ASK_AGAIN_S, VariantClient
+from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
 
 CLOSE_S = 10  # what a log that is switched off gets for its last rows
 log = logging.getLogger("serve_app")
@@ -45,18 +46,18 @@ class Ingress:
         Args:
             preprocessor: First stage of the variant ``main``, if there is one in this application.
         """
-        give_way()
+        enter_idle_scheduling()
         stay_on_loopback()
         log_with_serve()
         self.log: Log | None = None
         self._kept: PredictionLog | None = None
-        self._logged: LogTuning | None = None
+        self._logged: PredictionLogConfig | None = None
         self._closing: asyncio.Future[None] | None = None
         self.feedback: Feedback | None = None
-        self._metrics = RayMetrics()
-        self._adopt(IngressTuning())
+        self._metrics = ServeMetrics()
+        self._adopt(IngressConfig())
         self._preprocessor = preprocessor
-        self._variants = Variants(self._connect, self._metrics)
+        self._variants = VariantRouter(self._connect, self._metrics)
         self._applications = [serve.get_replica_context().app_name]
         self._configured = False
         self._refused: str | None = None
@@ -66,13 +67,13 @@ class Ingress:
         return create_app(self)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new IngressTuning values, at once; a replica that starts takes requests once a model answers.
+        """Take new IngressConfig values, at once; a replica that starts takes requests once a model answers.
 
         Values that are wrong fail a replica that starts. One that serves keeps what it has: Serve would
         stop it for an error.
         """
         try:
-            tuning = parse(IngressTuning, user_config)
+            tuning = parse(IngressConfig, user_config)
             traffic = Traffic.of(tuning)
             if self._preprocessor is None and OWN in traffic.names:
                 raise ValueError(f"traffic: there is no {OWN!r} in this application; name others, as {{blue: 100}}")
@@ -88,10 +89,10 @@ class Ingress:
         self._variants.reconfigure(tuning)
         if not self._configured:
             await self._until_ready()
-            take_priority()
+            restore_scheduling()
         self._configured = True
         await self._resume_jobs()
-        if self._closing and not tuning.log:  # who switches the log off may count on its rows
+        if self._closing and not tuning.prediction_log:  # who switches the log off may count on its rows
             await asyncio.wait({self._closing}, timeout=CLOSE_S)
 
     def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
@@ -110,7 +111,7 @@ class Ingress:
         wanted = Wanted(encoded, top_k, explain, self.limits.max_pixels, deadline, look)
         return await self._variants.classify(choice, wanted)
 
-    async def recipe(self, variant: str) -> tuple[WeightsSpec, EngineSpec, ModelCard]:
+    async def recipe(self, variant: str) -> tuple[WeightsConfig, EngineConfig, ModelCard]:
         """See Service.recipe."""
         state = await self._variants.ask(variant)
         return state.weights, state.engine, state.card
@@ -164,7 +165,7 @@ class Ingress:
         except OSError as error:
             log.error("jobs: %s", error)
 
-    def _adopt(self, tuning: IngressTuning) -> None:
+    def _adopt(self, tuning: IngressConfig) -> None:
         """Take what is taken at once.
 
         Raises:
@@ -172,19 +173,19 @@ class Ingress:
         """
         keys = Keys(tuning.keys)
         feedback = Feedback(tuning.feedback, self._metrics.voted) if tuning.feedback else None
-        if tuning.log != self._logged:
-            opened = PredictionLog(tuning.log, self._metrics.logged) if tuning.log else None
+        if tuning.prediction_log != self._logged:
+            opened = PredictionLog(tuning.prediction_log, self._metrics.logged) if tuning.prediction_log else None
             before, self._kept = self._kept, opened
-            self.log, self._logged = self._kept, tuning.log
+            self.log, self._logged = self._kept, tuning.prediction_log
             if before:
                 self._closing = asyncio.get_running_loop().run_in_executor(None, before.close)
         self.keys, self.feedback = keys, feedback
-        self.tuning: AnswerTuning = tuning
-        self.limits, self.door, self.cors_origins = tuning.limits, tuning.door, tuning.cors_origins
+        self.tuning: ResponseConfig = tuning
+        self.limits, self.admission, self.cors_origins = tuning.limits, tuning.admission, tuning.cors_origins
         self.jobs = tuning.jobs
-        self.room = tuning.lanes * tuning.max_group
+        self.room = tuning.max_inflight_groups * tuning.max_group_size
 
-    def _connect(self, variant: str) -> Link:
+    def _connect(self, variant: str) -> VariantClient:
         if variant == OWN and self._preprocessor is not None:
-            return HandleLink(self._preprocessor)
-        return ApplicationLink(variant)
+            return HandleClient(self._preprocessor)
+        return ApplicationClient(variant)

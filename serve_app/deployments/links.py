@@ -10,17 +10,17 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.deployments.calls import MILLISECONDS, Handle, call, name_request, ping
+from serve_app.deployments.handles import MILLISECONDS, Handle, call, name_request, ping
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.feedback import Vote
-from serve_app.schemas import ModelState
-from serve_app.service import Answer, Wanted
-from serve_app.traffic import Comparison
+from serve_app.http.service import Answer, Wanted
+from serve_app.messages import ModelState
+from serve_app.observability.feedback_store import Vote
+from serve_app.routing.shadow import Comparison
 
 TENTHS = [n / 10 for n in range(1, 11)]
 
 
-class HandleLink:
+class HandleClient:
     """A way to a variant whose first stage is known."""
 
     def __init__(self, preprocessor: Handle) -> None:
@@ -28,45 +28,45 @@ class HandleLink:
         self._preprocessor = preprocessor
 
     async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
-        """See Link."""
+        """See VariantClient."""
         name_request(wanted[0].deadline.origin)
         return await call(lambda: self._preprocessor.remote(wanted, company), "preprocess")
 
     async def ask(self) -> ModelState:
-        """See Link."""
+        """See VariantClient."""
         return await ping(self._preprocessor, "preprocess")
 
 
-class ApplicationLink:
+class ApplicationClient:
     """A way to another application, which may come later than we do, go and come back."""
 
     def __init__(self, name: str) -> None:
         """Look for it when it is first asked."""
         self._name = name
-        self._found: HandleLink | None = None
+        self._found: HandleClient | None = None
 
     async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
-        """See Link."""
+        """See VariantClient."""
         return await (await self._find()).send(wanted, company)
 
     async def ask(self) -> ModelState:
-        """See Link."""
+        """See VariantClient."""
         try:
             return await (await self._find()).ask()
         except NotReadyError:
             self._found = None
             raise
 
-    async def _find(self) -> HandleLink:
+    async def _find(self) -> HandleClient:
         if self._found is None:
             try:
-                self._found = HandleLink(await asyncio.to_thread(serve.get_app_handle, self._name))
+                self._found = HandleClient(await asyncio.to_thread(serve.get_app_handle, self._name))
             except RayServeException:
                 raise NotReadyError(f"no application {self._name!r} runs here") from None
         return self._found
 
 
-class RayMetrics:
+class ServeMetrics:
     """See Metrics."""
 
     def __init__(self) -> None:

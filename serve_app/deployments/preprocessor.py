@@ -10,17 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from ray import serve
 
-from serve_app import tracing
 from serve_app.batcher import Batched
-from serve_app.deployments.calls import Handle, call, cores, log_with_serve, ping, stay_on_loopback
+from serve_app.deployments.handles import Handle, call, cores, log_with_serve, ping, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.preprocess import look, preprocess
-from serve_app.priority import give_way, take_priority
-from serve_app.schemas import ImageTransform, Look, ModelState, Named, PreprocessedImage
-from serve_app.service import Answer, Wanted
+from serve_app.http.service import Answer, Wanted
+from serve_app.messages import ImageStats, ModelState, Named, PreprocessedImage
+from serve_app.model_card import ImageTransform
+from serve_app.observability import tracing
+from serve_app.preprocessing.transform import look, preprocess
+from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
 
 ASK_AGAIN_S = 0.5
-Decoded = tuple[PreprocessedImage, Look | None, float]  # with the milliseconds it took
+Decoded = tuple[PreprocessedImage, ImageStats | None, float]  # with the milliseconds it took
 
 
 # Queues are bounded so that overload is refused, not piled up. A call carries a group of
@@ -35,7 +36,7 @@ class Preprocessor:
         Returns once a model takes these crops: while a new version's does not start, its preprocess stage
         must not take requests either.
         """
-        give_way()
+        enter_idle_scheduling()
         stay_on_loopback()
         log_with_serve()
         self._classifier, self._transform = classifier, transform
@@ -43,7 +44,7 @@ class Preprocessor:
         self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
         while not await self._fits():
             await asyncio.sleep(ASK_AGAIN_S)
-        take_priority()
+        restore_scheduling()
 
     async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
         """Decode and classify images that came together.
@@ -106,7 +107,7 @@ class Preprocessor:
         return image, seen, seconds * 1000
 
     async def _classify(
-        self, good: list[tuple[Wanted, PreprocessedImage, Look | None, float]], company: int
+        self, good: list[tuple[Wanted, PreprocessedImage, ImageStats | None, float]], company: int
     ) -> list[Answer | ServiceError]:
         pixels = np.stack([image.pixels for _, image, _, _ in good])
         asked = [(each.top_k, each.explain, each.deadline) for each, *_ in good]

@@ -1,4 +1,4 @@
-"""Your own classes: labelled images in, published weights that know them out.
+"""Your own classes: labeled images in, published weights that know them out.
 
 data       files with labels -> one uint8 tensor in memory
 report     DATA -> what trains and what is held out, and what is wrong with it
@@ -8,10 +8,10 @@ team       the workers that share each batch
 trainer    model, moving average, optimiser: steps, validation, checkpoints
 loop       the training loop: seeded, resumable, alone or in a team
 workers    the loop on several processes, by Ray Train
-predict    labelled files -> scores, through the serving code
+predict    labeled files -> scores, through the serving code
 metrics    scores and the truth -> numbers; pictures draws them
 calibrate  temperature and threshold, fitted on held-out images
-evaluate   weights + labelled images -> numbers and pictures
+evaluate   weights + labeled images -> numbers and pictures
 publish    weights and card under a name of their own, in a folder or bucket
 fit        the command that does it all
 """

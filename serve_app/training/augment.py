@@ -19,25 +19,25 @@ class Augmentation:
             above 1 zooms out, with the image mirrored around its border.
         aspect: Largest width/height ratio of the crop (and its inverse).
         rotate_deg: Largest rotation either way, in degrees.
-        colour: Largest relative change of brightness, contrast and saturation.
+        color: Largest relative change of brightness, contrast and saturation.
         sharpness: Range of the unsharp mask's amount; negative blurs.
         noise: Largest standard deviation of per-pixel noise, in units of 0-255.
-        grey: Share of images that lose their colour.
+        gray: Share of images that lose their color.
         flip: Mirror half of the images left to right.
     """
 
     area: tuple[float, float] = (0.25, 1.5)
     aspect: float = 4 / 3
     rotate_deg: float = 10.0
-    colour: float = 0.3
+    color: float = 0.3
     sharpness: tuple[float, float] = (-0.8, 2.0)
     noise: float = 10.0
-    grey: float = 0.05
+    gray: float = 0.05
     flip: bool = True
 
 
 def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torch.Generator) -> Tensor:
-    """Cut one random crop from each image and vary its colours and sharpness.
+    """Cut one random crop from each image and vary its colors and sharpness.
 
     Args:
         images: uint8, (N, 3, S, S), RGB, 0-255.
@@ -59,26 +59,26 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     area = torch.exp(uniform(math.log(options.area[0]), math.log(options.area[1])))
     ratio = torch.exp(uniform(-math.log(options.aspect), math.log(options.aspect)))
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    centre_x = uniform(-1, 1) * (1 - width).abs()
-    centre_y = uniform(-1, 1) * (1 - height).abs()
+    center_x = uniform(-1, 1) * (1 - width).abs()
+    center_y = uniform(-1, 1) * (1 - height).abs()
     if options.flip:
         width = width * torch.sign(uniform(-1, 1))
     angle = uniform(-1, 1) * math.radians(options.rotate_deg)
     cos, sin = torch.cos(angle), torch.sin(angle)
     rows = (
-        torch.stack((width * cos, -height * sin, centre_x), 1),
-        torch.stack((width * sin, height * cos, centre_y), 1),
+        torch.stack((width * cos, -height * sin, center_x), 1),
+        torch.stack((width * sin, height * cos, center_y), 1),
     )
     grid = F.affine_grid(torch.stack(rows, 1), [n, 3, crop_px, crop_px], align_corners=False)
     crops = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
-    strength = options.colour
+    strength = options.color
     crops = crops * uniform(1 - strength, 1 + strength, 1, 1, 1)
     mean = crops.mean((1, 2, 3), keepdim=True)
     crops = mean + (crops - mean) * uniform(1 - strength, 1 + strength, 1, 1, 1)
     luma = (crops * crops.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     saturation = uniform(1 - strength, 1 + strength, 1, 1, 1)
-    saturation[uniform(0, 1) < options.grey] = 0
+    saturation[uniform(0, 1) < options.gray] = 0
     crops = luma + (crops - luma) * saturation
     if options.noise:
         noise = torch.empty_like(crops).normal_(generator=generator)

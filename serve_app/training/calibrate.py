@@ -1,7 +1,7 @@
 """Weights + held-out images -> the same weights with honest scores: a temperature and a threshold in their card.
 
 ``python -m serve_app.training.calibrate WEIGHTS DATA OUT`` leaves the weights file in OUT, byte for byte, and
-its card. DATA is a folder or CSV of labelled images that trained nothing.
+its card. DATA is a folder or CSV of labeled images that trained nothing.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from serve_app.config import WeightsSpec
+from serve_app.config import WeightsConfig
 from serve_app.errors import ServiceError
-from serve_app.schemas import Calibration
+from serve_app.inference.weights import load_model, republish, spec_of
+from serve_app.model_card import Calibration
 from serve_app.training.data import fingerprint, list_images
 from serve_app.training.metrics import ece, reliability
 from serve_app.training.predict import predict
-from serve_app.weights import load_model, republish, spec_of
 
 PRECISION = 0.95
 KEPT = 0.95  # of the held-out images are to stay sure, where precision alone would let all be
@@ -31,8 +31,8 @@ LEAST = 1e-30  # a score of 0 has no logarithm
 
 
 def calibrate(
-    spec: WeightsSpec, files: Sequence[tuple[Path, int]], precision: float, out: Path
-) -> tuple[WeightsSpec, Calibration]:
+    spec: WeightsConfig, files: Sequence[tuple[Path, int]], precision: float, out: Path
+) -> tuple[WeightsConfig, Calibration]:
     """Fit temperature and threshold on images and publish the weights with them.
 
     Args:
@@ -122,7 +122,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", metavar="WEIGHTS", help="imagenet, demo or a .safetensors file")
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled images that trained nothing: folder or CSV")
+    parser.add_argument("data", metavar="DATA", type=Path, help="labeled images that trained nothing: folder or CSV")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the weights and their new card")
     parser.add_argument("--precision", type=share, default=PRECISION, help="share of sure answers that are to be right")
     asked = parser.parse_args()

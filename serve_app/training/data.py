@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.errors import DatasetError, ServiceError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ImageTransform
+from serve_app.model_card import ImageTransform
+from serve_app.preprocessing.transform import preprocess
 
 Files = list[tuple[Path, int]]  # with class ids
 MAX_PIXELS = 50_000_000
@@ -26,7 +26,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """A whole data set in memory.
 
     Attributes:
@@ -50,7 +50,7 @@ class LabelledImages:
 
 
 def list_images(source: Path, labels: Sequence[str] | None = None) -> tuple[Files, tuple[str, ...]]:
-    """List labelled files with their class ids.
+    """List labeled files with their class ids.
 
     Args:
         source: ImageFolder (``source/<class>/<image>``) or CSV (``path,label``; paths from where it lies).
@@ -113,8 +113,8 @@ def fingerprint_of(contents: Iterable[tuple[str, str]]) -> str:
 
 def load_images(
     files: Sequence[tuple[Path, int]], labels: Sequence[str], side: int, skip_broken: bool = False
-) -> LabelledImages:
-    """Decode images to their centre square of ``side`` px.
+) -> LabeledImages:
+    """Decode images to their center square of ``side`` px.
 
     Decoding is the serving code (``preprocess``), so that training sees the pixels
     the service will see.
@@ -160,7 +160,7 @@ def load_images(
         raise DatasetError(f"{_some(broken)}\n{len(broken)} broken in all: mend them, or use --skip-broken")
     if broken:
         tqdm.write(f"left out, as they are broken:\n{_some(broken)}")
-    return LabelledImages(
+    return LabeledImages(
         torch.from_numpy(pixels[: len(kept)]).permute(0, 3, 1, 2),
         torch.tensor([target for _, target in kept]),
         tuple(labels),

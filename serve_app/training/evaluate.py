@@ -1,4 +1,4 @@
-"""Weights + labelled images -> how good they are, through the serving code: numbers and pictures.
+"""Weights + labeled images -> how good they are, through the serving code: numbers and pictures.
 
 ``python -m serve_app.training.evaluate WEIGHTS DATA --out FOLDER`` prints the numbers and leaves all of them
 (``evaluation.json``), confusion matrix, reliability diagram and worst mistakes as pictures in FOLDER.
@@ -14,28 +14,28 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.config import WeightsSpec
+from serve_app.config import WeightsConfig
 from serve_app.errors import ServiceError
-from serve_app.schemas import ModelCard
+from serve_app.inference.weights import load_model, republish, spec_of
+from serve_app.model_card import ModelCard
 from serve_app.training.data import Files, fingerprint, list_images
-from serve_app.training.metrics import summarise
+from serve_app.training.metrics import summarize
 from serve_app.training.pictures import draw_confusion, draw_mistakes, draw_reliability
 from serve_app.training.predict import Predictions, predict
-from serve_app.weights import load_model, republish, spec_of
 
 MISTAKES = 24
 LONG = ("reliability", "confusion", "mistakes")  # not printed, and not kept in a card
 
 
-def evaluate(spec: WeightsSpec, data: Path | Files) -> tuple[dict[str, Any], Predictions, ModelCard]:
-    """Classify labelled images as the service would.
+def evaluate(spec: WeightsConfig, data: Path | Files) -> tuple[dict[str, Any], Predictions, ModelCard]:
+    """Classify labeled images as the service would.
 
     Args:
         spec: The weights.
         data: An ImageFolder or CSV of the model's labels, or files with their class ids.
 
     Returns:
-        As metrics.summarise gives them, with the data's ``fingerprint`` and ``mistakes``, worst first; what was
+        As metrics.summarize gives them, with the data's ``fingerprint`` and ``mistakes``, worst first; what was
         said of each image; the card.
 
     Raises:
@@ -45,7 +45,7 @@ def evaluate(spec: WeightsSpec, data: Path | Files) -> tuple[dict[str, Any], Pre
     model, card = load_model(spec)
     files = list_images(data, card.labels)[0] if isinstance(data, Path) else data
     found, labels = predict(model, card, files), card.labels
-    result = summarise(found.scores, found.targets, labels, card.abstain_below)
+    result = summarize(found.scores, found.targets, labels, card.abstain_below)
     extra = {"fingerprint": fingerprint(files, labels), "mistakes": mistakes(found, labels)}
     return result | extra, found, card
 
@@ -84,7 +84,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", metavar="WEIGHTS", help="imagenet, demo or a .safetensors file")
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled images: folder or CSV")
+    parser.add_argument("data", metavar="DATA", type=Path, help="labeled images: folder or CSV")
     parser.add_argument("--out", type=Path, help="folder for all numbers and the pictures")
     parser.add_argument("--record", metavar="NAME", help="write the numbers under this name into the file's card")
     asked = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Labelled images -> published weights that know them: trained, calibrated, measured.
+"""Labeled images -> published weights that know them: trained, calibrated, measured.
 
 ``python -m serve_app.training.fit DATA OUT`` reads ``DATA/<class>/<image>`` (or ``DATA/train``, ``DATA/val`` and
 ``DATA/test`` with such folders in them, or a CSV ``path,label``) and leaves ``model.safetensors``, its card
@@ -20,19 +20,19 @@ from typing import Any
 import torch
 from torchvision.models import ResNet
 
-from serve_app.config import WeightsSpec
+from serve_app.config import WeightsConfig
 from serve_app.errors import ServiceError, WeightsError
-from serve_app.schemas import ImageTransform, ModelCard
+from serve_app.inference.weights import load_model, publish, republish, spec_of
+from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.training.augment import Augmentation
 from serve_app.training.calibrate import PRECISION, calibrate, share
-from serve_app.training.data import LabelledImages, fingerprint_of, load_images
+from serve_app.training.data import LabeledImages, fingerprint_of, load_images
 from serve_app.training.evaluate import evaluate, short
 from serve_app.training.loop import Job, train
 from serve_app.training.pictures import draw_curve
 from serve_app.training.recipe import Recipe, defaults
 from serve_app.training.report import Listed, Split, describe, divide, find, leaks
 from serve_app.training.trainer import CPU, MEAN, STD, Trainer
-from serve_app.weights import load_model, publish, republish, spec_of
 
 Start = tuple[ResNet, ModelCard] | None
 
@@ -47,14 +47,14 @@ def starting_weights(text: str) -> Start:
         return None
     if text == "auto":
         try:
-            return load_model(WeightsSpec(source="imagenet"))
+            return load_model(WeightsConfig(source="imagenet"))
         except WeightsError as error:
             print(f"starting from the demo model, as ImageNet's cannot be had ({str(error)[:120]}…)")
             text = "demo"
     return load_model(spec_of(text))
 
 
-def fit(asked: argparse.Namespace) -> WeightsSpec:
+def fit(asked: argparse.Namespace) -> WeightsConfig:
     """Do what a command line asks for.
 
     Returns:
@@ -83,7 +83,7 @@ def fit(asked: argparse.Namespace) -> WeightsSpec:
     return finish(asked, images, split, trainer, start, listed)
 
 
-def job_of(asked: argparse.Namespace, images: LabelledImages, split: Split, start: Start, checkpoint: Path) -> Job:
+def job_of(asked: argparse.Namespace, images: LabeledImages, split: Split, start: Start, checkpoint: Path) -> Job:
     """What to train, from a command line."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = images.labels
@@ -116,8 +116,8 @@ def run(job: Job, workers: int) -> Trainer:
 
 
 def finish(
-    asked: argparse.Namespace, images: LabelledImages, split: Split, trainer: Trainer, start: Start, listed: Listed
-) -> WeightsSpec:
+    asked: argparse.Namespace, images: LabeledImages, split: Split, trainer: Trainer, start: Start, listed: Listed
+) -> WeightsConfig:
     """Publish weights and card, calibrate on what was held out, measure on it, and on DATA's test images."""
     px, out = asked.serve_px, asked.out
     origin = {"init": start[1].model_dump(include={"version", "sha256", "training"})} if start else {}
@@ -142,7 +142,7 @@ def finish(
         },
         out,
     )
-    spec = WeightsSpec(source=str(out / "model.safetensors"), sha256=card.sha256)
+    spec = WeightsConfig(source=str(out / "model.safetensors"), sha256=card.sha256)
     measured: dict[str, Any] = {}
     if held := [images.files[row] for row in split.validation.tolist()]:
         spec, _ = calibrate(spec, held, asked.precision, out)
@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what is None is chosen by the number of images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("data", metavar="DATA", type=Path, help="folder or CSV of labelled images")
+    add("data", metavar="DATA", type=Path, help="folder or CSV of labeled images")
     add("out", metavar="OUT", type=Path, help="folder for checkpoint, weights, card and curve")
     add("--weights", "--init", default="auto", help="start from imagenet, demo, a .safetensors file or scratch")
     add("--workers", type=int, default=1, help="processes that share the work, by Ray Train")

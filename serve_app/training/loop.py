@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from serve_app.errors import DatasetError
 from serve_app.training.augment import Augmentation, augment
-from serve_app.training.data import LabelledImages
+from serve_app.training.data import LabeledImages
 from serve_app.training.recipe import Recipe
 from serve_app.training.report import Split
 from serve_app.training.team import Team
@@ -37,7 +37,7 @@ class Job:
         init: Weights to start from; none starts from scratch.
     """
 
-    images: LabelledImages
+    images: LabeledImages
     split: Split
     recipe: Recipe
     augmentation: Augmentation
@@ -115,7 +115,7 @@ def train(
     return trainer
 
 
-def class_weights(images: LabelledImages) -> Tensor | None:
+def class_weights(images: LabeledImages) -> Tensor | None:
     """What makes rare classes count more: the square root of how much rarer than the mean; None if all are even."""
     counts = torch.bincount(images.targets, minlength=len(images.labels))
     weights = (len(images.targets) / (len(images.labels) * counts.clamp(1))).sqrt()

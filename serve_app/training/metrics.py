@@ -11,8 +11,8 @@ BINS = 15  # of the reliability diagram, equally wide; the usual number in the l
 DIGITS = 4
 
 
-def summarise(scores: np.ndarray, targets: np.ndarray, labels: Sequence[str], abstain_below: float) -> dict[str, Any]:
-    """Everything that is measured of a model on labelled images; shares are of 1.
+def summarize(scores: np.ndarray, targets: np.ndarray, labels: Sequence[str], abstain_below: float) -> dict[str, Any]:
+    """Everything that is measured of a model on labeled images; shares are of 1.
 
     Args:
         scores: float, (N, C): of each image, by class id; rows sum to 1.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve_app.errors import DatasetError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ImageTransform
+from serve_app.model_card import ImageTransform
+from serve_app.preprocessing.transform import preprocess
 from serve_app.training.data import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def draw_confusion(confusion: Sequence[Sequence[int]], labels: Sequence[str], pa
             axes.set_xticks(range(len(labels)), labels, rotation=90)
             axes.set_yticks(range(len(labels)), labels)
             for row, column in np.argwhere(counts):
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
 
 
 def draw_reliability(diagram: Sequence[Mapping[str, Any]], ece: float, path: Path) -> None:
@@ -65,7 +65,7 @@ def draw_reliability(diagram: Sequence[Mapping[str, Any]], ece: float, path: Pat
             width, shade = each["to"] - each["from"], 0.2 + 0.8 * each["images"] / most
             axes.bar(each["from"], each["accuracy"], width, align="edge", color="C0", alpha=shade, edgecolor="white")
         axes.plot([each["confidence"] for each in diagram], [each["accuracy"] for each in diagram], "o-", color="C1")
-        axes.plot([0, 1], [0, 1], "--", color="grey")
+        axes.plot([0, 1], [0, 1], "--", color="gray")
         axes.set(xlabel="best score", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1))
         axes.set_title(f"expected calibration error {ece:.3f}")
 

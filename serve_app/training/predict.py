@@ -1,4 +1,4 @@
-"""Labelled files + weights -> the scores that the service would answer, through the serving code."""
+"""Labeled files + weights -> the scores that the service would answer, through the serving code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from torchvision.models import ResNet
 from tqdm import tqdm
 
-from serve_app.classifier import ResNetEngine
 from serve_app.errors import DatasetError, ServiceError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ClassifyItem, ModelCard
+from serve_app.inference.engine import ResNetEngine
+from serve_app.messages import ClassifyItem
+from serve_app.model_card import ModelCard
+from serve_app.preprocessing.transform import preprocess
 from serve_app.training.data import MAX_PIXELS
 
 BATCH = 16
@@ -22,7 +23,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of labelled images.
+    """What a model says of labeled images.
 
     Attributes:
         scores: float32, (N, C): by class id, as the API gives them.

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import fsspec
 
-from serve_app.cards import load_card, one_line
-from serve_app.config import WeightsSpec
+from serve_app.config import WeightsConfig
 from serve_app.errors import ServiceError, WeightsError
-from serve_app.weights import spec_of
+from serve_app.inference.card import load_card, one_line
+from serve_app.inference.weights import spec_of
 
 DIGITS = 8
 
 
-def publish_to(root: str, weights: Path) -> WeightsSpec:
+def publish_to(root: str, weights: Path) -> WeightsConfig:
     """Copy weights and card into a registry; the card last, so that no reader finds it without its weights.
 
     Args:
@@ -51,7 +51,7 @@ def publish_to(root: str, weights: Path) -> WeightsSpec:
                     shutil.copyfileobj(read, written)
     except Exception as error:  # every storage backend raises its own kind
         raise WeightsError(f"{address}: cannot be written: {one_line(error)}") from error
-    return WeightsSpec(source=address + ".safetensors", sha256=spec.sha256)
+    return WeightsConfig(source=address + ".safetensors", sha256=spec.sha256)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.schemas import ModelCard
+from serve_app.model_card import ModelCard
 
 HEAD_EPOCHS, EPOCHS = 4, 20  # of a small folder, from other weights
 IMAGES_SEEN = 40_000  # over all epochs of a larger one

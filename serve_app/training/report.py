@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import DatasetError
-from serve_app.feedback import labelled
-from serve_app.training.data import Files, LabelledImages, content_hash, list_images
+from serve_app.observability.feedback_store import labeled
+from serve_app.training.data import Files, LabeledImages, content_hash, list_images
 
 FEW = 10  # images of a class that teach it badly
 UNEVEN = 10  # times more images in one class than in another
@@ -26,7 +26,7 @@ class Listed:
         files: With their class ids; those for training first.
         labels: Class names, in the order of the class ids.
         training: How many are for training, where DATA says so itself.
-        test: Labelled images that neither train nor choose, if DATA has some.
+        test: Labeled images that neither train nor choose, if DATA has some.
     """
 
     files: Files
@@ -70,13 +70,13 @@ def find(data: Path, feedback: Path | None = None) -> Listed:
 
 
 def _said(folder: Path, labels: Sequence[str]) -> Files:
-    said = labelled(folder)
+    said = labeled(folder)
     if unknown := sorted({label for _, label in said} - {*labels}):
         raise DatasetError(f"{folder}: feedback names classes that DATA lacks: {', '.join(unknown)}")
     return [(path, labels.index(label)) for path, label in said]
 
 
-def divide(images: LabelledImages, given: int | None, share: float, seed: int) -> Split:
+def divide(images: LabeledImages, given: int | None, share: float, seed: int) -> Split:
     """Split images into those that train and those that watch.
 
     Args:
@@ -95,7 +95,7 @@ def divide(images: LabelledImages, given: int | None, share: float, seed: int) -
     return Split(training, validation[[images.digests[row] not in known for row in validation.tolist()]])
 
 
-def describe(images: LabelledImages, split: Split) -> list[str]:
+def describe(images: LabeledImages, split: Split) -> list[str]:
     """Say what the data are, a line each, and what may be wrong with them."""
     counts = Counter(images.targets.tolist())
     by_class = ", ".join(f"{label} {counts[i]}" for i, label in enumerate(images.labels[:20]))
@@ -115,7 +115,7 @@ def describe(images: LabelledImages, split: Split) -> list[str]:
     return lines + _copies(images)
 
 
-def leaks(test: Path, images: LabelledImages) -> list[str]:
+def leaks(test: Path, images: LabeledImages) -> list[str]:
     """Warn of test images that are copies of those that train or watch: accuracy on them proves nothing."""
     known = {*images.digests}
     found = [path for path, _ in list_images(test, images.labels)[0] if content_hash(path) in known]
@@ -124,7 +124,7 @@ def leaks(test: Path, images: LabelledImages) -> list[str]:
     return [f"warning: {len(found)} test images are copies of others in DATA, for example {found[0]}"]
 
 
-def _copies(images: LabelledImages) -> list[str]:
+def _copies(images: LabeledImages) -> list[str]:
     """Warn of files with the same content: within a class they weigh double, in two classes they contradict."""
     places: dict[str, list[int]] = {}
     for row, digest in enumerate(images.digests):
@@ -141,5 +141,5 @@ def _copies(images: LabelledImages) -> list[str]:
     return lines
 
 
-def _names(images: LabelledImages, rows: Sequence[int]) -> str:
+def _names(images: LabeledImages, rows: Sequence[int]) -> str:
     return "for example " + " and ".join(str(images.paths[row]) for row in rows[:2])

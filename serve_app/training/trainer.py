@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from serve_app.files import whole
-from serve_app.training.data import LabelledImages
+from serve_app.training.data import LabeledImages
 from serve_app.training.recipe import Recipe
 from serve_app.training.team import Team
 
@@ -109,7 +109,7 @@ class Trainer:
         return loss.item()
 
     @torch.no_grad()
-    def validate(self, images: LabelledImages, rows: Tensor, px: int) -> tuple[float, float]:
+    def validate(self, images: LabeledImages, rows: Tensor, px: int) -> tuple[float, float]:
         """Loss and top-1 of the averaged weights on some rows, whole images at ``px``."""
         model = resnet18(num_classes=len(images.labels)).eval().to(self.device)
         model.load_state_dict(self.average)

@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from serve_app.deploy.rollout import Cluster, previous_config
-from serve_app.feedback import labelled
-from serve_app.jobs import etl
-from serve_app.launch_environment import free_port
+from serve_app.analytics import etl
+from serve_app.launcher.environment import free_port
+from serve_app.observability.feedback_store import labeled
+from serve_app.release.rollout import Cluster, previous_config
 from tests.conftest import make_photo
-from tests.logged import log_day
-from tests.running import ROOT, Running
+from tests.support.logged import log_day
+from tests.support.paths import ROOT
+from tests.support.running import Running
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 SHOTS = os.environ.get("SCREENSHOTS")
@@ -217,7 +218,7 @@ def test_narrow_windows_work(browser: Browser, running: Running, files: list[Pat
 def test_evaluate(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
     """A zip of folders named like classes: how often the model was right, where not, and a download."""
     labels = ("cat", "truck")
-    archive = tmp_path / "labelled.zip"
+    archive = tmp_path / "labeled.zip"
     with zipfile.ZipFile(archive, "w") as into:
         for i, path in enumerate(files[:7]):
             into.write(path, f"mine/{labels[i % 2]}/{path.name}")
@@ -305,5 +306,5 @@ def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[P
         shoot(page, "feedback")
     finally:
         cluster.apply(before, 60)
-    (kept,) = labelled(tmp_path)
+    (kept,) = labeled(tmp_path)
     assert kept.path.read_bytes() == files[0].read_bytes()

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from serve_app.launch_environment import apart, every_node, free_port
-from tests.running import ROOT
+from serve_app.launcher.environment import apart, every_node, free_port
+from tests.support.paths import ROOT
 
 START_TIMEOUT_S = 90
 OBJECT_STORE_BYTES = 200_000_000

@@ -22,7 +22,7 @@ from cluster import __main__ as cli
 from cluster import launcher
 from cluster.aws import Account
 from cluster.settings import ClusterError, Settings
-from serve_app.launch_environment import free_port
+from serve_app.launcher.environment import free_port
 
 REGION = "us-west-2"
 IMAGE = "registry.example.com/serve@sha256:" + "0123456789abcdef" * 4

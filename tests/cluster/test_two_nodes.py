@@ -13,13 +13,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.deploy.rollout import Cluster
-from serve_app.deploy.serve_config import check, read
-from serve_app.launch_environment import free_port
+from serve_app.launcher.environment import free_port
+from serve_app.release.rollout import Cluster
+from serve_app.release.serve_config import check, read
 from tests.cluster.nodes import Head, Node
 from tests.conftest import make_photo
-from tests.constant_load import ConstantLoad
-from tests.running import ROOT
+from tests.support.constant_load import ConstantLoad
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 

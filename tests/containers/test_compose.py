@@ -16,10 +16,10 @@ import httpx2
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from serve_app.launch_environment import free_port
+from serve_app.launcher.environment import free_port
 from tests.conftest import make_photo
-from tests.running import ROOT
-from tests.unit.test_containers import normal
+from tests.support.paths import ROOT
+from tests.unit.project.test_containers import normal
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PROJECT = "serve-app-test"

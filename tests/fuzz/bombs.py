@@ -26,7 +26,7 @@ def side_of(pixels: int) -> int:
 
 
 def flat(mode: str, pixels: int, kind: str, **options: object) -> bytes:
-    """One colour: the most pixels in the fewest bytes."""
+    """One color: the most pixels in the fewest bytes."""
     return save(Image.new(mode, (side_of(pixels),) * 2), kind, **options)
 
 
@@ -42,9 +42,9 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(side: int, depth: int, colour: int, row_bytes: int, extra: bytes = b"", interlace: int = 0) -> bytes:
-    """A black PNG, of any depth and colour type; ``extra`` are chunks before the pixels."""
-    header = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, interlace)
+def png(side: int, depth: int, color: int, row_bytes: int, extra: bytes = b"", interlace: int = 0) -> bytes:
+    """A black PNG, of any depth and color type; ``extra`` are chunks before the pixels."""
+    header = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, interlace)
     packer = zlib.compressobj(9)
     pixels = b"".join(packer.compress(bytes(1 + row_bytes)) for _ in range(side)) + packer.flush()
     chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
@@ -95,7 +95,7 @@ def jpeg_of_empty_scans(side: int, scans: int) -> bytes:
 
 
 def gif(width: int, height: int, before: bytes = b"", frame: tuple[int, int] | None = None) -> bytes:
-    """A one-colour GIF; ``frame`` is larger than the screen if it likes."""
+    """A one-color GIF; ``frame`` is larger than the screen if it likes."""
     frame = frame or (width, height)
     inner = save(Image.new("P", frame), "GIF")
     image = inner[inner.index(b",", 13) :]
@@ -128,7 +128,7 @@ def tiff(entries: list[tuple[int, int, int, int]], tail: bytes = b"", next_ifd: 
 
 
 def tiff_of(side: int, more: list[tuple[int, int, int, int]], tail: bytes = b"", compression: int = 1) -> bytes:
-    """A greyscale TIFF; ``more`` says where its pixels are."""
+    """A grayscale TIFF; ``more`` says where its pixels are."""
     head = [(256, LONG, 1, side), (257, LONG, 1, side), (258, SHORT, 1, 8), (259, SHORT, 1, compression)]
     return tiff([*head, (262, SHORT, 1, 1), (277, SHORT, 1, 1), *more], tail)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.errors import ServiceError
-from serve_app.preprocess import preprocess
-from serve_app.schemas import ImageTransform
+from serve_app.model_card import ImageTransform
+from serve_app.preprocessing.transform import preprocess
 
 IMAGENET = ImageTransform(resize_px=256, crop_px=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MAX_PIXELS = 50_000_000

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from serve_app.batcher import BatchRecord, InThread, MicroBatcher
-from serve_app.config import BatchTuning
+from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
+from serve_app.config import BatchConfig
 
 
 class Model:
@@ -29,7 +29,7 @@ class Model:
 
 
 async def test_results_reach_their_callers() -> None:
-    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=4))
+    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=4))
     results = await asyncio.gather(*(batcher.submit(i, 50) for i in range(50)))
     assert [result.value for result in results] == [2 * i for i in range(50)]
     await batcher.close()
@@ -38,7 +38,7 @@ async def test_results_reach_their_callers() -> None:
 async def test_a_busy_model_gathers_full_batches() -> None:
     """While one batch runs, the next fills up to the maximum."""
     model = Model(0.02)
-    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=8, max_wait_ms=0))
+    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=8, max_batch_wait_ms=0))
     results = await asyncio.gather(*(batcher.submit(i) for i in range(33)))
     assert [len(batch) for batch in model.batches] == [8, 8, 8, 8, 1]
     assert max(result.batch_size for result in results) == 8
@@ -47,7 +47,7 @@ async def test_a_busy_model_gathers_full_batches() -> None:
 
 async def test_alone_means_no_wait() -> None:
     """A single image does not wait for company that nobody announced."""
-    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=1000))
+    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
     result = await batcher.submit(1)
     assert result.queue_s < 0.2
     await batcher.close()
@@ -56,7 +56,7 @@ async def test_alone_means_no_wait() -> None:
 async def test_announced_company_is_waited_for() -> None:
     """Images that are on their way share the batch of the first."""
     model = Model()
-    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=8, max_wait_ms=1000))
+    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
 
     async def late(i: int) -> None:
         await asyncio.sleep(0.02 * i)
@@ -71,7 +71,7 @@ async def test_few_items_are_spread_over_the_lanes() -> None:
     """Two cores and eight images: four each, and a batch that runs does not take what the other core could."""
     records: list[BatchRecord] = []
     batcher = MicroBatcher(
-        InThread(Model(), 2), BatchTuning(max_batch=8), lanes=2, spread=True, on_batch=records.append
+        ThreadRunner(Model(), 2), BatchConfig(max_batch_size=8), workers=2, spread=True, on_batch=records.append
     )
     await asyncio.gather(*(batcher.submit(i, 8) for i in range(8)))
     assert [record.size for record in records] == [4, 4]
@@ -92,7 +92,7 @@ async def test_what_is_left_is_shared_with_the_lane_that_is_free_next() -> None:
         await gate.wait()
         return items
 
-    batcher = MicroBatcher(run, BatchTuning(max_batch=8), lanes=2, spread=True)
+    batcher = MicroBatcher(run, BatchConfig(max_batch_size=8), workers=2, spread=True)
     answers = asyncio.gather(*(batcher.submit(i, 20) for i in range(20)))
     await asyncio.sleep(0.1)
     assert sizes == [8, 8]
@@ -110,8 +110,8 @@ async def test_what_is_left_is_shared_with_the_lane_that_is_free_next() -> None:
 
 
 async def test_the_wait_has_an_end() -> None:
-    """Company that never comes costs max_wait_ms, not more."""
-    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=8, max_wait_ms=50))
+    """Company that never comes costs max_batch_wait_ms, not more."""
+    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=8, max_batch_wait_ms=50))
     result = await batcher.submit(1, company=5)
     assert 0.04 < result.queue_s < 0.5
     await batcher.close()
@@ -120,7 +120,7 @@ async def test_the_wait_has_an_end() -> None:
 async def test_a_failure_costs_only_its_own_item() -> None:
     """One bad item among sixteen: fifteen results, one error, and the batcher goes on."""
     records: list[BatchRecord] = []
-    batcher = MicroBatcher(InThread(Model()), BatchTuning(max_batch=16), on_batch=records.append)
+    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=16), on_batch=records.append)
     results = await asyncio.gather(
         *(batcher.submit(-1 if i == 5 else i, 16) for i in range(16)), return_exceptions=True
     )
@@ -132,7 +132,7 @@ async def test_a_failure_costs_only_its_own_item() -> None:
 
 
 async def test_a_wrong_number_of_results_is_an_error() -> None:
-    batcher = MicroBatcher(InThread(lambda items: []), BatchTuning())
+    batcher = MicroBatcher(ThreadRunner(lambda items: []), BatchConfig())
     with pytest.raises(RuntimeError, match="1 items gave 0 results"):
         await batcher.submit(1)
     await batcher.close()
@@ -141,7 +141,7 @@ async def test_a_wrong_number_of_results_is_an_error() -> None:
 async def test_work_nobody_waits_for_is_not_done() -> None:
     """A caller that gives up while queued leaves the queue."""
     model = Model(0.05)
-    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=1))
+    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=1))
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.01)
     second, third = (asyncio.create_task(batcher.submit(i)) for i in (2, 3))
@@ -154,9 +154,9 @@ async def test_work_nobody_waits_for_is_not_done() -> None:
 
 async def test_tuning_is_live() -> None:
     model = Model(0.01)
-    batcher = MicroBatcher(InThread(model), BatchTuning(max_batch=1))
+    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=1))
     await asyncio.gather(*(batcher.submit(i) for i in range(4)))
-    batcher.reconfigure(BatchTuning(max_batch=4))
+    batcher.reconfigure(BatchConfig(max_batch_size=4))
     await asyncio.gather(*(batcher.submit(i, 4) for i in range(4)))
     assert [len(batch) for batch in model.batches] == [1, 1, 1, 1, 4]
     await batcher.close()
@@ -171,7 +171,7 @@ async def test_the_event_loop_stays_free() -> None:
         time.sleep(0.05)
         return items
 
-    batcher = MicroBatcher(InThread(run), BatchTuning())
+    batcher = MicroBatcher(ThreadRunner(run), BatchConfig())
     ticks = 0
 
     async def tick() -> None:

@@ -9,12 +9,12 @@ import yaml
 from ray._private import ray_constants
 from ray.serve._private import constants
 
-from serve_app.config import AppConfig, BatchTuning, ClassifierTuning, IngressTuning, WeightsSpec, parse
-from serve_app.deploy.serve_config import BUILDERS, ConfigError, check
-from serve_app.haproxy import MOST
-from serve_app.launch_environment import every_node
+from serve_app.config import AppConfig, BatchConfig, ClassifierConfig, IngressConfig, WeightsConfig, parse
+from serve_app.launcher.environment import every_node
+from serve_app.launcher.haproxy import MOST
+from serve_app.release.serve_config import BUILDERS, ConfigError, check
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -95,25 +95,25 @@ def test_the_env_file_names_switches_that_ray_has() -> None:
 
 
 def test_the_largest_image_fits_through_grpc() -> None:
-    assert int(every_node()["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > IngressTuning().limits.max_image_bytes
+    assert int(every_node()["RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"]) > IngressConfig().limits.max_image_bytes
 
 
 def test_errors_say_what_and_where() -> None:
     """Unknown names and bad values in one sentence, with the names there are."""
-    with pytest.raises(ValueError, match=r"max_bach: unknown name. Known names: max_batch, max_wait_ms"):
-        parse(BatchTuning, {"max_bach": 4})
-    with pytest.raises(ValueError, match=r"max_batch: .*greater than or equal to 1 \(got 0\)"):
-        parse(BatchTuning, {"max_batch": 0})
+    with pytest.raises(ValueError, match=r"max_bach: unknown name. Known names: max_batch_size, max_batch_wait_ms"):
+        parse(BatchConfig, {"max_bach": 4})
+    with pytest.raises(ValueError, match=r"max_batch_size: .*greater than or equal to 1 \(got 0\)"):
+        parse(BatchConfig, {"max_batch_size": 0})
     with pytest.raises(ValueError, match=r"limits.max_images"):
-        parse(IngressTuning, {"limits": {"max_images": -1}})
+        parse(IngressConfig, {"limits": {"max_images": -1}})
 
 
 def test_weights_may_be_a_plain_name() -> None:
-    assert parse(AppConfig, {"weights": "imagenet"}).weights == WeightsSpec(source="imagenet")
+    assert parse(AppConfig, {"weights": "imagenet"}).weights == WeightsConfig(source="imagenet")
 
 
 def test_every_knob_has_its_sentence() -> None:
-    for kind in (AppConfig, ClassifierTuning, IngressTuning):
+    for kind in (AppConfig, ClassifierConfig, IngressConfig):
         for name, field in kind.model_fields.items():
             inner = getattr(field.annotation, "model_fields", {name: field})
             assert all(each.description for each in inner.values()), name

@@ -1,0 +1,21 @@
+"""All commands under one name."""
+
+from __future__ import annotations
+
+import typer
+
+from serve_app.cli.run import run
+
+app = typer.Typer(
+    name="serve-app",
+    help="Classify photos: serve a model, run batch jobs, train your own classes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    app()

@@ -1,0 +1,93 @@
+"""The JSON that HTTP clients send and receive."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from serve_app.batch.job_store import JobState
+from serve_app.config import FrozenModel
+from serve_app.messages import ImageInfo
+from serve_app.model_card import ModelRef
+
+
+class Prediction(FrozenModel):
+    """One class of the answer."""
+
+    label: str
+    score: float = Field(description="Softmax probability, 0-1.")
+    class_id: int
+
+
+class Uncertainty(FrozenModel):
+    """How sure the model is, from all its scores."""
+
+    margin: float = Field(description="Best score minus second best, 0-1.")
+    entropy: float = Field(description="Entropy of all scores, in nats.")
+    abstain: bool = Field(description="The best score is below the threshold: the configuration's, else the weights'.")
+
+
+class Explanation(FrozenModel):
+    """A class activation map; the mean of ``values`` plus the class's bias is exactly its logit."""
+
+    method: Literal["cam"] = "cam"
+    class_id: int
+    label: str
+    grid: tuple[int, int] = Field(description="Rows and columns.")
+    values: list[list[float]] = Field(description="One list per grid row, in logits.")
+    bias: float = Field(description="The class's bias; mean of values + bias = logit.")
+    logit: float = Field(description="The class's score before softmax.")
+
+
+class Problem(FrozenModel):
+    """RFC 9457 problem+json."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    retryable: bool
+    retry_after_s: int | None = None
+    request_id: str | None = None
+
+
+class ImageResult(FrozenModel):
+    """The answer for one image of a request: predictions or an error, never both."""
+
+    index: int = Field(description="Place in the request, from 0.")
+    id: str | None = Field(default=None, description="File name or id that the client gave.")
+    status: Literal["ok", "error"]
+    image: ImageInfo | None = None
+    predictions: list[Prediction] | None = None
+    uncertainty: Uncertainty | None = None
+    timings_ms: dict[str, float] | None = Field(default=None, description="decode, queue, model.")
+    batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
+    explanation: Explanation | None = None
+    model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")
+    error: Problem | None = None
+
+
+class Summary(FrozenModel):
+    """How many images of the request were answered."""
+
+    ok: int
+    failed: int
+
+
+class ClassifyResponse(FrozenModel):
+    """The body of a 200 from /v1/classify."""
+
+    id: str
+    model: ModelRef | None = Field(default=None, description="None if no image was answered.")
+    results: list[ImageResult]
+    summary: Summary
+
+
+class JobList(FrozenModel):
+    """The caller's jobs, the newest first, and what a new one may be."""
+
+    jobs: list[JobState]
+    sources: list[str] = Field(description="Folders and prefixes that a job may name.")
+    limits: dict[str, int] = Field(description="Of a zip: max_zip_bytes, max_zip_entries, max_unpacked_bytes.")

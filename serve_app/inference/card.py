@@ -1,0 +1,88 @@
+"""What a model is, without its numbers: labels, transform, origin. Needs no torch but for ImageNet.
+
+Labels, crop and normalization come with the weights; nothing falls back to anything else.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import fsspec
+from pydantic import ValidationError
+
+from serve_app.config import WeightsConfig
+from serve_app.errors import WeightsError
+from serve_app.model_card import ImageTransform, ModelCard
+from serve_app.paths import PACKAGE
+
+DEMO = PACKAGE / "models" / "demo" / "model.safetensors"
+
+
+def load_card(spec: WeightsConfig) -> ModelCard:
+    """Read what a model is, without its numbers.
+
+    Raises:
+        WeightsError: Unknown name, or a card that is missing or not valid.
+    """
+    if spec.source == "imagenet":
+        return _imagenet_card()
+    uri = weights_uri(spec)
+    card_uri = uri.removesuffix(".safetensors") + ".json"
+    try:
+        with fsspec.open(card_uri, "rb") as file:
+            card = ModelCard.model_validate_json(file.read())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WeightsError(f"weights {uri}: the card {card_uri} is not valid: {where}: {first['msg']}") from error
+    except Exception as error:  # every storage backend raises its own kind
+        raise WeightsError(f"weights {uri}: cannot read the card {card_uri}: {one_line(error)}") from error
+    expected = spec.sha256 or card.sha256
+    if card.sha256 != expected:
+        raise WeightsError(f"weights {uri}: the configured sha256 {expected} is not the card's {card.sha256}")
+    return card
+
+
+def weights_uri(spec: WeightsConfig) -> str:
+    """The address of a safetensors file that a spec names.
+
+    Raises:
+        WeightsError: It names none.
+    """
+    if spec.source == "demo":
+        return str(DEMO)
+    if not spec.source.endswith(".safetensors"):
+        raise WeightsError(
+            f"weights {spec.source}: unknown name; use imagenet, demo, or the path or URI of a .safetensors file"
+        )
+    if spec.sha256 is None:
+        raise WeightsError(f"weights {spec.source}: a path or URI needs its sha256 in the configuration")
+    return spec.source
+
+
+def one_line(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _imagenet_card() -> ModelCard:
+    from torchvision.models import ResNet18_Weights  # seconds and 300 MB, for this one case
+
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    transform = weights.transforms()
+    return ModelCard(
+        name="resnet18",
+        version="imagenet1k-v1",
+        labels=tuple(weights.meta["categories"]),
+        transform=ImageTransform(
+            resize_px=transform.resize_size[0],
+            crop_px=transform.crop_size[0],
+            mean=tuple(transform.mean),
+            std=tuple(transform.std),
+        ),
+        # torchvision names the file by the first 8 digits of its hash, and checks those.
+        sha256=urlsplit(weights.url).path.removesuffix(".pth").rpartition("-")[2],
+        training={"data": "ImageNet-1k", "source": weights.url, "recipe": weights.meta["recipe"]},
+        metrics=weights.meta["_metrics"],
+        notes="torchvision ResNet18_Weights.IMAGENET1K_V1, one thousand classes.",
+    )

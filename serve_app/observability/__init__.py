@@ -1,0 +1,1 @@
+"""What the service records: totals, traces, the prediction log and feedback votes."""

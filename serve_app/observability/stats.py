@@ -1,0 +1,69 @@
+"""Running totals of one ingress replica, for the status page; Prometheus has the full picture."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import quantiles
+from typing import Any
+
+from serve_app.errors import ServiceError
+from serve_app.http.service import Answer
+
+RECENT = 1000
+
+
+class Stats:
+    """Counts answers and failures; keeps the phases of the most recent images."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._since = time.time()
+        self._ok = 0
+        self._errors: Counter[str] = Counter()
+        self._batches = 0.0
+        self._in_flight = 0
+        self._recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+
+    @contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Count an image as under way."""
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    def answered(self, answer: Answer) -> None:
+        """Count an image that got its classes."""
+        self._ok += 1
+        # Each image of a batch of n counts a n-th of it, so that batches are counted once.
+        self._batches += 1 / answer.batch_size
+        self._recent.append(answer.timings_ms)
+
+    def failed(self, error: Exception) -> None:
+        """Count an image that got an error."""
+        self._errors[error.code if isinstance(error, ServiceError) else ServiceError.code] += 1
+
+    def snapshot(self) -> dict[str, Any]:
+        """Totals since the start; times are of the last thousand images."""
+        failed = sum(self._errors.values())
+        return {
+            "up_s": round(time.time() - self._since, 1),
+            "images": {"ok": self._ok, "failed": failed, "in_flight": self._in_flight},
+            "errors": dict(self._errors),
+            "mean_batch_size": round(self._ok / self._batches, 2) if self._batches else None,
+            "timings_ms": {phase: _percentiles([t[phase] for t in self._recent]) for phase in self._phases()},
+        }
+
+    def _phases(self) -> tuple[str, ...]:
+        return tuple(self._recent[-1]) if self._recent else ()
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        values = values * 2
+    cuts = quantiles(values, n=20, method="inclusive")
+    return {"p50": round(cuts[9], 2), "p95": round(cuts[18], 2)}

@@ -1,0 +1,32 @@
+"""Training on two Ray Train workers, through the command that a user types."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from serve_app.config import WeightsConfig
+from serve_app.inference.weights import load_model, sha256
+from serve_app.training.evaluate import evaluate
+from tests.conftest import encode, make_picture
+
+OPTIONS = "--weights scratch --schedule 24:4 --store-px 24 --serve-px 24 --batch 8 --peak-lr 0.05"
+
+
+def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
+    """The same classes from the same images, each worker with half of every batch; the card says how many."""
+    for label, tint in (("green", (0, 200, 0)), ("red", (200, 0, 0))):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(40):
+            picture = Image.blend(make_picture(32, 32, i), Image.new("RGB", (32, 32), tint), 0.5)
+            (tmp_path / "data" / label / f"{i}.png").write_bytes(encode(picture, "PNG"))
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        command = [sys.executable, "-m", "serve_app.training.fit", str(tmp_path / "data"), str(out)]
+        subprocess.run([*command, *OPTIONS.split(), "--workers", str(workers)], check=True, timeout=300)
+        spec = WeightsConfig(source=str(out / "model.safetensors"), sha256=sha256(out / "model.safetensors"))
+        assert load_model(spec)[1].training["recipe"]["workers"] == workers
+        assert evaluate(spec, tmp_path / "data")[0]["top1"] > 0.9

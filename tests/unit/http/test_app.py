@@ -1,0 +1,308 @@
+"""Stage 1: bodies, parameters, per-image results, problems. The real stages run behind it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import LimitsConfig, ResponseConfig, WeightsConfig
+from serve_app.errors import (
+    DeadlineExceededError,
+    InvalidImageError,
+    NotReadyError,
+    OverloadedError,
+    ServiceError,
+)
+from serve_app.http.app import create_app
+from tests.conftest import LABELS, make_photo
+from tests.support.local_service import LocalService
+
+JPEG = {"content-type": "image/jpeg"}
+PHOTO = make_photo()
+
+
+@pytest.fixture
+def service(weights: WeightsConfig) -> LocalService:
+    return LocalService(
+        weights, LimitsConfig(max_image_bytes=200_000, max_images=8, max_body_bytes=500_000, deadline_s=2)
+    )
+
+
+@pytest.fixture
+def http(service: LocalService) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def post(http: TestClient, *photos: bytes, **options: object) -> httpx2.Response:
+    files = [("images", (f"{i}.jpg", photo)) for i, photo in enumerate(photos)]
+    return http.post("/v1/classify", files=files, **options)  # type: ignore[arg-type] # options are httpx2's own
+
+
+def is_problem(response: httpx2.Response, status: int, code: str) -> bool:
+    body = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert body["request_id"] == response.headers["x-request-id"]
+    assert body["detail"]
+    assert body["type"] == f"/problems/{code.replace('_', '-')}"
+    return (response.status_code, body["status"], body["code"]) == (status, status, code)
+
+
+def test_one_raw_image(http: TestClient) -> None:
+    """The fast path: the image is the body."""
+    response = http.post("/v1/classify", content=PHOTO, headers=JPEG)
+    body = response.json()
+    assert response.status_code == 200
+    assert response.headers["x-model-version"] == body["model"]["version"] == "random"
+    (result,) = body["results"]
+    assert (result["index"], result["status"], result["image"]["width"]) == (0, "ok", 320)
+    assert [p["label"] for p in result["predictions"]] == [LABELS[p["class_id"]] for p in result["predictions"]]
+    assert sum(p["score"] for p in result["predictions"]) == pytest.approx(1, abs=1e-4)
+    assert set(result["timings_ms"]) == {"decode", "queue", "model"}
+    assert body["summary"] == {"ok": 1, "failed": 0}
+    assert [entry.split(";")[0] for entry in response.headers["server-timing"].split(", ")] == [
+        "decode",
+        "queue",
+        "model",
+        "total",
+    ]
+
+
+def test_curls_own_content_type_is_fine(http: TestClient) -> None:
+    """`curl --data-binary @photo.jpg` without -H says that it sends a form; the bytes say otherwise."""
+    curl = {"content-type": "application/x-www-form-urlencoded"}
+    assert http.post("/v1/classify", content=PHOTO, headers=curl).status_code == 200
+
+
+def test_three_kinds_of_body_agree(http: TestClient) -> None:
+    """Raw, form and JSON give the same answer for the same bytes."""
+    raw = http.post("/v1/classify", content=PHOTO, headers={"content-type": "application/octet-stream"}).json()
+    form = http.post("/v1/classify", files={"file": ("a.jpg", PHOTO)}).json()
+    inputs = [{"id": "a", "b64": base64.b64encode(PHOTO).decode()}]
+    plain = http.post("/v1/classify", json={"inputs": inputs}).json()
+    assert raw["results"][0]["predictions"] == form["results"][0]["predictions"] == plain["results"][0]["predictions"]
+    assert (form["results"][0]["id"], plain["results"][0]["id"]) == ("a.jpg", "a")
+
+
+def test_many_images_keep_their_order_and_errors(http: TestClient) -> None:
+    """Broken ones among good ones: 200, each with its own result, in order."""
+    response = post(http, PHOTO, b"no image", make_photo(1), PHOTO[:3000], make_photo(2))
+    results = response.json()["results"]
+    assert response.status_code == 200
+    assert [r["status"] for r in results] == ["ok", "error", "ok", "error", "ok"]
+    assert [r["id"] for r in results] == [f"{i}.jpg" for i in range(5)]
+    assert [results[i]["error"]["code"] for i in (1, 3)] == ["unsupported_image", "invalid_image"]
+    assert response.json()["summary"] == {"ok": 3, "failed": 2}
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "code"),
+    [
+        ({"content": b"", "headers": JPEG}, 400, "malformed"),
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "malformed"),
+        ({"json": {"inputs": []}}, 400, "malformed"),
+        ({"json": {"inputs": [{"id": "a", "b64": "not base64!"}]}}, 400, "malformed"),
+        ({"json": {"inputs": [{"id": "a", "base64": ""}]}}, 400, "malformed"),
+        ({"files": {"picture": PHOTO}}, 400, "malformed"),
+        ({"files": {"images": PHOTO}, "headers": {"content-type": "multipart/form-data"}}, 400, "malformed"),
+        ({"data": {"top_k": "3"}}, 415, "unsupported_image"),
+        ({"content": PHOTO, "headers": {"content-type": "text/plain"}}, 415, "unsupported_image"),
+        ({"content": b"hello", "headers": JPEG}, 415, "unsupported_image"),
+        ({"content": PHOTO[:2000], "headers": JPEG}, 422, "invalid_image"),
+        ({"content": bytes(200_001), "headers": JPEG}, 413, "too_large"),
+        ({"content": bytes(500_001), "headers": JPEG}, 413, "too_large"),
+        ({"files": [("images", PHOTO)] * 9}, 413, "too_large"),
+        ({"content": PHOTO, "params": {"top_k": 0}}, 422, "invalid_parameter"),
+        ({"content": PHOTO, "params": {"top_k": "ten"}}, 422, "invalid_parameter"),
+        ({"content": PHOTO, "params": {"min_score": "nan"}}, 422, "invalid_parameter"),
+        ({"content": PHOTO, "params": {"explain": "yes"}}, 422, "invalid_parameter"),
+        ({"content": PHOTO, "params": {"explain": "cam", "explain_class": 6}}, 422, "invalid_parameter"),
+        ({"content": PHOTO, "params": {"topk": 3}}, 422, "invalid_parameter"),
+        ({"json": {"inputs": [{"b64": "AA=="}], "parameters": {"top_k": []}}}, 422, "invalid_parameter"),
+    ],
+    ids=lambda value: None if isinstance(value, int | str) else "-".join(map(str, value))[:20],
+)
+def test_what_a_client_sends_wrong(http: TestClient, send: dict[str, object], status: int, code: str) -> None:
+    """Each mistake has its own status and code, and a sentence."""
+    assert is_problem(http.post("/v1/classify", **send), status, code)  # type: ignore[arg-type] # httpx2's own names
+
+
+def test_problems_name_what_is_wrong(http: TestClient) -> None:
+    """The sentence names parameter, value and alternatives."""
+    detail = http.post("/v1/classify?topk=3", content=PHOTO).json()["detail"]
+    assert "topk: unknown name" in detail
+    assert "top_k, min_score" in detail
+
+
+def test_a_body_that_lies_about_its_length_is_cut_off(http: TestClient) -> None:
+    """Chunked bodies have no length to check; they are counted."""
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(100):
+            yield bytes(10_000)
+
+    assert is_problem(http.post("/v1/classify", content=chunks(), headers=JPEG), 413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (OverloadedError("busy"), 503, "overloaded"),
+        (NotReadyError("starting"), 503, "not_ready"),
+        (DeadlineExceededError("late"), 504, "deadline_exceeded"),
+        (ServiceError("broken"), 500, "internal"),
+        (RuntimeError("a bug, with its secrets"), 500, "internal"),
+    ],
+)
+def test_what_the_server_does_wrong(
+    http: TestClient, service: LocalService, error: Exception, status: int, code: str
+) -> None:
+    """Server-side failures keep the contract and say nothing internal."""
+    service.failing = error
+    response = http.post("/v1/classify", content=PHOTO, headers=JPEG)
+    assert is_problem(response, status, code)
+    assert response.json()["retryable"] == (status in (503, 504))
+    assert ("retry-after" in response.headers) == response.json()["retryable"]
+    assert "secrets" not in response.text
+
+
+def test_several_images_are_503_only_when_all_were_shed(http: TestClient, service: LocalService) -> None:
+    service.failing = OverloadedError("busy")
+    assert is_problem(post(http, PHOTO, PHOTO), 503, "overloaded")
+    mixed = post(http, PHOTO, PHOTO, data={"top_k": "3"})
+    assert mixed.status_code == 503
+    service.failing = InvalidImageError("broken")
+    assert post(http, PHOTO, PHOTO).status_code == 200
+
+
+def test_the_deadline_ends_a_slow_request(service: LocalService) -> None:
+    service.limits = LimitsConfig(deadline_s=0.05)
+    service.delay_s = 5
+    with TestClient(create_app(service)) as http:
+        assert is_problem(http.post("/v1/classify", content=PHOTO), 504, "deadline_exceeded")
+
+
+def test_top_k_and_min_score(http: TestClient, service: LocalService) -> None:
+    """From query, form or JSON; the default is live."""
+
+    def count(response: httpx2.Response) -> int:
+        return len(response.json()["results"][0]["predictions"])
+
+    assert count(http.post("/v1/classify?top_k=2", content=PHOTO)) == 2
+    assert count(post(http, PHOTO, data={"top_k": "3"})) == 3
+    inputs = [{"b64": base64.b64encode(PHOTO).decode()}]
+    assert count(http.post("/v1/classify", json={"inputs": inputs, "parameters": {"top_k": 4}})) == 4
+    assert count(http.post("/v1/classify?min_score=1", content=PHOTO)) == 0
+    service.tuning = ResponseConfig(top_k=1)
+    assert count(http.post("/v1/classify", content=PHOTO)) == 1
+
+
+def test_abstain_follows_the_threshold(http: TestClient, service: LocalService) -> None:
+    def abstains() -> bool:
+        flag: bool = http.post("/v1/classify", content=PHOTO).json()["results"][0]["uncertainty"]["abstain"]
+        return flag
+
+    service.tuning = ResponseConfig(abstain_below=1)
+    assert abstains()
+    service.tuning = ResponseConfig(abstain_below=0)
+    assert not abstains()
+
+
+def test_heat_maps_add_up_on_the_wire(http: TestClient) -> None:
+    """mean(values) + bias == logit, for the best class and for a chosen one."""
+    for query in ("explain=cam", "explain=cam&explain_class=4"):
+        (result,) = http.post(f"/v1/classify?{query}", content=PHOTO).json()["results"]
+        found = result["explanation"]
+        expected = 4 if "class" in query else result["predictions"][0]["class_id"]
+        assert (found["class_id"], found["label"]) == (expected, LABELS[expected])
+        values = [value for row in found["values"] for value in row]
+        assert [len(found["values"]), len(found["values"][0])] == found["grid"]
+        assert abs(sum(values) / len(values) + found["bias"] - found["logit"]) < 1e-3
+
+
+def test_jsonl_streams_results_then_a_summary(http: TestClient) -> None:
+    response = post(http, PHOTO, b"no image", make_photo(1), headers={"accept": "application/jsonl"})
+    *results, last = map(json.loads, response.text.splitlines())
+    assert response.headers["content-type"].startswith("application/jsonl")
+    assert sorted(r["index"] for r in results) == [0, 1, 2]
+    assert {r["index"]: r["status"] for r in results}[1] == "error"
+    assert last["summary"] == {"ok": 2, "failed": 1}
+    assert last["model"]["version"] == "random"
+
+
+def test_predict_keeps_the_original_shape(http: TestClient) -> None:
+    """A list of [label, probability] pairs per image."""
+    files = [("images", ("a.jpg", PHOTO)), ("images", ("b.txt", b"?"))]
+    answer = http.post("/predict", files=files).json()
+    assert [label in LABELS and 0 <= score <= 1 for label, score in answer[0]] == [True] * 6
+    assert answer[1]["code"] == "unsupported_image"
+
+
+def test_health_and_description(http: TestClient, service: LocalService) -> None:
+    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/readyz").json() == {"status": "ready", "version": "random"}
+    body = http.get("/v1/models").json()
+    assert (body["models"][0]["classes"], body["limits"]["max_images"]) == (6, 8)
+    assert http.get("/v1/models/resnet18/labels").json()["labels"] == list(LABELS)
+    assert is_problem(http.get("/v1/models/other/labels"), 404, "unknown_model")
+    service.failing = NotReadyError("")
+    assert is_problem(http.get("/readyz"), 503, "not_ready")
+
+
+def test_unknown_paths_and_methods_are_problems(http: TestClient) -> None:
+    for response, status in ((http.get("/nope"), 404), (http.get("/v1/classify"), 405)):
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "/docs" in response.json()["detail"]
+
+
+def test_a_method_that_is_not_there_names_all_that_are(http: TestClient) -> None:
+    """Also where a path's methods are routes of their own."""
+    assert http.options("/v1/jobs").headers["allow"] == "GET, POST"
+    assert http.put("/v1/jobs/x").headers["allow"] == "DELETE, GET"
+    assert http.get("/v1/classify").headers["allow"] == "POST"
+
+
+def test_a_bad_query_is_told_in_terms_of_its_path(http: TestClient) -> None:
+    refused = http.get("/v1/jobs/x/results", params={"only": "null"})
+    assert is_problem(refused, 422, "invalid_parameter")
+    assert refused.json()["detail"].startswith("only: Input should be 'all', ")
+    assert refused.json()["detail"].endswith("(got 'null'). Known names: format, only")
+    refused = http.post("/v1/classify", content=PHOTO, params={"topk": "3"})
+    assert is_problem(refused, 422, "invalid_parameter")
+    assert refused.json()["detail"].startswith("topk: unknown name. Known names: top_k, ")
+
+
+def test_request_ids_come_back(http: TestClient) -> None:
+    assert http.get("/healthz", headers={"x-request-id": "abc"}).headers.get("x-request-id") in (None, "abc")
+    assert http.get("/healthz").headers["x-request-id"].startswith("req_")
+    assert http.post("/v1/classify", content=PHOTO, headers={"x-request-id": "abc"}).json()["id"] == "abc"
+
+
+def test_status_counts_what_happened(http: TestClient) -> None:
+    post(http, PHOTO, b"no image", make_photo(1))
+    status = http.get("/v1/status").json()
+    assert status["images"] == {"ok": 2, "failed": 1, "in_flight": 0}
+    assert status["errors"] == {"unsupported_image": 1}
+    assert status["mean_batch_size"] >= 1
+    assert set(status["timings_ms"]) == {"decode", "queue", "model"}
+
+
+def test_docs_work_without_the_internet(http: TestClient) -> None:
+    """The page loads its scripts from us, and OpenAPI describes every body."""
+    page = http.get("/docs").text
+    assert "https://" not in page.replace("https://fastapi", "")
+    assert http.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+    described = http.get("/openapi.json").json()["paths"]["/v1/classify"]["post"]
+    assert set(described["requestBody"]["content"]) == {
+        "image/*",
+        "application/octet-stream",
+        "multipart/form-data",
+        "application/json",
+    }
+    assert {p["name"] for p in described["parameters"]} == {"top_k", "min_score", "explain", "explain_class"}

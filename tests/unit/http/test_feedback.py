@@ -1,0 +1,155 @@
+"""Feedback: what the endpoint takes and refuses, and what training finds in the folder afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from serve_app.config import FeedbackConfig, LimitsConfig, WeightsConfig
+from serve_app.http.app import create_app
+from serve_app.observability.feedback_store import Feedback, Labeled, Vote, folder_of, labeled, votes
+from serve_app.training.data import list_images
+from tests.conftest import LABELS, make_photo
+from tests.support.local_service import LocalService
+
+PHOTO = make_photo()
+
+
+@pytest.fixture
+def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
+    service = LocalService(weights, LimitsConfig(max_image_bytes=200_000))
+    service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path), keep_images=True))
+    return service
+
+
+@pytest.fixture
+def http(service: LocalService) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
+
+
+def say(http: TestClient, image: bytes | None = None, **body: Any) -> httpx2.Response:
+    """Send feedback: JSON, or a form with the image."""
+    body = {"request_id": "req_1", **body}
+    if image is None:
+        return http.post("/v1/feedback", json=body)
+    return http.post("/v1/feedback", data={k: str(v) for k, v in body.items()}, files={"image": ("x", image)})
+
+
+def test_a_vote_is_kept(http: TestClient, tmp_path: Path) -> None:
+    """As one line of JSON, with the weights that it speaks of, and without an image."""
+    assert say(http, index=3, correct=False).status_code == 204
+    (path,) = (tmp_path / "votes").iterdir()
+    written = json.loads(path.read_text())
+    assert (written["request_id"], written["index"], written["correct"]) == ("req_1", 3, False)
+    assert (written["version"], written["label"], written["image"]) == ("random", None, None)
+    assert labeled(tmp_path) == []
+
+
+def test_an_image_with_its_class_becomes_training_data(http: TestClient, tmp_path: Path) -> None:
+    """The bytes as sent, in a folder that training reads as it is."""
+    answer = http.post("/v1/classify", content=PHOTO).json()
+    said = say(http, PHOTO, request_id=answer["id"], label="cow")
+    assert (said.status_code, said.content) == (204, b"")
+    assert say(http, make_photo(1), request_id="req_2", label="dog", correct=True).status_code == 204
+    (cow, dog) = sorted(labeled(tmp_path), key=lambda each: each.label)
+    assert (cow.label, dog.label) == ("cow", "dog")
+    assert cow.path.read_bytes() == PHOTO
+    assert cow.path.suffix == ".jpeg"
+    files, labels = list_images(tmp_path / "images")
+    assert [(path, labels[at]) for path, at in files] == [(cow.path, "cow"), (dog.path, "dog")]
+    assert [vote.request_id for vote in votes(tmp_path)] == [answer["id"], "req_2"]
+
+
+def test_the_last_word_on_an_image_counts(http: TestClient, tmp_path: Path) -> None:
+    """Another class replaces the first, also of the same file in another request; a bare thumb down takes it back."""
+    say(http, PHOTO, label="cow")
+    say(http, PHOTO, label="dog")
+    assert [each.label for each in labeled(tmp_path)] == ["dog"]
+    say(http, PHOTO, request_id="req_2", label="eel")
+    assert [each.label for each in labeled(tmp_path)] == ["eel"]
+    say(http, request_id="req_2", correct=False)
+    assert [each.label for each in labeled(tmp_path)] == ["dog"]
+
+
+@pytest.mark.parametrize(
+    ("image", "body", "status", "sentence"),
+    [
+        (None, {}, 400, "say `correct`"),
+        (None, {"correct": True, "index": -1}, 400, "index: Input should be greater than or equal to 0"),
+        (None, {"correct": True, "lable": "cow"}, 400, "lable: unknown name"),
+        (None, {"label": "cwo"}, 422, "label: 'cwo' is no class of the model; near are cow"),
+        (None, {"label": "../../etc"}, 422, "is no class of the model"),
+        (PHOTO, {"correct": True}, 422, "name that as `label`"),
+        (b"text", {"label": "cow"}, 415, "not a JPEG"),
+        (PHOTO[:3000], {"label": "cow"}, 422, "truncated"),
+        (bytes(200_001), {"label": "cow"}, 413, "the image has 200,001 bytes; the limit is 200,000 (0.2 MB)"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    http: TestClient, tmp_path: Path, image: bytes | None, body: dict[str, Any], status: int, sentence: str
+) -> None:
+    refused = say(http, image, **body)
+    assert (refused.status_code, refused.headers["content-type"]) == (status, "application/problem+json")
+    assert sentence in refused.json()["detail"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_no_image_is_kept_without_consent(http: TestClient, service: LocalService, tmp_path: Path) -> None:
+    service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path)))
+    assert http.get("/v1/models").json()["feedback"] == {"keep_images": False}
+    assert "none is kept here" in say(http, PHOTO, label="cow").json()["detail"]
+    assert say(http, label="cow").status_code == 204
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_off_by_default(http: TestClient, service: LocalService) -> None:
+    service.feedback = None
+    assert http.get("/v1/models").json()["feedback"] is None
+    assert (said := say(http, correct=True)).json()["code"] == "feedback_off"
+    assert said.status_code == 404
+
+
+def test_a_full_disk_is_no_crash(http: TestClient, tmp_path: Path) -> None:
+    """A folder that went away: 503, worth trying again."""
+    (tmp_path / "votes").rmdir()
+    assert (said := say(http, correct=True)).status_code == 503
+    assert "cannot be written" in said.json()["detail"]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"feedback\.folder .*/file/x: cannot be written to"):
+        Feedback(FeedbackConfig(folder=str(tmp_path / "file" / "x")))
+
+
+def test_odd_names_of_classes_stay_inside(tmp_path: Path) -> None:
+    kept = Feedback(FeedbackConfig(folder=str(tmp_path), keep_images=True))
+    for label in ("..", "a/b", ".hidden", "jack-o'-lantern", "café", "%2E"):
+        said = Vote(time=0, request_id=label, index=0, correct=None, label=label, version=None, caller=None, image=None)
+        kept.keep(said, (label.encode(), "png"))
+        assert Labeled(*next(each for each in labeled(tmp_path) if each.label == label)).path.parents[2] == tmp_path
+    assert len({folder_of(label) for label in ("%2E", ".", "é", "%C3%A9")}) == 4
+    assert folder_of(LABELS[0]) == LABELS[0]
+
+
+def test_what_is_no_feedback_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no feedback"):
+        labeled(tmp_path)
+    (tmp_path / "votes").mkdir()
+    (tmp_path / "votes" / "1.json").write_text("{")
+    with pytest.raises(ValueError, match=r"1\.json is no vote"):
+        labeled(tmp_path)
+
+
+def test_it_is_described(http: TestClient) -> None:
+    """Every status that these tests met, and both kinds of body."""
+    described = http.get("/openapi.json").json()["paths"]["/v1/feedback"]["post"]
+    assert {"204", "400", "404", "413", "415", "422", "503"} <= set(described["responses"])
+    assert set(described["requestBody"]["content"]) == {"application/json", "multipart/form-data"}

@@ -1,0 +1,99 @@
+"""Stage 3: other weights take over whole batches, or nothing changes and a sentence says why."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
+from serve_app.errors import InvalidParameterError, WeightsError
+from serve_app.inference.hot_swap import HotSwapModel
+from serve_app.messages import ClassifyItem
+from tests.conftest import LABELS, publish_random
+
+OTHER = ("gnu", "hen", "ibis", "jay")
+ITEMS = [ClassifyItem(np.full((96, 96, 3), shade, np.uint8), 2) for shade in (0, 90, 255)]
+
+
+@pytest.fixture
+def model(weights: WeightsConfig) -> HotSwapModel:
+    return HotSwapModel(weights, EngineConfig(runtime="onnxruntime"), 1)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> WeightsConfig:
+    return publish_random(tmp_path / "other", OTHER, 1, "other")
+
+
+def words(model: HotSwapModel) -> set[str]:
+    """All labels of a batch's answers."""
+    return {label for named in model.classify(ITEMS) for label in named.labels.values()}
+
+
+def test_there_and_back(model: HotSwapModel, other: WeightsConfig) -> None:
+    """Answers name the weights and use their labels; without `weights` those of `args` serve again."""
+    assert words(model) <= set(LABELS)
+    model.change(ClassifierConfig(weights=other))
+    assert words(model) <= set(OTHER)
+    assert {named.model.version for named in model.classify(ITEMS)} == {"other"}
+    model.change(ClassifierConfig())
+    assert words(model) <= set(LABELS)
+
+
+def test_batches_under_way_are_never_mixed(model: HotSwapModel, other: WeightsConfig) -> None:
+    """While weights change back and forth, each batch is answered by one version in its own words."""
+    over, batches = threading.Event(), []
+
+    def ask() -> None:
+        while not over.is_set():
+            batches.append(model.classify(ITEMS))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for weights in (other, None, other):
+        model.change(ClassifierConfig(weights=weights))
+    over.set()
+    thread.join()
+    for batch in batches:
+        (version,) = {named.model.version for named in batch}
+        spoken = {label for named in batch for label in named.labels.values()}
+        assert spoken <= set(OTHER if version == "other" else LABELS)
+    assert {batch[0].model.version for batch in batches} == {"random", "other"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"sha256": "0" * 64}, "the configured sha256 0+ is not the card's"),
+        ({"source": "resnet51"}, "unknown name"),
+        ({"source": "/nowhere/model.safetensors"}, "cannot read the card"),
+    ],
+)
+def test_weights_that_cannot_be_had_change_nothing(
+    model: HotSwapModel, other: WeightsConfig, changed: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(WeightsError, match=sentence):
+        model.change(ClassifierConfig(weights=other.model_copy(update=changed)))
+    assert words(model) <= set(LABELS)
+    assert model.card.version == "random"
+
+
+def test_another_crop_is_refused(model: HotSwapModel, tmp_path: Path) -> None:
+    """The preprocess stage would go on making the old one."""
+    smaller = publish_random(tmp_path, crop_px=64)
+    with pytest.raises(WeightsError, match="take crops of 64 px from 112 px, and the preprocess stage makes 96"):
+        model.change(ClassifierConfig(weights=smaller))
+    assert model.card.transform.crop_px == 96
+
+
+def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, other: WeightsConfig) -> None:
+    """Asked for under the old weights, it may be gone under the new ones."""
+    item = ClassifyItem(ITEMS[0].pixels, 1, len(LABELS) - 1)
+    (named,) = model.classify([item])
+    assert named.labels[len(LABELS) - 1] == LABELS[-1]
+    model.change(ClassifierConfig(weights=other))
+    with pytest.raises(InvalidParameterError, match="explain_class: 5 is not a class id; they end at 3"):
+        model.classify([item])

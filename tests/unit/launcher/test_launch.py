@@ -1,0 +1,90 @@
+"""Starting up: the sentences a user reads when the machine is not ready for us."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+import setup_venv
+from serve_app.launcher.local import StartError, check_ports, read_config
+from serve_app.release.serve_config import ConfigError
+from tests.support.paths import ROOT
+
+
+def test_a_busy_port_is_named() -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(StartError, match=rf"port {port} cannot be used .*make run PORT=") as caught:
+            check_ports(PORT=port, PAGE_PORT=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_none_is_named(tmp_path: Path) -> None:
+    for text in ("", "applications: []", "{"):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"c\.yaml cannot be read as a Serve config"):
+            read_config(tmp_path / "c.yaml", 8000, "demo")
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        read_config(tmp_path / "none.yaml", 8000, "demo")
+
+
+def test_the_command_line_decides_port_and_weights() -> None:
+    config = read_config(ROOT / "configs" / "local.yaml", 1234, "imagenet")
+    assert config["http_options"]["port"] == 1234
+    assert config["applications"][0]["args"]["weights"] == "imagenet"
+
+
+def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(setup_venv, "STAMP", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer is needed, .* is 3\.9"):
+        setup_venv.main()
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.delenv("WHEEL_INDEX", raising=False)
+    monkeypatch.setattr(setup_venv, "STAMP", str(tmp_path / "none"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**10, 9 * 10**9, 10**9))
+    with pytest.raises(SystemExit, match=r"1\.0 GB of disk are free, the packages need"):
+        setup_venv.main()
+
+
+def test_a_failed_install_is_one_sentence() -> None:
+    with pytest.raises(SystemExit, match="error: that did not work"):
+        setup_venv.run([sys.executable, "-c", "raise SystemExit(1)"], "that did not work")
+
+
+def test_set_up_twice_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second start takes no time: the stamp says that everything is there."""
+    stamp = tmp_path / "installed"
+    stamp.write_text(setup_venv.fingerprint())
+    monkeypatch.setattr(setup_venv, "STAMP", str(stamp))
+    monkeypatch.setattr(setup_venv, "run", lambda *_: pytest.fail("must not install"))
+    setup_venv.main()
+
+
+def test_setup_is_readable_by_old_pythons() -> None:
+    """The file that says that Python is too old must not need a new one."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 5))",
+            str(ROOT / "setup_venv.py"),
+        ],
+        check=True,
+    )
+
+
+def test_make_prints_its_targets() -> None:
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert all(f"make {target}" in shown for target in ("run", "test", "check", "fmt"))

@@ -1,0 +1,144 @@
+"""The prediction log: what is in a row, what a stop, a full queue and a broken disk cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.config import PredictionLogConfig, WeightsConfig, parse
+from serve_app.errors import InvalidImageError
+from serve_app.http.app import create_app
+from serve_app.http.service import Answer, Asked
+from serve_app.messages import Classification, ImageInfo, ImageStats
+from serve_app.model_card import ModelRef
+from serve_app.observability.prediction_log import RAW, PredictionLog
+from tests.conftest import make_photo
+from tests.support.local_service import LocalService
+from tests.support.paths import ROOT
+
+ANSWER = Answer(
+    ImageInfo(format="jpeg", width=640, height=480, orientation=1),
+    Classification(class_ids=(3, 1), scores=(0.75, 0.125), margin=0.625, entropy=0.5),
+    ModelRef(name="resnet18", version="demo-1", sha256="0" * 64),
+    {3: "cat", 1: "car"},
+    {"decode": 2.0, "queue": 1.0, "model": 20.0},
+    4,
+    ImageStats(100.0, 50.0, 5.0),
+)
+
+
+def asked(number: int = 0) -> Asked:
+    return Asked(f"req_{number}", 0, "main", 1000, time.perf_counter())
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(folder.glob(f"{RAW}/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
+    log.answered(asked(1), ANSWER)
+    log.failed(asked(2), InvalidImageError("broken"))
+    log.close()
+    good, bad = rows(tmp_path)
+    assert abs(good.pop("time").timestamp() - time.time()) < 60
+    assert good.pop("total_ms") < 60_000
+    assert good == {
+        **{"request_id": "req_1", "image": 0, "status": "ok", "variant": "main", "version": "demo-1"},
+        **{"class_id": 3, "label": "cat", "score": 0.75, "margin": 0.625, "entropy": 0.5},
+        **{"format": "jpeg", "width": 640, "height": 480, "bytes": 1000},
+        **{"brightness": 100.0, "contrast": 50.0, "sharpness": 5.0},
+        **{"decode_ms": 2.0, "queue_ms": 1.0, "model_ms": 20.0, "batch_size": 4},
+    }
+    assert (bad["status"], bad["bytes"], bad["label"]) == ("invalid_image", 1000, None)
+
+
+def test_rows_are_written_while_it_runs(tmp_path: Path) -> None:
+    """After flush_s, or as soon as a file is full."""
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=0.1, rows_per_file=10))
+    for number in range(25):
+        log.answered(asked(number), ANSWER)
+    deadline = time.monotonic() + 10
+    while log.written < 25:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [row["request_id"] for row in rows(tmp_path)] == [f"req_{n}" for n in range(25)]
+    assert len(list(tmp_path.glob(f"{RAW}/*"))) >= 3
+    log.close()
+
+
+def test_what_cannot_be_written_waits_then_is_dropped_and_counted(tmp_path: Path) -> None:
+    """Requests go on; once the folder is back, what waited is written."""
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path / "log"), flush_s=0.05, max_buffered_rows=10))
+    (tmp_path / "log").rename(tmp_path / "gone")
+    (tmp_path / "log").write_text("a file in its place")
+    for number in range(15):
+        log.answered(asked(number), ANSWER)
+    time.sleep(0.3)
+    assert log.snapshot() == {"written": 0, "waiting": 10, "dropped": 5}
+    (tmp_path / "log").unlink()
+    (tmp_path / "gone").rename(tmp_path / "log")
+    log.close()
+    assert log.snapshot() == {"written": 10, "waiting": 0, "dropped": 5}
+    assert [row["request_id"] for row in rows(tmp_path / "log")] == [f"req_{n}" for n in range(10)]
+
+
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"log\.folder .*file/log: cannot be written to"):
+        PredictionLog(PredictionLogConfig(folder=str(tmp_path / "file" / "log")))
+
+
+KILLED = """
+import sys, time
+from tests.unit.observability.test_prediction_log import *
+log = PredictionLog(PredictionLogConfig(folder=sys.argv[1], flush_s=0.2))
+for number in range(10**9):
+    log.answered(asked(number), ANSWER)
+    print(number, flush=True)
+    time.sleep(0.001)
+"""
+
+
+def test_a_killed_process_loses_no_more_than_is_said(tmp_path: Path) -> None:
+    """SIGKILL: whole files only, and what is missing is less than flush_s and one write."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        seen = [(time.monotonic(), int(process.stdout.readline())) for _ in range(1500)]
+        os.kill(process.pid, signal.SIGKILL)
+    found = [row["request_id"] for row in rows(tmp_path)]
+    assert found == [f"req_{n}" for n in range(len(found))]
+    sure = [number for at, number in seen if at < seen[-1][0] - 1]
+    assert len(found) > max(sure, default=0)
+    assert len(found) > 100
+
+
+def test_the_api_logs_each_image(weights: WeightsConfig, tmp_path: Path) -> None:
+    service = LocalService(weights)
+    service.log = log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
+    client = TestClient(create_app(service))
+    files = [("images", ("private name.jpg", make_photo(), "image/jpeg")), ("images", ("b", b"none", "image/jpeg"))]
+    answer = client.post("/v1/classify", files=files)
+    assert client.get("/v1/status").json()["prediction_log"]["waiting"] + log.written == 2
+    log.close()
+    found = sorted(rows(tmp_path), key=lambda row: row["image"])
+    assert [row["status"] for row in found] == ["ok", "unsupported_image"]
+    assert {row["request_id"] for row in found} == {answer.json()["id"]}
+    assert found[0]["label"] == answer.json()["results"][0]["predictions"][0]["label"]
+    assert "private" not in str(found)
+
+
+def test_knobs() -> None:
+    with pytest.raises(ValueError, match=r"folder: Field required"):
+        parse(PredictionLogConfig, {"flush_s": 1})

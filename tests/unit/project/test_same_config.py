@@ -1,0 +1,79 @@
+"""One Serve config and one environment everywhere: places differ in capacity and addresses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from tests.support.paths import ROOT
+
+TWO_VARIANTS = ROOT / "configs" / "blue-green.yaml"  # another graph, on purpose
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {TWO_VARIANTS})
+CAPACITY = {
+    *("num_replicas", "autoscaling_config", "max_replicas_per_node", "max_ongoing_requests", "ray_actor_options"),
+    *("max_inflight_groups", "max_group_size", "max_batch_size", "max_batch_wait_ms"),
+}
+ADDRESSES = {"host", "port", "proxy_location", "jobs"}  # jobs: a folder, where there is one
+# How replicas are replaced and watched, and what the log looks like: no answer depends on it.
+OPERATION = {
+    *("max_surge_percent", "graceful_shutdown_timeout_s", "health_check_period_s"),
+    *("request_timeout_s", "encoding"),
+}
+
+
+def graph(value: Any) -> Any:
+    """A config without what may differ: the graph, its limits and what decides its answers."""
+    if isinstance(value, dict):
+        return {key: graph(one) for key, one in value.items() if key not in CAPACITY | ADDRESSES | OPERATION}
+    return [graph(one) for one in value] if isinstance(value, list) else value
+
+
+def tracked(*patterns: str) -> list[Path]:
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--", *patterns]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_configs_differ_only_in_capacity_and_addresses() -> None:
+    """Laptop and compose, GPU machine, EC2 and Kubernetes: one graph, the same limits and answers."""
+    assert {path.stem for path in CONFIGS} >= {"local", "gpu", "production"}
+    first, *others = (graph(yaml.safe_load(path.read_text())) for path in CONFIGS)
+    weights = {one["applications"][0]["args"].pop("weights") for one in (first, *others)}
+    assert weights == {"demo", "imagenet"}  # the laptop's choice needs no download
+    assert all(one == first for one in others)
+
+
+@pytest.mark.parametrize("change", [("args", "limits", {"max_images": 8}), ("deployments", 0, {"name": "Other"})])
+def test_another_difference_would_be_seen(change: tuple[str, Any, Any]) -> None:
+    config = yaml.safe_load(CONFIGS[0].read_text())
+    outer, key, value = change
+    config["applications"][0][outer][key] = value
+    assert graph(config) != graph(yaml.safe_load(CONFIGS[0].read_text()))
+
+
+def test_there_is_no_other_serve_config() -> None:
+    """Nothing outside configs/ says what Serve runs; what a place names there exists."""
+    for path in tracked("*.yaml", "*.yml"):
+        text = path.read_text()
+        if path.parent != ROOT / "configs":
+            assert not re.search(r"^\s*applications:", text, re.M), path
+    for path in tracked("compose.yaml", "Dockerfile", "Makefile", "cluster", "serve_app/*.py", ".github"):
+        for name in re.findall(r"configs/[\w.-]+\.(?:yaml|env)", path.read_text()):
+            assert (ROOT / name).exists(), f"{path}: {name}"
+
+
+def test_the_environment_is_the_same_wherever_it_is_set() -> None:
+    """configs/ray.env is its home; a file that repeats a variable repeats its value."""
+    environment = dotenv_values(ROOT / "configs" / "ray.env")
+    names = "|".join(environment)
+    places = tracked("compose.yaml", "Dockerfile", "Makefile", "cluster", "configs", "serve_app", ".github")
+    for path in places:
+        if path.suffix not in {".safetensors", ".env"}:
+            for name, value in re.findall(rf"\b({names})\b\"?\s*[=:]\s*(\"[^\"]+\"|[^\s\"\\]+)", path.read_text()):
+                assert value.strip('"') == environment[name], f"{path}: {name}"
