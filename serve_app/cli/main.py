@@ -8,12 +8,16 @@ from serve_app.cli.run import run
 
 app = typer.Typer(
     name="serve-app",
-    help="Classify photos: serve a model, run batch jobs, train your own classes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+
+
+@app.callback()
+def _group() -> None:
+    """Classify photos: serve a model, run batch jobs, train your own classes."""
 
 
 def main() -> None:
