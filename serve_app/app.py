@@ -1,4 +1,4 @@
-"""The whole graph: ingress -> preprocess -> classify. One application, or one per variant behind an ingress's own."""
+"""The graph: Ingress -> Preprocessor -> Classifier. One application, or one per variant behind a common ingress."""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
@@ -15,32 +15,32 @@ from serve_app.scheduling import idle_start_options
 
 
 def build_app(config: AppConfig) -> Application:
-    """Build the application that ``import_path: serve_app.app:build_app`` names: all three stages.
+    """Build all three stages; ``import_path: serve_app.app:build_app`` names this function.
 
     Args:
         config: ``args:`` of the Serve config file.
 
     Raises:
-        WeightsError: No such weights.
+        WeightsError: The weights are unknown.
     """
     return _stage(Ingress).bind(build_model(config))
 
 
 def build_model(config: AppConfig) -> Application:
-    """Build a variant of the model by itself: stages 2 and 3, reached through an ingress elsewhere.
+    """Build stages 2 and 3 as one variant of the model; another application's ingress sends it images.
 
     Raises:
-        WeightsError: No such weights.
+        WeightsError: The weights are unknown.
     """
     classifier = _stage(Classifier).bind(config.weights, config.engine)
     return _stage(Preprocessor).bind(classifier, load_card(config.weights).transform)
 
 
-def build_ingress(_none: FrozenModel) -> Application:
-    """Build stage 1 by itself: its ``traffic`` says which variants answer."""
+def build_ingress(_no_arguments: FrozenModel) -> Application:
+    """Build stage 1 only; its setting ``traffic`` names the variants."""
     return _stage(Ingress).bind()
 
 
 def _stage(deployment: Any) -> Deployment:
-    """A stage as it is where the file has no ``ray_actor_options``: it reserves no core, and starts low."""
+    """Set the default of ``ray_actor_options``: no reserved core, and a start with idle scheduling."""
     return deployment.options(ray_actor_options={"num_cpus": 0, **idle_start_options()})

@@ -249,6 +249,11 @@ class IngressConfig(ResponseConfig):
         (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
     )
 
+    @property
+    def stage_capacity(self) -> int:
+        """Images that the other stages take from one ingress replica at a time; further images wait."""
+        return self.max_inflight_groups * self.max_group_size
+
     @model_validator(mode="after")
     def _somebody_answers(self) -> IngressConfig:
         if self.traffic is not None and not any(self.traffic.values()):

@@ -1,4 +1,4 @@
-"""How long an answer is wanted, and by whom: what goes with an image between processes."""
+"""When a client stops waiting: read from the request's headers, carried to every stage."""
 
 from __future__ import annotations
 
@@ -8,69 +8,58 @@ from collections.abc import Mapping
 
 from serve_app.errors import DeadlineExceededError, InvalidParameterError
 
-MILLISECONDS, SECONDS = "x-request-timeout-ms", "x-request-timeout-seconds"
-# Ray Serve knows the second header too, and would answer with plain text if we did not answer first.
-AHEAD_OF_SERVE_S = 0.05
-# Request id, place of the image in it, and W3C traceparent if the request is traced.
-Origin = tuple[str, int, str | None]
+TIMEOUT_MS_HEADER, TIMEOUT_S_HEADER = "x-request-timeout-ms", "x-request-timeout-seconds"
+# Ray Serve obeys the second header too and would answer with plain text. Our own answer comes this much earlier.
+BEFORE_RAY_S = 0.05
 
 
 class Deadline:
-    """A moment after which nobody waits any more. Pickled as the time left, because clocks differ between processes.
+    """A point in time. It is pickled as the seconds left, because clocks differ between machines."""
 
-    Attributes:
-        origin: The image that it is for, once that is known.
-    """
+    __slots__ = ("_expires_at", "_timeout_s")
 
-    origin: Origin | None = None
-
-    def __init__(self, seconds: float) -> None:
-        """Set it so many seconds from now."""
-        self._at, self._seconds = time.monotonic() + seconds, seconds
+    def __init__(self, timeout_s: float, left_s: float | None = None) -> None:
+        """Expire in ``left_s`` seconds, by default ``timeout_s``; the error names ``timeout_s``."""
+        self._expires_at = time.monotonic() + (timeout_s if left_s is None else left_s)
+        self._timeout_s = timeout_s
 
     def left_s(self) -> float:
-        """Seconds that are left; negative when it has passed."""
-        return self._at - time.monotonic()
-
-    def of(self, origin: Origin) -> Deadline:
-        """The same moment, for one image."""
-        same = Deadline(self._seconds)
-        same._at, same.origin = self._at, origin
-        return same
+        """Seconds left; negative after the deadline."""
+        return self._expires_at - time.monotonic()
 
     def check(self) -> None:
-        """Do nothing while there is time.
+        """Return while time is left.
 
         Raises:
-            DeadlineExceededError: There is none left (504).
+            DeadlineExceededError: The deadline has passed (504).
         """
         if self.left_s() <= 0:
             raise self.exceeded()
 
     def exceeded(self) -> DeadlineExceededError:
-        """The error that says so."""
-        return DeadlineExceededError(f"no answer within {self._seconds:.3g} s")
+        """Build the error for a passed deadline."""
+        return DeadlineExceededError(f"no result within {self._timeout_s:.3g} s")
 
-    def __reduce__(self) -> tuple[type[Deadline], tuple[float], dict[str, Origin | None]]:
-        """Travel as what is left; the origin apart, so that a stage of a version without it can still read this."""
-        return Deadline, (self.left_s(),), {"origin": self.origin}
+    def __reduce__(self) -> tuple[type[Deadline], tuple[float, float]]:
+        """Pickle the timeout and the seconds left."""
+        return Deadline, (self._timeout_s, self.left_s())
 
 
-def read_deadline(headers: Mapping[str, str], longest_s: float) -> Deadline:
-    """When the client stops waiting, or when we do, whichever is sooner.
+def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
+    """Read how long the client waits; the server's own limit holds where it is shorter.
 
     Args:
-        headers: ``X-Request-Timeout-Ms``, or ``X-Request-Timeout-Seconds`` as Ray Serve has it.
-        longest_s: What the server allows.
+        headers: ``X-Request-Timeout-Ms``, or Ray Serve's ``X-Request-Timeout-Seconds``.
+        max_timeout_s: The server's limit, in seconds.
 
     Raises:
-        InvalidParameterError: Not a positive number (422).
+        InvalidParameterError: A header is not a positive number (422).
     """
-    wanted_s = longest_s
-    for name, unit, ahead_s in ((MILLISECONDS, 1000, 0.0), (SECONDS, 1, AHEAD_OF_SERVE_S)):
+    timeout_s = max_timeout_s
+    for name, units_per_s, earlier_s in ((TIMEOUT_MS_HEADER, 1000, 0.0), (TIMEOUT_S_HEADER, 1, BEFORE_RAY_S)):
         if (text := headers.get(name)) is not None:
-            wanted_s = min(wanted_s, _positive(name, text) / unit - ahead_s)
-    return Deadline(wanted_s)
+            timeout_s = min(timeout_s, _positive(name, text) / units_per_s - earlier_s)
+    return Deadline(timeout_s)
 
 
 def _positive(name: str, text: str) -> float:

@@ -12,11 +12,11 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from serve_app.config import FrozenModel
 
-ABSTAIN_BELOW = 0.4  # where neither the configuration nor the weights' card has a threshold
+DEFAULT_ABSTAIN_BELOW = 0.4  # used when neither the settings nor the card set a threshold
 
 
 class ImageTransform(FrozenModel):
-    """How an image becomes the model's input; part of the weights, never of the configuration."""
+    """How an image becomes the model's input. It belongs to the weights, so it is not a setting."""
 
     resize_px: int = Field(gt=0, le=4096, description="Length of the short side after resizing.")
     crop_px: int = Field(gt=0, le=4096, description="Side of the center crop that the model sees.")
@@ -31,25 +31,27 @@ class ImageTransform(FrozenModel):
 
 
 class Int8Cost(FrozenModel):
-    """What int8 changes, measured on images that calibrated nothing."""
+    """How int8 results differ from float32, measured on images that were not used for calibration."""
 
-    images: int = Field(gt=0, description="Held-out images that it was measured on.")
-    agreement: float = Field(ge=0, le=1, description="Share of them whose best class is float32's.")
-    mean_score_difference: float = Field(description="Mean over images of their largest change of a class's score.")
-    largest_score_difference: float = Field(description="Largest change of any class's score.")
-    top1: float | None = Field(default=None, description="Share that int8 has right, if the classes are known.")
-    top1_fp32: float | None = Field(default=None, description="Share that float32 has right.")
+    images: int = Field(gt=0, description="Number of held-out images.")
+    agreement: float = Field(ge=0, le=1, description="Share of images whose best class is the same as in float32.")
+    mean_score_difference: float = Field(description="Mean over images of the largest change of a score.")
+    largest_score_difference: float = Field(description="Largest change of a score in any image.")
+    top1: float | None = Field(default=None, description="Top-1 accuracy in int8, if the true classes are known.")
+    top1_fp32: float | None = Field(default=None, description="Top-1 accuracy in float32.")
 
 
 class Int8Calibration(FrozenModel):
-    """How far each activation goes, so that int8 knows its steps."""
+    """Range of each activation, from which int8 takes its quantization steps."""
 
-    method: str = Field(description="How the ranges were chosen.")
-    images: int = Field(gt=0, description="Images that it was made from.")
-    fingerprint: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 over their names and contents.")
-    cost: Int8Cost | None = Field(default=None, description="None until it is measured.")
+    method: str = Field(description="How the ranges were chosen, such as a percentile.")
+    images: int = Field(gt=0, description="Number of calibration images.")
+    fingerprint: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 over the names and contents of these images."
+    )
+    cost: Int8Cost | None = Field(default=None, description="None until it has been measured.")
     ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
-        description="Lowest and highest value of each activation in the graph that backbones.graph writes."
+        description="Lowest and highest value of each activation in the ONNX graph."
     )
 
     @model_validator(mode="after")
@@ -60,24 +62,26 @@ class Int8Calibration(FrozenModel):
 
 
 class Calibration(FrozenModel):
-    """What makes scores honest, fitted on images that trained nothing."""
+    """Temperature and threshold, fitted on images that were not used for training."""
 
     temperature: float = Field(gt=0, allow_inf_nan=False, description="Logits are divided by it before softmax.")
     abstain_below: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="Best scores under this are not sure; None where no threshold reaches `precision`.",
+        description="Best scores under this threshold count as not sure; None if no threshold reaches `precision`.",
     )
-    precision: float = Field(gt=0, lt=1, description="Share of the sure answers that are to be right.")
-    images: int = Field(gt=0, description="Images that it was fitted on.")
-    fingerprint: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 over their contents and labels.")
-    ece: float = Field(description="Expected calibration error on those images, after.")
-    ece_before: float = Field(description="The same with temperature 1.")
+    precision: float = Field(gt=0, lt=1, description="Target share of correct results among the sure ones.")
+    images: int = Field(gt=0, description="Number of images in the fit.")
+    fingerprint: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 over the contents and labels of these images."
+    )
+    ece: float = Field(description="Expected calibration error on these images with this temperature.")
+    ece_before: float = Field(description="Expected calibration error on these images with temperature 1.")
 
 
 class ModelRef(FrozenModel):
-    """Which weights answered."""
+    """Names one set of weights."""
 
     name: str
     version: str
@@ -85,35 +89,34 @@ class ModelRef(FrozenModel):
 
 
 class ModelCard(FrozenModel):
-    """Everything a model carries besides its numbers; ``<weights>.json`` beside the safetensors file."""
+    """Content of ``<weights>.json``, the file beside the safetensors file."""
 
-    name: str = Field(description="The model's name in URLs.")
-    version: str = Field(description="Names these weights; sent as X-Model-Version.")
+    name: str = Field(description="Name of the model in URLs.")
+    version: str = Field(description="Version of the weights; sent as X-Model-Version.")
     labels: tuple[str, ...] = Field(min_length=2, description="Class names in the order of the class ids.")
     transform: ImageTransform
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$|^[0-9a-f]{8}$", description="Of the weights file, in hex.")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$|^[0-9a-f]{8}$",
+        description="SHA-256 of the weights file in hex; 8 digits for torchvision's own file.",
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
-    metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
+    metrics: dict[str, Any] = Field(default_factory=dict, description="Accuracy, and the data it was measured on.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
-    calibration: Calibration | None = Field(
-        default=None, description="Written by `python -m serve_app.training.calibrate`."
-    )
-    int8: Int8Calibration | None = Field(
-        default=None, description="Written by `python -m serve_app.inference.quantize`."
-    )
+    calibration: Calibration | None = Field(default=None, description="Written by `serve-app calibrate`.")
+    int8: Int8Calibration | None = Field(default=None, description="Written by `serve-app quantize`.")
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by before softmax."""
+        """Divisor of the logits before softmax; 1 without calibration."""
         return self.calibration.temperature if self.calibration else 1.0
 
     @property
     def abstain_below(self) -> float:
-        """Best scores under this are not sure, unless the configuration says otherwise."""
-        found = self.calibration.abstain_below if self.calibration else None
-        return ABSTAIN_BELOW if found is None else found
+        """Threshold of the best score; the setting ``abstain_below`` overrides it."""
+        threshold = self.calibration.abstain_below if self.calibration else None
+        return DEFAULT_ABSTAIN_BELOW if threshold is None else threshold
 
     @property
     def ref(self) -> ModelRef:
-        """What answers say of it."""
+        """What results say about the weights."""
         return ModelRef(name=self.name, version=self.version, sha256=self.sha256)

@@ -14,7 +14,7 @@ from serve_app.batch.results import Done, Job, Output
 from serve_app.batch.sources import open_source
 from serve_app.errors import ServiceError, SourceError, TooLargeError
 from serve_app.inference.card import load_card
-from serve_app.messages import Classification, ClassifyItem
+from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.preprocessing.transform import preprocess
 
 
@@ -104,7 +104,7 @@ class Predictor:
         model, card = load_model(job.weights)
         self._engine = ResNetEngine(model, card, job.engine, batches=(job.batch,))
         self._engine.warm_up(job.batch)
-        self._labels, self._version = card.labels, card.version
+        self._version = card.version
         self._output, self._top_k, self._batch = Output(job.out), job.top_k, job.batch
         self._threads = ThreadPoolExecutor(self._engine.workers)
 
@@ -119,15 +119,15 @@ class Predictor:
         ]
         return self._output.write_part(decoded.shard, rows)
 
-    def _classify(self, crops: np.ndarray) -> list[Classification]:
-        return self._engine.classify([ClassifyItem(crop, self._top_k) for crop in crops])
+    def _classify(self, crops: np.ndarray) -> list[ClassifyResult]:
+        return self._engine.classify([ClassifyRequest(crop, self._top_k) for crop in crops])
 
-    def _row(self, name: str, error: tuple[str, str] | None, found: Classification | None) -> dict[str, Any]:
+    def _row(self, name: str, error: tuple[str, str] | None, found: ClassifyResult | None) -> dict[str, Any]:
         """A row of the results, as output.SCHEMA has it."""
         code, detail = error or (None, None)
         return {
             "path": name.encode(errors="surrogateescape").decode(errors="replace"),
-            "labels": found and [self._labels[class_id] for class_id in found.class_ids],
+            "labels": found and list(found.labels),
             "scores": found and list(found.scores),
             "class_ids": found and list(found.class_ids),
             "margin": found and found.margin,

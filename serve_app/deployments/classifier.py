@@ -1,4 +1,4 @@
-"""Stage 3/3 · the deployment that feeds a model with batches."""
+"""Stage 3: the deployment that feeds the model with batches."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import ray
 from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
-from serve_app.batcher import Batched, BatchRecord, MicroBatcher, ThreadRunner
+from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
-from serve_app.deadline import Deadline
-from serve_app.deployments.handles import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
-from serve_app.deployments.ray_internals import STEADY
+from serve_app.deployments.handles import cores
+from serve_app.deployments.metrics import MILLISECONDS
+from serve_app.deployments.ray_internals import STEADY, log_with_serve, set_request_id, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import whole
 from serve_app.inference.health import ModelHealth
-from serve_app.messages import Classification, ClassifyItem, Explain, ModelState, Named
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.observability import tracing
 from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
 
 log = logging.getLogger("serve_app")
-SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]
+BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]  # histogram bounds
 TAGS = ("version",)
 
 
-# Without a user_config in the file Serve would not call reconfigure when a replica starts.
+# Ray Serve calls reconfigure on a starting replica only if the deployment has a user_config.
 @serve.deployment(
     max_ongoing_requests=64,
     max_queued_requests=1024,
@@ -37,59 +37,64 @@ TAGS = ("version",)
     request_router_config=STEADY,
 )
 class Classifier:
-    """Stage 3: a model on one device, fed in batches."""
+    """Runs one model on one device."""
 
     def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
-        """Load, verify and warm the model; it uses the cores that Ray gave this replica.
+        """Load and verify the model, on the cores that Ray gave this replica.
+
+        Args:
+            weights: Where the weights are.
+            engine: Runtime and precision.
 
         Raises:
-            WeightsError, EngineError: Fails this deployment, and the application with it.
+            WeightsError: The weights cannot be loaded. Fails the deployment and the application.
+            EngineError: The runtime cannot run here. Fails the deployment and the application.
         """
         enter_idle_scheduling()
         stay_on_loopback()
         log_with_serve()
-        # Imported here: only the model's replica pays for torch (seconds and 400 MB).
+        # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
         from serve_app.inference.hot_swap import HotSwapModel
 
-        remembered = _on_this_node(f"{engine.runtime}-{engine.precision}.json")
-        if remembered.exists():  # measured again it costs 4 s of CPU, and under load it might look otherwise
+        remembered = _node_file(f"{engine.runtime}-{engine.precision}.json")
+        if remembered.exists():  # `auto` takes 4 s of CPU, and under load it could choose another runtime
             engine = EngineConfig.model_validate_json(remembered.read_text())
         self._model = HotSwapModel(weights, engine, cores())
-        self._turn = _on_this_node("loading.lock")
+        self._loading_lock = _node_file("loading.lock")
         with whole(remembered) as path:
-            path.write_text(self._model.engine.model_dump_json())
-        self._size = Histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, TAGS)
+            path.write_text(self._model.config.model_dump_json())
+        self._size = Histogram("classifier_batch_size", "Images per batch.", BATCH_SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)
         self._model_ms = Histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, TAGS)
-        self._failed = Counter("classifier_failed_images", "Images whose batch raised.", TAGS)
-        self._batcher: MicroBatcher[ClassifyItem, Named] = MicroBatcher(
-            ThreadRunner(self._model.classify, self._model.workers),
+        self._failed = Counter("classifier_failed_images", "Images that failed in the model.", TAGS)
+        workers = self._model.engine.workers
+        self._batcher: MicroBatcher[ClassifyRequest[np.ndarray], ClassifyResult] = MicroBatcher(
+            ThreadRunner(self._model.classify, workers),
             BatchConfig(),
-            self._model.workers,
-            self._model.workers_are_cores,
+            workers,
+            self._model.engine.workers_are_cores,
             self._record,
         )
-        self._health = ModelHealth(self._classify_nothing)
-        self._made: ClassifierConfig | None = None  # the change that was made, or tried, last
-        self._wanted: ClassifierConfig | None = None
+        self._health = ModelHealth(self._classify_blank)
+        self._applied: ClassifierConfig | None = None  # the settings that were applied or refused last
+        self._target: ClassifierConfig | None = None
         self._changing: asyncio.Task[None] | None = None
         self._refused: str | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take new ClassifierConfig values as soon as they are ready: other weights loaded, larger batches tried.
+        """Apply other settings when they are ready: new weights loaded, larger batches tried.
 
-        Serve sends a replica no requests until this returns. So one that starts waits for it, and fails
-        where the values are wrong; one that serves gets ready in the background, and keeps what it has if
-        that fails.
+        Ray Serve sends a replica no requests until this returns. A starting replica waits for its settings, and fails
+        if they are invalid. A serving replica prepares them in the background, and keeps its settings if that fails.
         """
-        if self._made is None:
-            tuning = parse(ClassifierConfig, user_config)
-            await asyncio.to_thread(self._model.change, tuning)
-            self._apply(tuning)
+        if self._applied is None:
+            config = parse(ClassifierConfig, user_config)
+            await asyncio.to_thread(self._model.change, config)
+            self._apply(config)
             restore_scheduling()
             return
         try:
-            self._wanted = parse(ClassifierConfig, user_config)
+            self._target = parse(ClassifierConfig, user_config)
         except ValueError as error:
             self._refuse(error)
             return
@@ -97,105 +102,108 @@ class Classifier:
             self._changing = asyncio.create_task(self._change())
 
     async def __call__(
-        self, pixels: np.ndarray, asked: list[tuple[int, Explain, Deadline]], company: int
-    ) -> list[Batched[Named] | ServiceError]:
+        self, requests: list[ClassifyRequest[np.ndarray]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
         """Classify crops in the next batches.
 
         Args:
-            pixels: uint8, (N, crop_px, crop_px, 3).
-            asked: For each, top_k, the class to explain and when its client stops waiting.
-            company: See MicroBatcher.
+            requests: Crops, uint8, (crop_px, crop_px, 3).
+            in_flight_hint: See MicroBatcher.submit.
+
+        Returns:
+            One result or error per crop.
         """
-        crop_px = self._model.card.transform.crop_px
-        if pixels.shape[1] != crop_px:  # from a preprocess stage of another version, while an update lasts
-            error = NotReadyError(f"crops of {pixels.shape[1]} px came for weights that take {crop_px} px; try again")
-            return [error] * len(asked)
-        return await asyncio.gather(
-            *(
-                self._one(ClassifyItem(crop, top_k, explain), deadline, company)
-                for crop, (top_k, explain, deadline) in zip(pixels, asked, strict=True)
-            )
-        )
+        crop_px = self._model.engine.card.transform.crop_px
+        if (other_px := requests[0].image.shape[0]) != crop_px:  # from a Preprocessor of another version, in an update
+            error = NotReadyError(f"the model takes crops of {crop_px} px, but got {other_px} px; retry later")
+            return [error] * len(requests)
+        return await asyncio.gather(*(self._classify(request, in_flight_hint) for request in requests))
 
     async def ping(self) -> ModelState:
-        """Say what is served."""
-        loading = self._wanted.weights if self._wanted and self._wanted is not self._made else None
+        """Return what is served."""
+        loading = self._target.weights if self._target and self._target is not self._applied else None
         return ModelState(
-            card=self._model.card,
+            card=self._model.engine.card,
             weights=self._model.weights,
-            engine=self._model.engine,
+            engine=self._model.config,
             loading=loading and loading.source,
             refused=self._refused,
         )
 
     async def check_health(self) -> None:
-        """Serve calls this again and again, and replaces a replica that raises three times on end.
+        """Check the model; Ray Serve replaces a replica whose check fails three times in a row.
 
         Raises:
-            NotReadyError: The model does not answer, or not with numbers.
+            NotReadyError: The model gives no result, or its scores are not finite.
         """
         await self._health.check()
 
-    async def _classify_nothing(self) -> Classification:
-        crop_px = self._model.card.transform.crop_px
-        black = ClassifyItem(np.zeros((crop_px, crop_px, 3), np.uint8), 1)
-        return (await self._batcher.submit(black)).value.classification
+    async def _classify_blank(self) -> ClassifyResult:
+        crop_px = self._model.engine.card.transform.crop_px
+        blank = ClassifyRequest(np.zeros((crop_px, crop_px, 3), np.uint8), top_k=1)
+        return (await self._batcher.submit(blank)).value
 
     async def _change(self) -> None:
-        """Make the change that is wanted, and those that come meanwhile."""
-        while (tuning := self._wanted) and tuning is not self._made:
+        """Apply the target settings, and those that arrive meanwhile."""
+        while (config := self._target) and config is not self._applied:
             try:
-                await asyncio.to_thread(self._change_in_turn, tuning)
+                await asyncio.to_thread(self._change_in_turn, config)
             except Exception as error:
-                self._made = tuning
+                self._applied = config
                 self._refuse(error)
             else:
-                self._apply(tuning)
+                self._apply(config)
 
-    def _change_in_turn(self, tuning: ClassifierConfig) -> None:
-        """At the same time two replicas would take each other's cores and the requests', and a queue would form."""
-        with node_lock(self._turn):
-            self._model.change(tuning)
+    def _change_in_turn(self, config: ClassifierConfig) -> None:
+        """Load on one replica per node at a time: two loading replicas starve the one that serves."""
+        with node_lock(self._loading_lock):
+            self._model.change(config)
 
-    def _apply(self, tuning: ClassifierConfig) -> None:
-        self._batcher.reconfigure(tuning, self._model.workers)
-        self._made, self._refused = tuning, None
+    def _apply(self, config: ClassifierConfig) -> None:
+        self._batcher.reconfigure(config, self._model.engine.workers)
+        self._applied, self._refused = config, None
 
     def _refuse(self, error: Exception) -> None:
         log.error("user_config refused: %s", error)
         self._refused = str(error)
 
-    async def _one(self, item: ClassifyItem, deadline: Deadline, company: int) -> Batched[Named] | ServiceError:
+    async def _classify(
+        self, request: ClassifyRequest[np.ndarray], in_flight_hint: int
+    ) -> ClassifyResult | ServiceError:
+        context = request.context
         try:
-            async with asyncio.timeout(deadline.left_s()):  # one that gives up waiting is in no batch
-                batched = await self._batcher.submit(item, company)
-            origin, version = deadline.origin, batched.value.model.version
-            tracing.record(origin, "queue", batched.queue_s, batched.model_s, stage="classify")
-            tracing.record(origin, "model", batched.model_s, batch_size=batched.batch_size, version=version)
-            return batched
+            # A request whose deadline passes in the queue leaves it and is in no batch.
+            async with asyncio.timeout(context.deadline.left_s() if context else None):
+                done = await self._batcher.submit(request, in_flight_hint)
         except TimeoutError:
-            return deadline.exceeded()
+            return context.deadline.exceeded() if context else ServiceError("the model timed out")
         except ServiceError as error:
             return error
         except Exception:
-            name_request(deadline.origin)
-            log.exception("the model failed on image %s", deadline.origin and deadline.origin[1])
-            return ServiceError("the model failed on this image; the server's log says why")
+            set_request_id(context)
+            log.exception("the model failed on image %s", context and context.index)
+            return ServiceError("the model failed on this image; the server's log has the reason")
+        result = done.value
+        result.batch_size = done.batch_size
+        result.timings_ms = {"queue": done.queue_s * 1000, "model": done.run_s * 1000}
+        tracing.record(context, "queue", done.queue_s, done.run_s, stage="classify")
+        tracing.record(context, "model", done.run_s, batch_size=done.batch_size, version=result.model.version)
+        return result
 
     def _record(self, batch: BatchRecord) -> None:
-        version = {"version": self._model.card.version}  # of the batch, or of what took over while it ran
+        version = {"version": self._model.engine.card.version}  # after a swap, a batch may count for the new version
         self._size.observe(batch.size, version)
-        self._model_ms.observe(batch.model_s * 1000, version)
-        for queued in batch.queue_s:
-            self._queue_ms.observe(queued * 1000, version)
+        self._model_ms.observe(batch.run_s * 1000, version)
+        for queue_s in batch.queue_s:
+            self._queue_ms.observe(queue_s * 1000, version)
         if batch.failed < batch.size:
-            self._health.answered()
+            self._health.batch_succeeded()
         if batch.failed:
             self._failed.inc(batch.failed, version)
 
 
-def _on_this_node(name: str) -> Path:
-    """Where the replicas of a node, as long as its Ray runs, keep what they share; apart by the device they have."""
+def _node_file(name: str) -> Path:
+    """Return a file that the replicas of this node with the same device share while Ray runs."""
     context = ray.get_runtime_context()
     gpus = context.get_assigned_resources().get("GPU", 0)  # type: ignore[no-untyped-call] # Ray leaves it so
     return Path(context.get_temp_dir(), context.get_session_name(), f"serve-app-{gpus}-{name}")

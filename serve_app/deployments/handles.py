@@ -1,4 +1,4 @@
-"""What the stages share: calls to the next one, and the cores that a replica has."""
+"""Calls from one stage to the next through Ray Serve's handles, and what a replica knows of its node."""
 
 from __future__ import annotations
 
@@ -9,29 +9,51 @@ from typing import Any, TypeVar
 
 import ray
 from ray import serve
-from ray._common import tls_utils
 from ray.exceptions import RayActorError
-from ray.serve._private import replica
-from ray.serve._private.constants import SERVE_LOGGER_NAME
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.deadline import Origin
-from serve_app.errors import NotReadyError, OverloadedError
-from serve_app.messages import ModelState
+from serve_app.deployments.ray_internals import set_request_id
+from serve_app.errors import NotReadyError, OverloadedError, ServiceError
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 
 log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
 PING_TIMEOUT_S = 2.0
-MILLISECONDS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+
+
+async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
+    """Call another stage, and once more if its replica dies; classifying twice gives the same result.
+
+    Ray Serve would answer its own errors as plain text, so they become ours here. A replica that refuses is not
+    called again: that would add to its load.
+
+    Args:
+        send: Sends the call.
+        stage: Name of the stage in messages.
+
+    Raises:
+        OverloadedError: The queues of the stage are full (503).
+        NotReadyError: The stage has no replica, or lost two replicas during this call (503).
+    """
+    try:
+        try:
+            return await send()
+        except RayActorError:
+            log.warning("a replica of the %s stage died during a call; the call is repeated on another one", stage)
+            return await send()
+    except BackPressureError as error:
+        raise OverloadedError(f"the queue of the {stage} stage is full; retry later") from error
+    except (DeploymentUnavailableError, RayActorError) as error:
+        raise NotReadyError(f"the {stage} stage is not available; retry later") from error
 
 
 async def ping(handle: Handle, stage: str) -> ModelState:
-    """Ask another stage what is served behind it.
+    """Ask another stage which model it serves.
 
     Raises:
-        NotReadyError: It does not, or not in time.
+        NotReadyError: No answer within ``PING_TIMEOUT_S`` (503).
     """
     try:
         async with asyncio.timeout(PING_TIMEOUT_S):
@@ -41,60 +63,62 @@ async def ping(handle: Handle, stage: str) -> ModelState:
         raise NotReadyError(f"the {stage} stage does not answer yet") from None
 
 
-async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
-    """Ask another stage; once more if its replica dies meanwhile, as classifying twice gives the same answer.
+class HandleClient:
+    """The connection to a variant whose Preprocessor is known; see VariantClient."""
 
-    Serve's own errors become ours, before Serve answers them as text. Only a lost replica is
-    worth a second try: one that refuses would have more work by it.
+    def __init__(self, preprocessor: Handle) -> None:
+        """Keep the handle."""
+        self._preprocessor = preprocessor
 
-    Raises:
-        OverloadedError: Its queues are full.
-        NotReadyError: It has no replica, or lost two of them over this call.
-    """
-    try:
+    async def send(
+        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
+        """Classify a group of images."""
+        set_request_id(requests[0].context)
+        return await call(lambda: self._preprocessor.remote(requests, in_flight_hint), "preprocess")
+
+    async def fetch_state(self) -> ModelState:
+        """Ask the variant which model it serves."""
+        return await ping(self._preprocessor, "preprocess")
+
+
+class ApplicationClient:
+    """The connection to a variant in another Ray Serve application, which may start later, stop and come back."""
+
+    def __init__(self, application: str) -> None:
+        """Look the application up on first use."""
+        self._application = application
+        self._client: HandleClient | None = None
+
+    async def send(
+        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
+        """Classify a group of images."""
+        return await (await self._connect()).send(requests, in_flight_hint)
+
+    async def fetch_state(self) -> ModelState:
+        """Ask the variant which model it serves."""
         try:
-            return await send()
-        except RayActorError:
-            log.warning("a replica of the %s stage was lost; another one is asked", stage)
-            return await send()
-    except BackPressureError as error:
-        raise OverloadedError(f"too many images wait for the {stage} stage; try again") from error
-    except (DeploymentUnavailableError, RayActorError) as error:
-        raise NotReadyError(f"the {stage} stage is not available; try again") from error
+            return await (await self._connect()).fetch_state()
+        except NotReadyError:
+            self._client = None
+            raise
 
-
-def stay_on_loopback() -> None:
-    """On a node that has only a loopback address, open this replica's port for calls there and not everywhere.
-
-    Ray binds everything else to the node's address, but this one to all of the machine's; whoever
-    reaches it can run code.
-    """
-    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call] # Ray leaves it so
-    if address.startswith("127."):
-        bind: Callable[..., int] = tls_utils.add_port_to_grpc_server
-        vars(replica)["add_port_to_grpc_server"] = lambda server, _everywhere: bind(server, f"{address}:0")
-
-
-def log_with_serve() -> None:
-    """Have our lines written as Serve writes its own: where, from which level and as what logging_config says."""
-    log.parent = logging.getLogger(SERVE_LOGGER_NAME)
-
-
-def name_request(origin: Origin | None) -> None:
-    """Let what this task logs, and the calls that it makes, name the request of one image.
-
-    A call between stages may carry images of several requests. Serve would name the first that the replica ever had.
-    """
-    if origin:
-        serve.context._set_request_context(request_id=origin[0])
+    async def _connect(self) -> HandleClient:
+        if self._client is None:
+            try:
+                self._client = HandleClient(await asyncio.to_thread(serve.get_app_handle, self._application))
+            except RayServeException:
+                raise NotReadyError(f"there is no application {self._application!r}") from None
+        return self._client
 
 
 def cores() -> int:
-    """CPU cores for this replica: those that Ray reserved for it, or all of its node if it reserved none."""
+    """Return the CPU cores of this replica: those that Ray reserved for it, else all cores of its node."""
     context = ray.get_runtime_context()
     reserved: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call] # Ray leaves it so
     if cores := int(reserved.get("CPU", 0)):
         return cores
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray leaves it so
-    here = next(node for node in nodes if node["NodeID"] == context.get_node_id())
-    return max(1, int(here["Resources"].get("CPU", 1)))
+    node = next(node for node in nodes if node["NodeID"] == context.get_node_id())
+    return max(1, int(node["Resources"].get("CPU", 1)))

@@ -1,40 +1,49 @@
-"""Stage 2/3 · the deployment that decodes uploads and hands the crops on."""
+"""Stage 2: the deployment that decodes uploads and sends the crops to the model."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from ray import serve
 
-from serve_app.batcher import Batched
-from serve_app.deployments.handles import Handle, call, cores, log_with_serve, ping, stay_on_loopback
+from serve_app.deployments.handles import Handle, call, cores, ping
+from serve_app.deployments.ray_internals import log_with_serve, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.http.service import Answer, Wanted
-from serve_app.messages import ImageStats, ModelState, Named, PreprocessedImage
+from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState
 from serve_app.model_card import ImageTransform
 from serve_app.observability import tracing
-from serve_app.preprocessing.transform import look, preprocess
+from serve_app.preprocessing.transform import image_stats, preprocess
 from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
 
-ASK_AGAIN_S = 0.5
-Decoded = tuple[PreprocessedImage, ImageStats | None, float]  # with the milliseconds it took
+RETRY_S = 0.5
 
 
-# Queues are bounded so that overload is refused, not piled up. A call carries a group of
-# images and lasts until they are classified.
+class _Preprocessed(NamedTuple):
+    request: ClassifyRequest[np.ndarray]
+    info: ImageInfo
+    stats: ImageStats | None
+    decode_ms: float
+
+
+# Bounded queues refuse overload instead of piling it up. A call carries a group of images and lasts until the model
+# has classified them.
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Preprocessor:
-    """Stage 2: decodes uploads, one per core at a time, and hands the crops on."""
+    """Decodes uploads, one per core at a time."""
 
     async def __init__(self, classifier: Handle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
-        """Start the threads that decode, so that the replica keeps answering health checks.
+        """Start the decoding threads, which leave the event loop free for health checks.
 
-        Returns once a model takes these crops: while a new version's does not start, its preprocess stage
-        must not take requests either.
+        Returns once a model takes crops of this size, so a new version's Preprocessor gets no requests before its
+        model is ready.
+
+        Args:
+            classifier: The next stage.
+            transform: Sizes of the crops.
         """
         enter_idle_scheduling()
         stay_on_loopback()
@@ -42,95 +51,84 @@ class Preprocessor:
         self._classifier, self._transform = classifier, transform
         self._cores = cores()
         self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
-        while not await self._fits():
-            await asyncio.sleep(ASK_AGAIN_S)
+        while not await self._model_fits():
+            await asyncio.sleep(RETRY_S)
         restore_scheduling()
 
-    async def __call__(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
-        """Decode and classify images that came together.
+    async def __call__(
+        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
+        """Decode and classify a group of images.
+
+        Args:
+            requests: The images.
+            in_flight_hint: See MicroBatcher.submit.
 
         Returns:
-            For each, its answer or what is wrong with it: a bad image is an ordinary answer
-            here; raised, it would be logged as a crash.
+            One result or error per image. Errors are returned: Ray Serve would log a raised one as a crash.
         """
-        decoded = await self._decode_all(wanted)
-        good = [
-            (each, *found) for each, found in zip(wanted, decoded, strict=True) if not isinstance(found, ServiceError)
-        ]
-        answers: Iterator[Answer | ServiceError] = iter(await self._classify(good, company) if good else ())
-        return [failed if isinstance(failed, ServiceError) else next(answers) for failed in decoded]
+        decoded = await self._preprocess_all(requests)
+        good = [image for image in decoded if isinstance(image, _Preprocessed)]
+        outcomes = iter(await self._classify(good, max(in_flight_hint, len(good))) if good else ())
+        return [next(outcomes) if isinstance(image, _Preprocessed) else image for image in decoded]
 
     async def ping(self) -> ModelState:
-        """Say what the next stage serves.
+        """Return which model the next stage serves.
 
         Raises:
-            NotReadyError: It does not answer.
+            NotReadyError: It does not answer (503).
         """
         return await ping(self._classifier, "classify")
 
-    async def _fits(self) -> bool:
+    async def _model_fits(self) -> bool:
         try:
-            found = (await self.ping()).card.transform
+            transform = (await self.ping()).card.transform
         except NotReadyError:
             return False
-        return (found.resize_px, found.crop_px) == (self._transform.resize_px, self._transform.crop_px)
+        return (transform.resize_px, transform.crop_px) == (self._transform.resize_px, self._transform.crop_px)
 
-    async def _decode_all(self, wanted: list[Wanted]) -> list[Decoded | ServiceError]:
-        """On all threads, each of which takes the next image when it is done with one: to call the loop back costs."""
-        left = iter(enumerate(wanted))
-        decoded: dict[int, Decoded | ServiceError] = {}
+    async def _preprocess_all(self, requests: list[ClassifyRequest[bytes]]) -> list[_Preprocessed | ServiceError]:
+        """Decode on all threads; each takes the next image itself. A trip to the event loop per image cost 0.2 ms."""
+        remaining = iter(enumerate(requests))
+        decoded: dict[int, _Preprocessed | ServiceError] = {}
 
         def work() -> None:
-            for number, each in left:
-                decoded[number] = self._decode(each)
+            for index, request in remaining:
+                decoded[index] = self._preprocess(request)
 
         loop = asyncio.get_running_loop()
-        threads = min(self._cores, len(wanted))
+        threads = min(self._cores, len(requests))
         try:
             await asyncio.gather(*(loop.run_in_executor(self._threads, work) for _ in range(threads)))
         finally:
-            list(left)  # who gives up waiting wants none of the others
-        return [decoded[number] for number in range(len(wanted))]
+            list(remaining)  # the caller was cancelled: skip the remaining images
+        return [decoded[index] for index in range(len(requests))]
 
-    def _decode(self, wanted: Wanted) -> Decoded | ServiceError:
-        start, failed = time.perf_counter(), None
+    def _preprocess(self, request: ClassifyRequest[bytes]) -> _Preprocessed | ServiceError:
+        start, failure = time.perf_counter(), None
         try:
-            wanted.deadline.check()
-            image = preprocess(wanted.encoded, self._transform, wanted.max_pixels)
-            seen = look(image.pixels) if wanted.look else None
+            if request.context:
+                request.context.deadline.check()
+            pixels, info = preprocess(request.image, self._transform, request.max_pixels)
+            stats = image_stats(pixels) if request.measure_stats else None
         except ServiceError as error:
-            failed = error
+            failure = error
             return error
         finally:
             seconds = time.perf_counter() - start
-            tracing.record(wanted.deadline.origin, "preprocess", seconds, error=failed and failed.code)
-        return image, seen, seconds * 1000
+            tracing.record(request.context, "preprocess", seconds, error=failure and failure.code)
+        return _Preprocessed(request.with_crop(pixels), info, stats, seconds * 1000)
 
-    async def _classify(
-        self, good: list[tuple[Wanted, PreprocessedImage, ImageStats | None, float]], company: int
-    ) -> list[Answer | ServiceError]:
-        pixels = np.stack([image.pixels for _, image, _, _ in good])
-        asked = [(each.top_k, each.explain, each.deadline) for each, *_ in good]
-
-        def send() -> Awaitable[list[Batched[Named] | ServiceError]]:
-            return self._classifier.remote(pixels, asked, max(company, len(good)))
-
+    async def _classify(self, images: list[_Preprocessed], in_flight_hint: int) -> list[ClassifyResult | ServiceError]:
+        requests = [image.request for image in images]
         try:
-            found = await call(send, "classify")
-        except ServiceError as error:
-            return [error] * len(good)
-        return [
-            batched
-            if isinstance(batched, ServiceError)
-            else Answer(
-                image.info,
-                batched.value.classification,
-                batched.value.model,
-                batched.value.labels,
-                {"decode": decode_ms, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000},
-                batched.batch_size,
-                seen,
-                batched.value.abstain_below,
+            outcomes: list[ClassifyResult | ServiceError] = await call(
+                lambda: self._classifier.remote(requests, in_flight_hint), "classify"
             )
-            for (_, image, seen, decode_ms), batched in zip(good, found, strict=True)
-        ]
+        except ServiceError as error:
+            return [error] * len(images)
+        for image, outcome in zip(images, outcomes, strict=True):
+            if isinstance(outcome, ClassifyResult):
+                outcome.image, outcome.image_stats = image.info, image.stats
+                outcome.timings_ms = {"decode": image.decode_ms, **outcome.timings_ms}
+        return outcomes

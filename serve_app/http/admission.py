@@ -1,9 +1,8 @@
-"""Stage 1/3 · who may come in now: an image is let in if it can be done in time, else refused with its bytes unread.
+"""Admission control: lets a request in if its images can be classified in time, else refuses it with its body unread.
 
-One ingress replica knows how many of its images are under way and how many a second come back
-while there are more than the other stages can take. The first divided by the second is how long a
-new image would wait. Nothing is refused on a guess: where little of a pace was measured only the hard caps hold, and a
-moment in which nothing moves is not taken for the pace.
+One ingress replica knows how many of its images are in flight. It measures how many images per second come back while
+the other stages are busy. The first number divided by the second is the expected wait of a new image. While too few
+completions have been measured, only the hard limits apply.
 """
 
 from __future__ import annotations
@@ -14,195 +13,214 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from serve_app.config import AdmissionConfig
+from serve_app.config import IngressConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import OverloadedError
 from serve_app.http.rate_limit import Bucket
 
-MEMORY_S = 5.0  # a change of pace is known after about so long
-ENOUGH = 16  # images that say what the pace is; fewer say less, and the fewer the less
+DECAY_S = 5.0  # time constant: a change of throughput is known after about this long
+MIN_COMPLETIONS = 16  # completions needed before the estimate is trusted in full
 
 
 class ThroughputEstimator:
-    """Images a second that the other stages finish when they have all that they can take."""
+    """Estimates how many images per second the other stages finish while they are busy."""
 
     def __init__(self) -> None:
-        """Nothing measured yet."""
-        self._s = self._done = 0.0  # all the time, and what came back in it
-        self._busy_s = self._busy_done = 0.0  # of these, while the stages had all that they can take
+        """Start without measurements."""
+        self._total_s = self._total_done = 0.0
+        self._busy_s = self._busy_done = 0.0  # the part of these while the stages had all that they can take
 
-    def passed(self, seconds: float, *, busy: bool) -> None:
-        """Count time, in which the stages were kept busy or were not; what is long ago fades."""
-        keep = math.exp(-seconds / MEMORY_S)
-        self._s = self._s * keep + seconds
-        self._done *= keep
+    def advance(self, seconds: float, *, busy: bool) -> None:
+        """Add time during which the stages were busy or not; older measurements decay."""
+        keep = math.exp(-seconds / DECAY_S)
+        self._total_s = self._total_s * keep + seconds
+        self._total_done *= keep
         self._busy_s = self._busy_s * keep + (seconds if busy else 0.0)
         self._busy_done *= keep
 
-    def finished(self, *, busy: bool) -> None:
-        """Count an image that came back, while they were or were not."""
-        self._done += 1
+    def complete(self, *, busy: bool) -> None:
+        """Add a completed image."""
+        self._total_done += 1
         self._busy_done += busy
 
     @property
     def image_s(self) -> float:
-        """How long an image takes at least.
+        """Lower estimate of the seconds per image.
 
-        Stages that are busy for a moment only, and stand still in it, look as very slow ones do. They are not slower
-        than what came back in all the time.
+        A short stall looks like a slow model, so the estimate is capped by the overall throughput.
         """
-        return min(self._busy_s / max(self._busy_done, ENOUGH), self._s / max(self._done, 1.0))
+        return min(self._busy_s / max(self._busy_done, MIN_COMPLETIONS), self._total_s / max(self._total_done, 1.0))
 
     @property
     def images_per_s(self) -> float | None:
-        """The pace, where enough was measured."""
-        return self._busy_done / self._busy_s if self._busy_done >= ENOUGH else None
+        """Throughput while busy; None before ``MIN_COMPLETIONS``."""
+        return self._busy_done / self._busy_s if self._busy_done >= MIN_COMPLETIONS else None
 
     def seconds_for(self, images: int) -> float:
-        """How long so many images take at least."""
+        """Return the expected time for a number of images, in seconds."""
         return max(images, 0) * self.image_s
 
 
-class Admission:
-    """Counts what one ingress replica has under way, and refuses what would wait too long.
+class AdmissionController:
+    """Counts the images and bytes of one ingress replica and refuses requests that would wait too long.
 
     Args:
-        tuning: The knobs as they are now.
-        room: How many images the other stages take at a time, as it is now; more than those wait.
-        clock: Seconds.
+        config: Returns the current settings.
+        clock: Returns seconds.
     """
 
-    def __init__(
-        self,
-        tuning: Callable[[], AdmissionConfig],
-        room: Callable[[], int],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, config: Callable[[], IngressConfig], clock: Callable[[], float] = time.monotonic) -> None:
         """Start empty."""
-        self._tuning, self._room, self._clock = tuning, room, clock
-        self._pace, self._since = ThroughputEstimator(), clock()
+        self._config, self._clock = config, clock
+        self._throughput, self._measured_at = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
 
     def admit(self, body_bytes: int, deadline: Deadline, bucket: Bucket | None = None) -> Permit:
-        """Let a request in whose body has not been read.
+        """Let in a request whose body has not been read.
 
         Args:
-            body_bytes: What its header declares.
-            deadline: When its client stops waiting.
-            bucket: What is left of its caller's rate.
+            body_bytes: Length that the request's header declares; 0 if it declares none.
+            deadline: When the client stops waiting.
+            bucket: Rate limit of the caller's API key.
 
         Raises:
-            RateLimitedError: Its caller sends too much (429).
-            OverloadedError: Not now (503); says when to come again.
-            DeadlineExceededError: It came too late already (504).
+            RateLimitedError: The API key sends too many images (429).
+            OverloadedError: Limits are reached or the wait is too long (503); says when to retry.
+            DeadlineExceededError: The deadline has passed (504).
         """
         if bucket:
             bucket.check()
         self.check(deadline)
-        self.hold(body_bytes)
+        self.buffer(body_bytes)
         return Permit(self, body_bytes, deadline, bucket)
 
     def check(self, deadline: Deadline) -> None:
-        """Do nothing if one more image could be done in time.
+        """Return if one more image can be classified in time.
 
         Raises:
-            OverloadedError, DeadlineExceededError: As for ``admit``.
+            OverloadedError: As in ``admit`` (503).
+            DeadlineExceededError: As in ``admit`` (504).
         """
         deadline.check()
         self._measure()
-        tuning, waiting = self._tuning(), self.images - self._room()
-        wait_s = self._pace.seconds_for(waiting)
-        if self.images >= tuning.max_inflight_images:
-            raise OverloadedError(f"{self.images} images are under way, which is the most here; try again", wait_s)
-        if wait_s > tuning.max_queue_wait_s:
-            raise OverloadedError(f"an image would wait {wait_s:.1f} s; try again", wait_s)
-        if waiting > 0 and (done_s := self._pace.seconds_for(self.images)) > deadline.left_s():
-            raise OverloadedError(f"an answer takes {done_s:.1f} s now, more than the deadline leaves", done_s)
+        limits = self._config().admission
+        waiting = self.images - self._config().stage_capacity
+        wait_s = self._throughput.seconds_for(waiting)
+        if self.images >= limits.max_inflight_images:
+            raise OverloadedError(
+                f"{self.images} images are already in flight (limit: admission.max_inflight_images = "
+                f"{limits.max_inflight_images}); retry later",
+                wait_s,
+            )
+        if wait_s > limits.max_queue_wait_s:
+            raise OverloadedError(
+                f"an image would wait {wait_s:.1f} s (limit: admission.max_queue_wait_s = "
+                f"{limits.max_queue_wait_s:g}); retry later",
+                wait_s,
+            )
+        if waiting > 0 and (total_s := self._throughput.seconds_for(self.images)) > deadline.left_s():
+            raise OverloadedError(f"a result takes {total_s:.1f} s now, longer than the request's deadline", total_s)
 
-    def hold(self, body_bytes: int) -> None:
-        """Count bytes of bodies in memory.
+    def buffer(self, body_bytes: int) -> None:
+        """Count bytes of request bodies in memory.
 
         Raises:
-            OverloadedError: With these there would be too many (503).
+            OverloadedError: The limit would be exceeded (503).
         """
-        limit = self._tuning().max_buffered_bytes
-        if (
-            self.buffered_bytes + body_bytes > limit and self.buffered_bytes
-        ):  # alone, a body is bounded by its own limit
+        limit = self._config().admission.max_buffered_bytes
+        # A single request is bounded by limits.max_body_bytes, so it is let in whatever the limit.
+        if self.buffered_bytes and self.buffered_bytes + body_bytes > limit:
             raise OverloadedError(
-                f"the requests under way hold {self.buffered_bytes / 2**20:.0f} MB already; try again"
+                f"request bodies in memory have {self.buffered_bytes / 2**20:.0f} MB (limit: "
+                f"admission.max_buffered_bytes = {limit / 2**20:.0f} MB); retry later"
             )
         self.buffered_bytes += body_bytes
 
-    def change(self, images: int, finished: bool = False) -> None:
-        """Count images that came or went; finished is one that the stages have worked on."""
+    def change(self, images: int, completed: bool = False) -> None:
+        """Count images that arrived or left.
+
+        Args:
+            images: Positive for arrivals, negative for departures.
+            completed: The other stages have worked on the image that leaves.
+        """
         self._measure()
-        if finished:
-            self._pace.finished(busy=self.images >= self._room())
+        if completed:
+            self._throughput.complete(busy=self._busy())
         self.images += images
 
     def snapshot(self) -> dict[str, Any]:
-        """For the status page."""
-        per_s = self._pace.images_per_s
+        """Return the counts for GET /v1/status."""
+        per_s = self._throughput.images_per_s
         return {
             "images": self.images,
             "buffered_bytes": self.buffered_bytes,
             "images_per_s": per_s and round(per_s, 1),
         }
 
+    def _busy(self) -> bool:
+        return self.images >= self._config().stage_capacity
+
     def _measure(self) -> None:
         now = self._clock()
-        self._pace.passed(now - self._since, busy=self.images >= self._room())
-        self._since = now
+        self._throughput.advance(now - self._measured_at, busy=self._busy())
+        self._measured_at = now
 
 
 class Permit:
-    """A request that was let in; leaving the block lets go of whatever it still has."""
+    """An admitted request; leaving the block releases its images and bytes.
 
-    def __init__(self, admission: Admission, body_bytes: int, deadline: Deadline, bucket: Bucket | None) -> None:
-        """Counted are its bytes so far; how many images there are shows when they are read."""
-        self._admission, self._bytes, self.deadline, self._bucket = admission, body_bytes, deadline, bucket
-        self._declared = body_bytes
+    Attributes:
+        deadline: When the client stops waiting.
+    """
+
+    def __init__(
+        self, controller: AdmissionController, body_bytes: int, deadline: Deadline, bucket: Bucket | None
+    ) -> None:
+        """Hold the declared bytes; the number of images is known once the body has been read."""
+        self.deadline = deadline
+        self._controller, self._bucket = controller, bucket
+        self._declared_bytes = self._bytes = body_bytes
         self._images = 0
 
-    def received(self, body_bytes: int) -> None:
-        """Count bytes that came; those that were declared are counted already.
+    def receive(self, body_bytes: int) -> None:
+        """Count received bytes; declared bytes were counted on admission.
 
         Raises:
-            OverloadedError: Too many bytes in memory (503).
+            OverloadedError: Too many bytes are in memory (503).
         """
-        if not self._declared:
-            self._admission.hold(body_bytes)
+        if not self._declared_bytes:
+            self._controller.buffer(body_bytes)
             self._bytes += body_bytes
 
-    def take(self, images: int) -> None:
-        """Count the images, now that they are known.
+    def add_images(self, images: int) -> None:
+        """Count the images of the body.
 
         Raises:
-            OverloadedError, DeadlineExceededError: Others came first, or time has run out meanwhile.
+            OverloadedError: Other requests came first (503).
+            DeadlineExceededError: The deadline has passed (504).
         """
-        self._admission.check(self.deadline)
+        self._controller.check(self.deadline)
         self._images += images
-        self._admission.change(images)
+        self._controller.change(images)
         if self._bucket:
             self._bucket.take(images)
 
-    def finished(self, worked: bool) -> None:
+    def finish_image(self, completed: bool) -> None:
         """Count an image as gone.
 
         Args:
-            worked: The stages have worked on it; else it says nothing about their pace.
+            completed: The other stages have worked on it; else it says nothing about their throughput.
         """
         if self._images:
             self._images -= 1
-            self._admission.change(-1, worked)
+            self._controller.change(-1, completed)
 
     def __enter__(self) -> Self:
-        """Hold."""
+        """Hold what was counted."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Let go."""
-        self._admission.change(-self._images)
-        self._admission.buffered_bytes -= self._bytes
+        """Release it."""
+        self._controller.change(-self._images)
+        self._controller.buffered_bytes -= self._bytes
         self._images = self._bytes = 0

@@ -1,4 +1,4 @@
-"""Stage 1/3 · the images of one request -> the other stages, all at once; each comes back as its own result."""
+"""Classifies the images of one request concurrently; each image gets its own result."""
 
 from __future__ import annotations
 
@@ -9,98 +9,98 @@ from collections.abc import Sequence
 
 from starlette.datastructures import State
 
-from serve_app.deadline import Deadline, Origin
 from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.http.admission import Permit
-from serve_app.http.responses import to_problem, to_result
+from serve_app.http.responses import to_image_result, to_problem
 from serve_app.http.schemas import ImageResult
-from serve_app.http.service import Answer, Asked, Choice, Service
+from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, Upload
-from serve_app.messages import Explain
+from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, RequestContext
 from serve_app.observability.stats import Stats
+from serve_app.routing.traffic_split import VariantChoice
 
 log = logging.getLogger("serve_app")
 
 
 class FanOut:
-    """Classifies the images of a request concurrently, each under the deadline and counted."""
+    """Sends the images of a request to the router, each under the deadline; counts and logs the outcomes."""
 
     def __init__(self, service: Service, stats: Stats) -> None:
-        """Send images to this service and count them in these totals."""
+        """Use the service's router and prediction log; count in ``stats``."""
         self._service, self._stats = service, stats
 
     def start(
-        self, uploads: Sequence[Upload], parameters: Parameters, choice: Choice, request: State
+        self, uploads: Sequence[Upload], parameters: Parameters, choice: VariantChoice, state: State
     ) -> list[asyncio.Task[ImageResult]]:
-        """Send all images on their way; no task of these raises.
+        """Start classifying all images; the tasks never raise.
 
         Args:
             uploads: The images in their order.
-            parameters: What the client asked for, the same for all of them.
-            choice: The variant that answers.
-            request: What the door knows: ``id`` names it in logs and errors, ``parent`` is its span, ``admitted``
-                counts its images.
+            parameters: What the client asks for, the same for all images.
+            choice: The variant that classifies them.
+            state: Of the HTTP request, from the middleware: ``id``, ``traceparent`` and ``permit``.
 
         Raises:
-            OverloadedError, DeadlineExceededError: None of them was sent; see Permit.take.
+            OverloadedError: Other requests came first; no image was sent (503).
+            DeadlineExceededError: The deadline has passed; no image was sent (504).
         """
-        request.admitted.take(len(uploads))
+        permit: Permit = state.permit
+        permit.add_images(len(uploads))
         return [
-            asyncio.create_task(
-                self._one((request.id, index, request.parent), upload, parameters, choice, request.admitted)
+            asyncio.create_task(self._classify(upload, context, parameters, choice, permit))
+            for upload, context in (
+                (upload, RequestContext(state.id, index, permit.deadline, state.traceparent))
+                for index, upload in enumerate(uploads)
             )
-            for index, upload in enumerate(uploads)
         ]
 
-    async def _one(
-        self,
-        origin: Origin,
-        upload: Upload,
-        parameters: Parameters,
-        choice: Choice,
-        admitted: Permit,
+    async def _classify(
+        self, upload: Upload, context: RequestContext, parameters: Parameters, choice: VariantChoice, permit: Permit
     ) -> ImageResult:
-        worked = False
-        request_id, index, _ = origin
-        size = 0 if isinstance(upload.encoded, ServiceError) else len(upload.encoded)
-        asked = Asked(request_id, index, choice.variant, size, time.perf_counter())
+        service, start = self._service, time.perf_counter()
+        request = ClassifyRequest(
+            image=upload.encoded if isinstance(upload.encoded, bytes) else b"",
+            top_k=parameters.top_k or service.config.top_k,
+            explain=_explain(parameters),
+            context=context,
+            max_pixels=service.config.limits.max_pixels,
+            measure_stats=service.prediction_log is not None,
+        )
+        outcome: ClassifyResult | ServiceError
         try:
-            answered = await self._answer(upload, parameters, choice, admitted.deadline.of(origin))
-            worked = True
-        except ServiceError as error:
-            failure = error
-            worked = not error.retryable
-        except Exception:
-            log.exception("request %s, image %d", request_id, index)
-            failure = ServiceError("this image could not be classified; the server's log says why")
-        else:
-            self._stats.answered(answered)
-            if self._service.log:
-                self._service.log.answered(asked, answered)
-            return to_result(index, upload.id, answered, parameters, self._service)
-        finally:
-            admitted.finished(worked)
-        self._stats.failed(failure)
-        if failure.status in (ServiceError.status, DeadlineExceededError.status):
-            log.warning("request %s, image %d: %s", request_id, index, failure)
-        if self._service.log:
-            self._service.log.failed(asked, failure)
-        return ImageResult(index=index, id=upload.id, status="error", error=to_problem(failure, request_id))
-
-    async def _answer(self, upload: Upload, parameters: Parameters, choice: Choice, deadline: Deadline) -> Answer:
-        if isinstance(upload.encoded, ServiceError):
-            raise upload.encoded
-        try:
+            if isinstance(upload.encoded, ServiceError):
+                raise upload.encoded
             with self._stats.in_flight():
-                async with asyncio.timeout(deadline.left_s()):
-                    top_k = parameters.top_k or self._service.tuning.top_k
-                    return await self._service.classify(choice, upload.encoded, top_k, _explain(parameters), deadline)
+                async with asyncio.timeout(context.deadline.left_s()):
+                    outcome = await service.router.classify(request, choice)
         except TimeoutError:
-            raise deadline.exceeded() from None
+            outcome = context.deadline.exceeded()
+        except ServiceError as error:
+            outcome = error
+        except Exception:
+            log.exception("request %s, image %d", context.request_id, context.index)
+            outcome = ServiceError("this image could not be classified; the server's log has the reason")
+        except asyncio.CancelledError:
+            permit.finish_image(completed=False)
+            raise
+        refused = isinstance(outcome, ServiceError) and (outcome.retryable or outcome.status >= 500)
+        permit.finish_image(completed=not refused)
+        if service.prediction_log:
+            service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000)
+        if isinstance(outcome, ClassifyResult):
+            self._stats.add_result(outcome)
+            return to_image_result(
+                context.index, upload.id, outcome, parameters.min_score, service.config.abstain_below
+            )
+        self._stats.add_error(outcome)
+        if outcome.status in (ServiceError.status, DeadlineExceededError.status):
+            log.warning("request %s, image %d: %s", context.request_id, context.index, outcome)
+        problem = to_problem(outcome, context.request_id)
+        return ImageResult(index=context.index, id=upload.id, status="error", error=problem)
 
 
-async def finish(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:
-    """Wait for all results; when the client went away, nobody waits for the rest."""
+async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:
+    """Wait for all results; cancel the remaining images when the client disconnects."""
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -7,7 +7,7 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,7 @@ from serve_app.errors import (
     UnsupportedImageError,
 )
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
+from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest
@@ -74,20 +75,19 @@ KEY_HEADER = {
 }
 
 
-def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -> APIRouter:
+def create_router(service: Service) -> APIRouter:
     """Build the routes.
 
     Args:
         service: Its ``jobs`` says whether and how, as it is now.
-        problems: Described answers by status, for /docs.
     """
-    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: problems[n] for n in (401, 404)})
+    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
     uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     def tuning() -> JobsConfig:
-        if service.jobs is None:
+        if service.config.jobs is None:
             raise JobsOffError("this service takes no batch jobs: set `jobs: {folder: …}` in the Ingress's user_config")
-        return service.jobs
+        return service.config.jobs
 
     def store() -> jobs.Store:
         return jobs.open_store(tuning().folder)
@@ -97,7 +97,7 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
         status_code=202,
         response_model=JobState,
         openapi_extra={"requestBody": BODY, "parameters": [KEY_HEADER]},
-        responses={n: problems[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
+        responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
         summary="Classify a whole zip, or all below a prefix",
     )
     async def submit(request: Request, asked: Annotated[Asked, Query()]) -> Response:
@@ -108,7 +108,8 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
         """
         limits, found = tuning(), store()
         key = _key(request)
-        weights, engine, card = await service.recipe(service.choose(request.headers.get("x-model")).variant)
+        choice = service.router.choose(request.headers.get("x-model"))
+        model = await service.router.fetch_state(choice.variant)
         if len(await asyncio.to_thread(found.open_jobs)) >= limits.max_queued_jobs:
             raise OverloadedError(f"{limits.max_queued_jobs} jobs wait already, which is the most here; try again", 60)
         if uploads.locked():
@@ -122,11 +123,11 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
                     source=source,
                     location=location,
                     body=body,
-                    top_k=asked.top_k or service.tuning.top_k,
-                    weights=weights,
-                    engine=engine,
-                    limits=service.limits,
-                    model=card.ref,
+                    top_k=asked.top_k or service.config.top_k,
+                    weights=model.weights,
+                    engine=model.engine,
+                    limits=service.config.limits,
+                    model=model.card.ref,
                     created=jobs.now(),
                 )
                 name = await asyncio.to_thread(found.submit, draft, job, key)
@@ -159,7 +160,7 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
         "/{job}/results",
         responses={
             200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
-            **{n: problems[n] for n in (409, 422)},
+            **{n: PROBLEMS[n] for n in (409, 422)},
         },
         response_class=Response,
         summary="The rows of a job that has ended, as a file",

@@ -1,8 +1,8 @@
-"""Stage 1/3 · the Open Inference Protocol v2, as KServe and Triton speak it: a second door to the same stages.
+"""The Open Inference Protocol v2, which clients of KServe and Triton speak: routes under /v2.
 
-Specification: KServe, "Open Inference Protocol", HTTP/REST; Triton's extensions "binary tensor data",
-"classification" and "model configuration". In JSON an image is its file in base64, because JSON cannot
-hold bytes; as binary data it is the file itself.
+Specification: KServe, "Open Inference Protocol", HTTP/REST; Triton's extensions "binary tensor data", "classification"
+and "model configuration". In JSON an image is its file in base64, because JSON cannot contain bytes; as binary data it
+is the file itself. Variants of the model are its versions.
 """
 
 from __future__ import annotations
@@ -16,21 +16,30 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from serve_app.errors import NotReadyError, UnknownModelError
-from serve_app.http.fan_out import FanOut, finish
-from serve_app.http.oip_tensors import INPUT, JSON_LENGTH, OUTPUTS, InferRequest, inflate, read_infer, write_infer
-from serve_app.http.responses import model_of, problem_response, retry_headers, server_timing
+from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.oip_tensors import (
+    INPUT,
+    JSON_LENGTH_HEADER,
+    OUTPUTS,
+    InferRequest,
+    inflate,
+    read_infer,
+    write_infer,
+)
+from serve_app.http.openapi import STATUS_TEXTS
+from serve_app.http.responses import problem_response, response_model, retry_headers, server_timing
 from serve_app.http.schemas import Problem
-from serve_app.http.service import Service, first_card
+from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest, Parameters, body_schema
 from serve_app.preprocessing.decode import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 DESCRIPTIONS = {
-    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 of it in JSON, "
-    "the bytes themselves as binary data. The shape [N] is taken as [N, 1].",
-    "label": "Class names, best first; as many as the request's parameter top_k says.",
+    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 in JSON, bytes as binary data. "
+    "The shape [N] means [N, 1].",
+    "label": "Class names, best first; the parameter top_k sets their number.",
     "score": "Softmax probabilities, 0-1; with the parameter classification, strings score:class_id:label.",
-    "class_id": "Places of the classes among the model's labels.",
+    "class_id": "Class ids: places in the model's list of labels.",
 }
 CONFIG_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
 INFER_BODY = {
@@ -47,70 +56,55 @@ INFER_BODY = {
     },
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": title, "content": {"application/json": {"example": {"error": "what is wrong"}}}}
-    for status, title in {
-        400: "Malformed request",
-        401: "No valid API key, where keys are needed",
-        404: "Unknown model or version",
-        408: "The body did not arrive in time",
-        413: "Too many bytes, images or pixels",
-        415: "Not an accepted image format",
-        422: "Bad parameter or corrupt image",
-        429: "More than this API key may send; see Retry-After",
-        503: "Overloaded or not ready; see Retry-After",
-        504: "Deadline exceeded; see Retry-After",
-    }.items()
+    status: {"description": text, "content": {"application/json": {"example": {"error": "what is wrong"}}}}
+    for status, text in STATUS_TEXTS.items()
+    if status not in (403, 409)
 }
 
 
-def speaks_v2(request: Request) -> bool:
-    """Whether a request is for this door, and wants its errors in this protocol's form."""
-    path = path_of(request.scope)
+def is_oip(request: Request) -> bool:
+    """Return whether a request is under /v2, where errors have this protocol's form."""
+    path = app_path(request.scope)
     return path == "/v2" or path.startswith("/v2/")
 
 
-def path_of(scope: Scope) -> str:
-    """The path below wherever the app is mounted."""
+def app_path(scope: Scope) -> str:
+    """Return the path without the prefix under which the app is mounted."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def error_response(problem: Problem, where: str = "") -> Response:
-    """A problem in this protocol's form; what is worth trying again says when.
-
-    Args:
-        problem: What went wrong.
-        where: In front of the message, for example which image.
-    """
-    return JSONResponse({"error": where + problem.detail}, problem.status, retry_headers(problem))
+def error_response(request: Request, problem: Problem) -> Response:
+    """Answer a problem in the form of the protocol that the request uses."""
+    return _oip_error(problem) if is_oip(request) else problem_response(problem)
 
 
-def respond(request: Request, problem: Problem) -> Response:
-    """A problem in the form of the door that the request came through."""
-    return error_response(problem) if speaks_v2(request) else problem_response(problem)
+def _oip_error(problem: Problem, prefix: str = "") -> Response:
+    return JSONResponse({"error": prefix + problem.detail}, problem.status, retry_headers(problem))
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
-    """Build the routes under ``/v2``: variants of the model are its versions.
+    """Build the routes.
 
     Args:
-        service: Whatever classifies.
+        service: Settings and model variants.
         fan_out: Classifies the images of a request.
     """
+    variants = service.router
 
     async def check_name(name: str) -> None:
-        if name != (served := first_card(service).name):
-            raise UnknownModelError(f"no model {name!r} here; there is {served!r}")
+        if name != (served := variants.first_card().name):
+            raise UnknownModelError(f"there is no model {name!r}; the model is {served!r}")
 
-    def of_version(version: str) -> str:
-        for variant, card in service.cards().items():
+    def variant_of(version: str) -> str:
+        for variant, card in variants.cards().items():
             if card.version == version:
                 return variant
-        known = ", ".join(repr(card.version) for card in service.cards().values())
-        raise UnknownModelError(f"no version {version!r} of {first_card(service).name!r} here; there is {known}")
+        known = ", ".join(repr(card.version) for card in variants.cards().values())
+        raise UnknownModelError(f"{variants.first_card().name!r} has no version {version!r}; known versions: {known}")
 
     async def check_version(version: str) -> None:
-        of_version(version)
+        variant_of(version)
 
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     model = APIRouter(responses={404: ERRORS[404]})
@@ -119,25 +113,25 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     async def server(request: Request) -> dict[str, Any]:
         return {"name": "serve_app", "version": request.app.version, "extensions": EXTENSIONS}
 
-    @router.get("/health/live", summary="The process is up")
+    @router.get("/health/live", summary="Liveness: the process runs")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @router.get("/health/ready", responses={503: ERRORS[503]}, summary="Every stage is up and the model is warm")
+    @router.get("/health/ready", responses={503: ERRORS[503]}, summary="Readiness: a model answers")
     async def ready() -> dict[str, bool]:
-        await service.check_ready()
+        await variants.check_ready()
         return {"ready": True}
 
-    @router.post("/repository/index", summary="The one model and its state")
+    @router.post("/repository/index", summary="The model and its state")
     async def index() -> list[dict[str, str]]:
         state, reason = "READY", ""
         try:
-            await service.check_ready()
+            await variants.check_ready()
         except NotReadyError as error:
             state, reason = "UNAVAILABLE", str(error)
         return [
             {"name": card.name, "version": card.version, "state": state, "reason": reason}
-            for card in service.cards().values()
+            for card in variants.cards().values()
         ]
 
     @model.get("", summary="Model metadata: inputs and outputs")
@@ -145,24 +139,24 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}]
         outputs = [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()]
         return {
-            "name": first_card(service).name,
-            "versions": list(dict.fromkeys(card.version for card in service.cards().values())),
+            "name": variants.first_card().name,
+            "versions": list(dict.fromkeys(card.version for card in variants.cards().values())),
             "platform": "pytorch",
             "inputs": [tensor | {"description": DESCRIPTIONS[INPUT]} for tensor in inputs],
             "outputs": [tensor | {"description": DESCRIPTIONS[str(tensor["name"])]} for tensor in outputs],
         }
 
-    @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is warm")
+    @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is ready")
     async def model_ready() -> dict[str, Any]:
-        await service.check_ready()
-        return {"name": first_card(service).name, "ready": True}
+        await variants.check_ready()
+        return {"name": variants.first_card().name, "ready": True}
 
-    @model.get("/config", summary="Model configuration, as far as perf_analyzer asks")
+    @model.get("/config", summary="Model configuration: the part that perf_analyzer reads")
     async def config() -> dict[str, Any]:
         return {
-            "name": first_card(service).name,
+            "name": variants.first_card().name,
             "platform": "pytorch",
-            "max_batch_size": service.limits.max_images,
+            "max_batch_size": service.config.limits.max_images,
             "input": [{"name": INPUT, "data_type": CONFIG_TYPES["BYTES"], "dims": [1]}],
             "output": [
                 {"name": name, "data_type": CONFIG_TYPES[datatype], "dims": [-1]} for name, datatype in OUTPUTS.items()
@@ -172,32 +166,33 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
 
     @model.post("/infer", openapi_extra={"requestBody": INFER_BODY}, responses=ERRORS, summary="Classify images")
     async def infer(request: Request) -> Response:
-        """One tensor `image` of encoded files in, `label`, `score` and `class_id` out.
+        """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
 
-        Images are base64 in `data`, or binary data after the JSON. If one image fails, the
-        request fails with that image's status, and the error says which one it was.
+        Images are base64 in `data`, or binary data after the JSON. If an image fails, the request fails with that
+        image's status, and the error gives the image's index.
         """
         version = request.path_params.get("version")
-        asked_for = request.headers.get("x-model") if version is None else of_version(version)
-        choice = service.choose(asked_for, request.headers.get("x-sticky"))
-        limits = service.limits
+        variant = request.headers.get("x-model") if version is None else variant_of(version)
+        choice = variants.choose(variant, request.headers.get("x-sticky"))
+        limits = service.config.limits
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
-        coding = request.headers.get("content-encoding", "").strip().lower()
-        if coding:
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
             body = await asyncio.to_thread(inflate, body, coding, limits.max_body_bytes)
-        asked, uploads = read_infer(body, request.headers.get(JSON_LENGTH), limits)
-        top_k = asked.parameters.top_k or service.tuning.top_k
-        most = max([top_k, *(output.parameters.classification or 0 for output in asked.outputs)])
-        results = await finish(fan_out.start(uploads, Parameters(top_k=most), choice, request.state))
+        infer_request, uploads = read_infer(body, request.headers.get(JSON_LENGTH_HEADER), limits)
+        top_k = infer_request.parameters.top_k or service.config.top_k
+        classes = max([top_k, *(output.parameters.classification or 0 for output in infer_request.outputs)])
+        results = await gather_results(fan_out.start(uploads, Parameters(top_k=classes), choice, request.state))
         for result in results:
             if result.error:
-                return error_response(result.error, f"image {result.index}: ")
-        request.state.model = model_of(results)
-        response = write_infer(asked, [result.predictions or [] for result in results], top_k, request.state.model)
+                return _oip_error(result.error, f"image {result.index}: ")
+        request.state.model = response_model(results)
+        predictions = [result.predictions or [] for result in results]
+        response = write_infer(infer_request, predictions, top_k, request.state.model)
         response.headers["Server-Timing"] = server_timing(results, request.state.start)
         return response
 
     router.include_router(model, prefix="/models/{name}", dependencies=[Depends(check_name)])
-    both = [Depends(check_name), Depends(check_version)]
-    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=both)
+    name_and_version = [Depends(check_name), Depends(check_version)]
+    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=name_and_version)
     return router

@@ -1,6 +1,6 @@
-"""Stage 1/3 · Open Inference Protocol v2: a request's tensors -> encoded images; results -> tensors.
+"""Open Inference Protocol v2: reads encoded images from a request's tensors, writes results as tensors.
 
-After KServe's "Open Inference Protocol" (REST) and Triton's binary tensor data and classification extensions.
+Follows KServe's "Open Inference Protocol" (REST) and Triton's extensions "binary tensor data" and "classification".
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from serve_app.model_card import ModelRef
 
 INPUT = "image"
 OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64"}
-JSON_LENGTH = "Inference-Header-Content-Length"
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's names for the containers of these HTTP content codings
+JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
+WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's argument for each HTTP content coding
 STRUCT_CODES = {"FP32": "f", "INT64": "q"}
 
 
@@ -32,7 +32,7 @@ Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Schema(BaseModel):
-    """Strict in types, open to names: parameters are how the protocol is extended, so unknown ones are ignored."""
+    """Strict about types; unknown names are ignored, because the protocol is extended by parameters."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -40,14 +40,16 @@ class _Schema(BaseModel):
 class InferParameters(_Schema):
     """``parameters`` of a request."""
 
-    top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image; more than there are gives all.")
-    binary_data_output: bool = Field(False, description="Outputs come as binary data unless they say otherwise.")
+    top_k: int | None = Field(
+        None, ge=1, le=1000, description="Number of classes per image; all classes if it is larger than their number."
+    )
+    binary_data_output: bool = Field(False, description="Send outputs as binary data unless an output says otherwise.")
 
 
 class InputParameters(_Schema):
     """``parameters`` of an input."""
 
-    binary_data_size: Size | None = Field(None, description="Bytes of this tensor after the JSON.")
+    binary_data_size: Size | None = Field(None, description="Bytes of this tensor in the binary data after the JSON.")
 
 
 class OutputParameters(_Schema):
@@ -55,13 +57,13 @@ class OutputParameters(_Schema):
 
     binary_data: bool | None = Field(None, description="Overrides binary_data_output.")
     classification: int | None = Field(
-        None, ge=1, le=1000, description="Of `score`: that many strings `score:class_id:label` instead."
+        None, ge=1, le=1000, description="Only for `score`: return this many strings `score:class_id:label` instead."
     )
-    shared_memory_region: str | None = Field(None, description="Refused: no memory is shared with clients.")
+    shared_memory_region: str | None = Field(None, description="Not supported.")
 
 
 class InputTensor(_Schema):
-    """One input of a request; ``data`` is looked at only after the datatype."""
+    """One input of a request; ``data`` is checked after the datatype."""
 
     name: str
     shape: Annotated[list[Size], FailFast()]
@@ -71,7 +73,7 @@ class InputTensor(_Schema):
 
 
 class RequestedOutput(_Schema):
-    """One output that a request names."""
+    """One output that the request asks for."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
@@ -91,80 +93,82 @@ def inflate(body: bytes, coding: str, limit: int) -> bytes:
 
     Args:
         body: As received.
-        coding: The Content-Encoding header, empty when there is none.
-        limit: Most bytes that may come out.
+        coding: Value of the Content-Encoding header.
+        limit: Largest number of bytes after decoding.
 
     Raises:
-        MalformedRequestError: An unknown coding, or not a complete stream of it (400).
-        TooLargeError: More would come out than the limit (413).
+        MalformedRequestError: The coding is unknown, or the body is not one complete stream of it (400).
+        TooLargeError: The decoded body exceeds the limit (413).
     """
-    if coding in ("", "identity"):
-        return body
     if coding not in WINDOW_BITS:
-        raise MalformedRequestError(f"content encoding {coding!r:.40}: send gzip, deflate or none")
+        raise MalformedRequestError(f"content encoding {coding!r:.40} is not supported; send gzip, deflate or none")
     stream = zlib.decompressobj(WINDOW_BITS[coding])
     try:
         inflated = stream.decompress(body, limit + 1)
     except zlib.error as error:
-        raise MalformedRequestError(f"the body is not what its content encoding {coding!r} promises: {error}") from None
+        raise MalformedRequestError(
+            f"the body is not valid {coding}, which its Content-Encoding declares: {error}"
+        ) from None
     if len(inflated) > limit:
         raise TooLargeError(f"the body inflates to more than {limit / 2**20:.1f} MB, the limit")
     if not stream.eof or stream.unused_data:
-        what = "goes on after the end of" if stream.eof else "ends before the end of"
-        raise MalformedRequestError(f"the body {what} its {coding} stream")
+        problem = "continues after the end of" if stream.eof else "ends before the end of"
+        raise MalformedRequestError(f"the body {problem} its {coding} stream")
     return inflated
 
 
 def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tuple[InferRequest, list[Upload]]:
-    """Read an inference request: what is asked for, and the images.
+    """Read an inference request and its images.
 
     Args:
-        body: The JSON, and after it the binary data if there is any.
-        json_length: The header that says where the JSON ends, if sent.
-        limits: Of the service.
+        body: The JSON, followed by the binary data if there is any.
+        json_length: Header with the length of the JSON, if it was sent.
+        limits: Largest number and size of images.
 
     Raises:
-        MalformedRequestError: Anything in it is not what the model takes, or contradicts itself (400).
-        TooLargeError: More images than the limit (413).
+        MalformedRequestError: The request does not parse or does not fit the model (400).
+        TooLargeError: Too many images (413).
     """
     end = _json_end(json_length, len(body))
     try:
         request = InferRequest.model_validate_json(body[:end])
     except ValidationError as error:
-        wrong = error.errors()[0]
-        if wrong["type"] == "json_invalid":
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
             raise MalformedRequestError(
-                f"{end} bytes of the body should be JSON: {wrong['msg']} "
-                f"(if binary data follows the JSON, the header {JSON_LENGTH} gives the JSON's length)"
+                f"the first {end} bytes of the body are not valid JSON: {first['msg']} "
+                f"(if binary data follows the JSON, send its length in the header {JSON_LENGTH_HEADER})"
             ) from None
-        where = ".".join(map(str, wrong["loc"])) or "the body"
-        raise MalformedRequestError(f"{where}: {wrong['msg']}") from None
+        field = ".".join(map(str, first["loc"])) or "the body"
+        raise MalformedRequestError(f"{field}: {first['msg']}") from None
     _check_outputs(request.outputs)
     images = _read_images(request.inputs, memoryview(body)[end:], limits)
     return request, [check_size(Upload(None, image), limits.max_image_bytes) for image in images]
 
 
 def write_infer(request: InferRequest, images: Sequence[Sequence[Prediction]], top_k: int, model: ModelRef) -> Response:
-    """Answer an inference request.
+    """Write the response of an inference request.
 
     Args:
-        request: What was asked for.
-        images: Predictions of each image, best first, at least as many as any output needs.
-        top_k: Classes per image in outputs without ``classification``.
-        model: Which weights answered.
+        request: The inference request.
+        images: Predictions of each image, best first; at least as many as any output needs.
+        top_k: Number of classes per image in outputs without ``classification``.
+        model: The weights that classified the images.
     """
     outputs: list[dict[str, Any]] = []
     binary = []
     for output in request.outputs or [RequestedOutput(name=name) for name in OUTPUTS]:
-        asked, datatype = output.parameters, OUTPUTS[output.name]
+        parameters, datatype = output.parameters, OUTPUTS[output.name]
         values: list[Any]
-        if asked.classification:
+        if parameters.classification:
             datatype = "BYTES"
-            values = [f"{p.score:f}:{p.class_id}:{p.label}" for image in images for p in image[: asked.classification]]
+            values = [
+                f"{p.score:f}:{p.class_id}:{p.label}" for image in images for p in image[: parameters.classification]
+            ]
         else:
             values = [getattr(p, output.name) for image in images for p in image[:top_k]]
         tensor = {"name": output.name, "datatype": datatype, "shape": [len(images), len(values) // len(images)]}
-        if asked.binary_data or (asked.binary_data is None and request.parameters.binary_data_output):
+        if parameters.binary_data or (parameters.binary_data is None and request.parameters.binary_data_output):
             binary.append(_pack(datatype, values))
             outputs.append(tensor | {"parameters": {"binary_data_size": len(binary[-1])}})
         else:
@@ -175,7 +179,7 @@ def write_infer(request: InferRequest, images: Sequence[Sequence[Prediction]], t
     text = json.dumps(head).encode()
     if not binary:
         return Response(text, media_type="application/json")
-    length = {JSON_LENGTH: str(len(text))}
+    length = {JSON_LENGTH_HEADER: str(len(text))}
     return Response(b"".join([text, *binary]), headers=length, media_type="application/octet-stream")
 
 
@@ -183,46 +187,50 @@ def _json_end(json_length: str | None, size: int) -> int:
     if json_length is None:
         return size
     if not re.fullmatch("[0-9]{1,18}", json_length):
-        raise MalformedRequestError(f"{JSON_LENGTH}: {json_length!r:.40} is not a number of bytes")
+        raise MalformedRequestError(f"header {JSON_LENGTH_HEADER}: {json_length!r:.40} is not a number of bytes")
     if int(json_length) > size:
-        raise MalformedRequestError(f"{JSON_LENGTH} is {json_length}, but the whole body has {size} bytes")
+        raise MalformedRequestError(f"header {JSON_LENGTH_HEADER} is {json_length}, but the body has only {size} bytes")
     return int(json_length)
 
 
 def _check_outputs(outputs: Sequence[RequestedOutput]) -> None:
     for output in outputs:
         if output.name not in OUTPUTS:
-            raise MalformedRequestError(f"no output {output.name!r:.40}; there are {', '.join(OUTPUTS)}")
+            raise MalformedRequestError(f"there is no output {output.name!r:.40}; the outputs are {', '.join(OUTPUTS)}")
         if output.parameters.classification and output.name != "score":
-            raise MalformedRequestError(f"output {output.name!r}: classification is for the output 'score'")
+            raise MalformedRequestError(
+                f"output {output.name!r}: only the output 'score' takes the parameter classification"
+            )
         if output.parameters.shared_memory_region is not None:
             raise MalformedRequestError(f"output {output.name!r}: shared memory is not supported")
     if len({output.name for output in outputs}) < len(outputs):
-        raise MalformedRequestError("outputs: one is named twice; name each at most once")
+        raise MalformedRequestError("outputs: an output is named twice; name each output at most once")
 
 
 def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: LimitsConfig) -> list[bytes]:
-    """Encoded images from the one input tensor; ``tail`` is what follows the JSON."""
+    """Return the encoded images of the input tensor; ``tail`` is the binary data after the JSON."""
     if [tensor.name for tensor in inputs] != [INPUT]:
         names = ", ".join(f"{tensor.name!r:.40}" for tensor in inputs[:3])
-        raise MalformedRequestError(f"inputs: one tensor named {INPUT!r} is expected, got {names or 'none'}")
+        raise MalformedRequestError(f"inputs: send one tensor named {INPUT!r}, not {names or 'none'}")
     (tensor,) = inputs
     count, size = tensor.shape[0] if tensor.shape else 0, tensor.parameters.binary_data_size
     if tensor.datatype != "BYTES":
         raise MalformedRequestError(
-            f"{INPUT}: datatype {tensor.datatype!r:.40}; BYTES is expected, each element an encoded image file"
+            f"{INPUT}: datatype {tensor.datatype!r:.40} is not supported; send BYTES, one image file per element"
         )
     if tensor.shape[1:] not in ([], [1]) or count < 1:
-        raise MalformedRequestError(f"{INPUT}: shape {tensor.shape!s:.60}; [N] or [N, 1] is expected, for N images")
+        raise MalformedRequestError(
+            f"{INPUT}: shape {tensor.shape!s:.60} is not supported; send [N] or [N, 1] for N images"
+        )
     check_count(count, limits)
     if len(tail) != (size or 0):
         raise MalformedRequestError(
             f"{INPUT}: binary_data_size is {size or 0}, but {len(tail)} bytes follow the JSON "
-            f"(the header {JSON_LENGTH} says where it ends)"
+            f"(the header {JSON_LENGTH_HEADER} gives the length of the JSON)"
         )
     if (size is None) == (tensor.data is None):
         raise MalformedRequestError(
-            f"{INPUT}: either data in the JSON or binary_data_size and bytes after it; there are "
+            f"{INPUT}: send either data in the JSON or binary_data_size and bytes after the JSON; there are "
             + ("none (shared memory is not supported)" if size is None else "both")
         )
     return _from_json(tensor.data, count) if size is None else _from_binary(tail, count)
@@ -230,32 +238,34 @@ def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: Limits
 
 def _from_json(data: Any, count: int) -> list[bytes]:
     if not isinstance(data, list):
-        raise MalformedRequestError(f"{INPUT}: data should be a list of image files in base64")
-    elements = [each for row in data for each in (row if isinstance(row, list) else [row])]
+        raise MalformedRequestError(f"{INPUT}: data is not a list of image files in base64")
+    elements = [element for row in data for element in (row if isinstance(row, list) else [row])]
     if len(elements) != count:
-        raise MalformedRequestError(f"{INPUT}: its shape promises {count} elements, data has {len(elements)}")
+        raise MalformedRequestError(f"{INPUT}: its shape declares {count} elements, but data has {len(elements)}")
     images = []
     for index, element in enumerate(elements):
         image = decode_base64(element) if isinstance(element, str) else TypeError("not a string")
         if not isinstance(image, bytes):
-            raise MalformedRequestError(f"image {index}: in JSON, an element is an image file in base64 ({image})")
+            raise MalformedRequestError(f"image {index}: an element in JSON is an image file in base64 ({image})")
         images.append(image)
     return images
 
 
 def _from_binary(data: memoryview, count: int) -> list[bytes]:
-    images, at = [], 0
+    images, offset = [], 0
     for index in range(count):
-        left = len(data) - at - 4
+        left = len(data) - offset - 4
         if left < 0:
             raise MalformedRequestError(f"image {index}: the binary data ends before its 4-byte length")
-        (size,) = struct.unpack_from("<I", data, at)
+        (size,) = struct.unpack_from("<I", data, offset)
         if size > left:
-            raise MalformedRequestError(f"image {index}: its length says {size} bytes, but {left} are left")
-        images.append(bytes(data[at + 4 : at + 4 + size]))
-        at += 4 + size
-    if at < len(data):
-        raise MalformedRequestError(f"{INPUT}: {len(data) - at} bytes are left after the {count} elements of its shape")
+            raise MalformedRequestError(f"image {index}: its length is {size} bytes, but only {left} bytes are left")
+        images.append(bytes(data[offset + 4 : offset + 4 + size]))
+        offset += 4 + size
+    if offset < len(data):
+        raise MalformedRequestError(
+            f"{INPUT}: {len(data) - offset} bytes are left after the {count} elements of its shape"
+        )
     return images
 
 

@@ -1,49 +1,60 @@
-"""Stage 1/3 · what the stages found -> what goes over the wire: results, problems, timings, streams."""
+"""Results and errors as HTTP responses: JSON, problem+json, Server-Timing, streams of JSON lines."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from starlette.responses import Response
 
 from serve_app.errors import OverloadedError, ServiceError
-from serve_app.http.schemas import ClassifyResponse, Explanation, ImageResult, Prediction, Problem, Summary, Uncertainty
-from serve_app.http.service import Answer, Service
-from serve_app.http.uploads import Parameters
-from serve_app.messages import ActivationMap
+from serve_app.http.schemas import (
+    ClassifyResponse,
+    Explanation,
+    ImageResult,
+    Prediction,
+    Problem,
+    Summary,
+    Uncertainty,
+)
+from serve_app.messages import ActivationMap, ClassifyResult
 from serve_app.model_card import ModelRef
 
 
-def to_result(index: int, name: str | None, answer: Answer, parameters: Parameters, service: Service) -> ImageResult:
-    """One answer as it goes over the wire."""
-    found, labels = answer.classification, answer.labels
-    threshold = service.tuning.abstain_below
+def to_image_result(
+    index: int, name: str | None, result: ClassifyResult, min_score: float, abstain_below: float | None
+) -> ImageResult:
+    """Convert the result of one image to its JSON.
+
+    Args:
+        index: Place of the image in the request.
+        name: File name or id that the client gave.
+        result: From the model.
+        min_score: Leave out classes with a lower score.
+        abstain_below: Threshold from the settings; None takes the one of the model card.
+    """
+    threshold = result.abstain_below if abstain_below is None else abstain_below
     return ImageResult(
         index=index,
         id=name,
         status="ok",
-        image=answer.image,
+        image=result.image,
         predictions=[
-            Prediction(label=labels[class_id], score=score, class_id=class_id)
-            for class_id, score in zip(found.class_ids, found.scores, strict=True)
-            if score >= parameters.min_score
+            Prediction(label=label, score=score, class_id=class_id)
+            for label, score, class_id in zip(result.labels, result.scores, result.class_ids, strict=True)
+            if score >= min_score
         ],
-        uncertainty=Uncertainty(
-            margin=found.margin,
-            entropy=found.entropy,
-            abstain=found.scores[0] < (answer.abstain_below if threshold is None else threshold),
-        ),
-        timings_ms={phase: round(ms, 3) for phase, ms in answer.timings_ms.items()},
-        batch_size=answer.batch_size,
-        explanation=_explanation(found.activation_map, labels) if found.activation_map else None,
-        model=answer.model,
+        uncertainty=Uncertainty(margin=result.margin, entropy=result.entropy, abstain=result.scores[0] < threshold),
+        timings_ms={phase: round(ms, 3) for phase, ms in result.timings_ms.items()},
+        batch_size=result.batch_size,
+        explanation=_explanation(result.activation_map) if result.activation_map else None,
+        model=result.model,
     )
 
 
 def to_problem(error: ServiceError, request_id: str | None) -> Problem:
-    """An error as RFC 9457 problem+json."""
+    """Convert an error to problem+json (RFC 9457)."""
     return Problem(
         type=f"/problems/{error.code.replace('_', '-')}",
         title=error.title,
@@ -57,7 +68,7 @@ def to_problem(error: ServiceError, request_id: str | None) -> Problem:
 
 
 def problem_response(problem: Problem) -> Response:
-    """A problem as a whole response; those worth trying again say when."""
+    """Make a response of a problem, with Retry-After if a retry makes sense."""
     return Response(
         problem.model_dump_json(exclude_none=True),
         problem.status,
@@ -67,67 +78,75 @@ def problem_response(problem: Problem) -> Response:
 
 
 def retry_headers(problem: Problem) -> dict[str, str]:
-    """The header that says when to try again, if that is worth it."""
+    """Return the Retry-After header of a retryable problem."""
     return {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else {}
 
 
-def _explanation(found: ActivationMap, labels: Mapping[int, str]) -> Explanation:
-    rows, columns = found.values.shape
-    return Explanation(
-        class_id=found.class_id,
-        label=labels[found.class_id],
-        grid=(rows, columns),
-        values=found.values.tolist(),
-        bias=found.bias,
-        logit=found.logit,
-    )
-
-
-def brief(result: ImageResult, model: ModelRef | None) -> ImageResult:
-    """A result as part of a response that names these weights: it names its own only where they are others."""
+def omit_model(result: ImageResult, model: ModelRef | None) -> ImageResult:
+    """Omit ``model`` from an image's result when it equals the response's."""
     return result.model_copy(update={"model": None}) if result.model == model else result
 
 
-def model_of(results: Sequence[ImageResult]) -> ModelRef | None:
-    """The weights that a response names: those of the first image that was answered."""
+def response_model(results: Sequence[ImageResult]) -> ModelRef | None:
+    """Return the weights that classified the first classified image; the response names them."""
     return next((result.model for result in results if result.model), None)
 
 
-def summary_of(results: Sequence[ImageResult]) -> Summary:
-    """How many images of a request were answered."""
+def summarize(results: Sequence[ImageResult]) -> Summary:
+    """Count the classified and the failed images."""
     ok = sum(result.status == "ok" for result in results)
     return Summary(ok=ok, failed=len(results) - ok)
 
 
-def refusal(results: Sequence[ImageResult]) -> Problem | None:
-    """The problem that is the whole answer: that of a single image, or overload of all."""
+def request_problem(results: Sequence[ImageResult]) -> Problem | None:
+    """Return the problem that fails the whole request: that of a single image, or overload of all images."""
     problems = [result.error for result in results if result.error]
-    alone = len(results) == 1
-    if len(problems) == len(results) and (alone or all(p.code == OverloadedError.code for p in problems)):
-        return problems[0]
-    return None
+    if len(problems) < len(results):
+        return None
+    single = len(results) == 1
+    return problems[0] if single or all(problem.code == OverloadedError.code for problem in problems) else None
 
 
 def server_timing(results: Sequence[ImageResult], start: float) -> str:
-    """Mean of each phase over the images, and the whole request's time, in ms."""
+    """Build the Server-Timing header: the mean of each phase over the images and the total, in ms.
+
+    Args:
+        results: Of the request's images.
+        start: When the request arrived, by ``time.perf_counter``.
+    """
     timed = [result.timings_ms for result in results if result.timings_ms]
     phases = {phase: sum(t[phase] for t in timed) / len(timed) for phase in (timed[0] if timed else ())}
     phases["total"] = (time.perf_counter() - start) * 1000
     return ", ".join(f"{phase};dur={ms:.1f}" for phase, ms in phases.items())
 
 
-async def stream(
+async def stream_results(
     tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef | None, request_id: str
 ) -> AsyncIterator[str]:
-    """JSON lines: each result as it finishes, then the summary; nobody listening ends the rest."""
+    """Yield each result as a JSON line when it is ready, then the summary.
+
+    The remaining images are cancelled when the client disconnects.
+    """
     results = []
     try:
         for next_done in asyncio.as_completed(tasks):
             result = await next_done
             results.append(result)
-            yield brief(result, model).model_dump_json(exclude_none=True) + "\n"
-        closing = ClassifyResponse(id=request_id, model=model, results=[], summary=summary_of(results))
+            yield omit_model(result, model).model_dump_json(exclude_none=True) + "\n"
+        closing = ClassifyResponse(id=request_id, model=model, results=[], summary=summarize(results))
         yield closing.model_dump_json(exclude={"results"}, exclude_none=True) + "\n"
     finally:
         for task in tasks:
             task.cancel()
+
+
+def _explanation(activation_map: ActivationMap) -> Explanation:
+    rows, columns = activation_map.values.shape
+    return Explanation(
+        class_id=activation_map.class_id,
+        label=activation_map.label,
+        grid=(rows, columns),
+        values=activation_map.values.tolist(),
+        bias=activation_map.bias,
+        logit=activation_map.logit,
+    )

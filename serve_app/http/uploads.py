@@ -1,15 +1,16 @@
-"""Stage 1/3 · a request's body -> the encoded images in it, within the limits."""
+"""Reads the encoded images and the parameters from a request's body, within the limits."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope
@@ -23,20 +24,22 @@ from serve_app.errors import (
     UnsupportedImageError,
 )
 
-# What programs send when nobody told them better: the second is what `curl --data-binary` says.
+# Types of clients that set none: the second is the default of `curl --data-binary`.
 RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
 
 
 class Parameters(BaseModel):
-    """What a client may ask for; in the query, as form fields or under ``parameters``."""
+    """Parameters of a request: in the query, as form fields or under ``parameters`` in JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image; more than there are gives all.")
-    min_score: float = Field(0.0, ge=0, le=1, description="Leave out classes that score less.")
-    explain: Literal["none", "cam"] = Field("none", description="`cam` adds a class activation map.")
-    explain_class: int | None = Field(None, ge=0, description="Class id to explain instead of the best one.")
+    top_k: int | None = Field(
+        None, ge=1, le=1000, description="Number of classes per image; all classes if it is larger than their number."
+    )
+    min_score: float = Field(0.0, ge=0, le=1, description="Leave out classes with a lower score.")
+    explain: Literal["none", "cam"] = Field("none", description="`cam` adds a class activation map (CAM).")
+    explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
 
 
 class JsonInput(BaseModel):
@@ -44,7 +47,7 @@ class JsonInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    id: str | None = Field(None, max_length=1000, description="Comes back with the result.")
+    id: str | None = Field(None, max_length=1000, description="Returned with the result.")
     b64: str = Field(description="The encoded image, in base64.", json_schema_extra={"format": "byte"})
 
 
@@ -55,12 +58,12 @@ class JsonBody(BaseModel):
 
     inputs: list[JsonInput] = Field(min_length=1)
     parameters: Annotated[dict[str, Any], WithJsonSchema(Parameters.model_json_schema())] = Field(
-        default_factory=dict, description="As in the query."
+        default_factory=dict, description="The query parameters."
     )
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """A model's JSON schema without references: OpenAPI resolves them from its own root, where they are not."""
+    """Return a model's JSON schema with its references inlined, because OpenAPI resolves references from its root."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
@@ -77,11 +80,11 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Upload:
-    """One image of a request: its bytes, or why it is none.
+    """One image of a request.
 
     Attributes:
         id: File name or id that the client gave.
-        encoded: The bytes, or the error that this image already is.
+        encoded: The encoded file, or the error that reading it gave.
     """
 
     id: str | None
@@ -89,19 +92,19 @@ class Upload:
 
 
 class LimitedRequest(Request):
-    """A request whose body cannot be longer than a limit, whatever its headers claim."""
+    """A request whose body is bounded, whatever its headers declare."""
 
     def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
-        """Wrap a request that nothing has been read from."""
+        """Wrap a request whose body has not been read."""
         super().__init__(scope, receive)
         self._max_body_bytes = max_body_bytes
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body.
+        """Yield the body in pieces.
 
         Raises:
-            TooLargeError: At once when the header says so, else when it is too long.
-            MalformedRequestError: The client went away before its end.
+            TooLargeError: The declared or the received length exceeds the limit (413).
+            MalformedRequestError: The client disconnected before the end (400).
         """
         declared = self.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
@@ -113,15 +116,15 @@ class LimitedRequest(Request):
                 if size > self._max_body_bytes:
                     raise TooLargeError(_over("the body", size, self._max_body_bytes))
                 yield chunk
-        except ClientDisconnect:  # an everyday event, not a crash to be logged
-            raise MalformedRequestError(f"the body ended after {size} bytes, before it was complete") from None
+        except ClientDisconnect:  # an ordinary event that needs no traceback in the log
+            raise MalformedRequestError(f"the body ended after {size} bytes, before its end") from None
 
 
 def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
-    """Merge and validate parameters; later sources win.
+    """Merge and validate parameters; later sources override earlier ones.
 
     Raises:
-        InvalidParameterError: Unknown name or value out of range (422).
+        InvalidParameterError: A name is unknown or a value is out of range (422).
     """
     merged = {key: value for source in sources for key, value in source.items()}
     try:
@@ -131,13 +134,13 @@ def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
 
 
 async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upload], Parameters]:
-    """Read every image of a request, and its parameters.
+    """Read the images and the parameters of a request.
 
     Raises:
-        MalformedRequestError: The body does not parse, or holds no image (400).
-        TooLargeError: Body or number of images over the limit (413).
-        UnsupportedImageError: A content type that can hold no image (415).
-        InvalidParameterError: A bad parameter (422).
+        MalformedRequestError: The body does not parse, or contains no image (400).
+        TooLargeError: The body or the number of images exceeds the limit (413).
+        UnsupportedImageError: The content type cannot contain an image (415).
+        InvalidParameterError: A parameter is invalid (422).
     """
     limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
     query = dict(request.query_params)
@@ -163,25 +166,36 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
     return [check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
 
 
-async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, str]]:
-    uploads: list[Upload] = []
-    fields: dict[str, str] = {}
+@asynccontextmanager
+async def parse_form(request: LimitedRequest, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    """Parse a multipart form; its files are closed at the end of the block.
+
+    Raises:
+        MalformedRequestError: It does not parse (400).
+    """
     try:
-        # The body is bounded already; these bounds only keep a flood of tiny parts out.
-        async with request.form(max_files=4096, max_fields=64) as form:
-            for name, value in form.multi_items():
-                if not isinstance(value, UploadFile):
-                    fields[name] = value
-                elif name in FILE_FIELDS:
-                    uploads.append(Upload(value.filename, await value.read()))
-                else:
-                    raise MalformedRequestError(f"file field {name!r}: use {FILE_FIELDS[0]!r}, repeated for many")
+        async with request.form(max_files=max_files, max_fields=max_fields) as form:
+            yield form
     except HTTPException as error:
         raise MalformedRequestError(f"the multipart body does not parse: {error.detail}") from error
     except KeyError as error:
-        raise MalformedRequestError("the multipart content type names no boundary") from error
+        raise MalformedRequestError("the multipart content type has no boundary") from error
+
+
+async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, str]]:
+    uploads: list[Upload] = []
+    fields: dict[str, str] = {}
+    # The body is bounded already; these limits bound the number of parts.
+    async with parse_form(request, max_files=4096, max_fields=64) as form:
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                fields[name] = value
+            elif name in FILE_FIELDS:
+                uploads.append(Upload(value.filename, await value.read()))
+            else:
+                raise MalformedRequestError(f"file field {name!r}: use {FILE_FIELDS[0]!r}, repeated for many images")
     if not uploads:
-        raise MalformedRequestError(f"the form holds no file: use the field {FILE_FIELDS[0]!r}")
+        raise MalformedRequestError(f"the form contains no file: use the field {FILE_FIELDS[0]!r}")
     return uploads, fields
 
 
@@ -193,14 +207,14 @@ async def _read_json(request: LimitedRequest) -> JsonBody:
 
 
 def _check_types(parameters: Mapping[str, Any]) -> None:
-    """A query holds only texts, so they are read as numbers; JSON has numbers of its own."""
+    """Refuse text and booleans for numbers in JSON; in a query, where all is text, pydantic converts them."""
     for name, value in parameters.items():
         if name != "explain" and isinstance(value, bool | str):
             raise InvalidParameterError(f"{name}: {value!r:.60} is not a number")
 
 
 def decode_base64(text: str) -> bytes | ServiceError:
-    """Decode one image of a JSON body, or say why it is none."""
+    """Decode one image of a JSON body, or return the error."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -208,17 +222,17 @@ def decode_base64(text: str) -> bytes | ServiceError:
 
 
 def check_count(images: int, limits: LimitsConfig) -> None:
-    """Check how many images a request holds.
+    """Check the number of images in a request.
 
     Raises:
-        TooLargeError: More than the limit (413).
+        TooLargeError: It exceeds the limit (413).
     """
     if images > limits.max_images:
         raise TooLargeError(f"{images} images in one request; the limit is {limits.max_images}")
 
 
 def check_size(upload: Upload, limit: int) -> Upload:
-    """Give an upload back, as an error if it has more bytes than the limit."""
+    """Return the upload, or its error if the file is larger than the limit in bytes."""
     if isinstance(upload.encoded, bytes) and len(upload.encoded) > limit:
         return Upload(upload.id, TooLargeError(_over("the image", len(upload.encoded), limit)))
     return upload

@@ -1,4 +1,4 @@
-"""Stage 3/3 · uint8 batch -> top-k classes and, on request, class activation maps."""
+"""A ResNet-18 ready to run: a batch of crops in, classes and activation maps out."""
 
 from __future__ import annotations
 
@@ -11,89 +11,109 @@ import torch
 from torchvision.models import ResNet
 
 from serve_app.config import EngineConfig
-from serve_app.errors import EngineError
-from serve_app.inference.head import Head
+from serve_app.errors import EngineError, InvalidParameterError
+from serve_app.inference.head import Head, Requests
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
 from serve_app.inference.runtimes.select import BATCHES, build
-from serve_app.messages import Classification, ClassifyItem
+from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ModelCard
 
 
 class ResNetEngine:
-    """A ResNet-18 in the fastest form that this machine can run."""
+    """Runs one model on the runtime that the settings name, or on the fastest one.
+
+    Attributes:
+        card: Labels, transform and version of the weights.
+    """
 
     def __init__(
         self,
         model: ResNet,
         card: ModelCard,
-        spec: EngineConfig | None = None,
+        config: EngineConfig | None = None,
         cores: int = 1,
         serving: bool = False,
         batches: Sequence[int] = BATCHES,
     ) -> None:
-        """Prepare a model; it is changed in place.
+        """Prepare a model; the model is changed in place.
 
         Args:
             model: In eval mode.
-            card: The model's transform and temperature.
-            spec: Runtime and precision; by default fp16 on a GPU, else the fastest that is exact.
-            cores: CPU cores that its batches share.
-            serving: Another engine of this process answers requests meanwhile, and is to be disturbed little.
-            batches: Sizes for which the runtime is to be the fastest.
+            card: The model's card.
+            config: Runtime and precision; by default fp16 on a GPU, else the fastest fp32 runtime.
+            cores: CPU cores that the batches share.
+            serving: Another engine of this process serves requests meanwhile and should be disturbed little.
+            batches: Batch sizes for which ``auto`` chooses the fastest runtime.
 
         Raises:
-            EngineError: The runtime cannot be had here.
+            EngineError: The runtime cannot run here.
         """
-        self.crop_px = card.transform.crop_px
-        self._backbone = build(model, card, spec or EngineConfig(), cores, serving, batches)
-        self._head = Head(model.fc, self._backbone.device, card.temperature)
+        self.card = card
+        self._runtime = build(model, card, config or EngineConfig(), cores, serving, batches)
+        self._head = Head(model.fc, self._runtime.device, card)
         self._gpu: CudaGraphRunner | None = None
-        if isinstance(self._backbone, CudaRuntime):
-            self._gpu = CudaGraphRunner(self._backbone, self._head, self.crop_px)
-        self._warm = 0  # images in the largest batch that was tried
+        if isinstance(self._runtime, CudaRuntime):
+            self._gpu = CudaGraphRunner(self._runtime, self._head, card.transform.crop_px)
+        self._warm_batch = 0  # largest batch that has been run
 
     @property
     def workers(self) -> int:
-        """How many batches may be in ``classify`` at a time, each in a thread of its own."""
-        return self._backbone.workers
+        """How many threads may call ``classify`` at the same time."""
+        return self._runtime.workers
 
     @property
     def workers_are_cores(self) -> bool:
-        """Whether each lane has a core of its own, instead of all sharing a GPU."""
+        """Whether each worker has a CPU core of its own, instead of sharing a GPU."""
         return self._gpu is None
 
     @property
     def runtime(self) -> str:
-        """What runs the model."""
-        return self._backbone.name
+        """Name of the runtime."""
+        return self._runtime.name
 
     def warm_up(self, batch: int) -> None:
-        """Pay for lazy initialization before the first request does; again only for larger batches.
+        """Run batches of one and of ``batch`` images, so that no request pays for lazy initialization.
 
         Raises:
-            EngineError: The model answers, but not with numbers.
+            EngineError: The model's scores are not finite numbers.
         """
-        if batch <= self._warm:
+        if batch <= self._warm_batch:
             return
         if self._gpu:
             self._gpu.warm_up(batch)
-        blank = np.zeros((self.crop_px, self.crop_px, 3), np.uint8)
+        crop_px = self.card.transform.crop_px
+        blank = ClassifyRequest(np.zeros((crop_px, crop_px, 3), np.uint8), 1, "top")
         sizes = [size for size in (1, batch) for _ in range(self.workers)]
         with ThreadPoolExecutor(self.workers) as threads:
-            answers = list(threads.map(lambda size: self.classify([ClassifyItem(blank, 1, "top")] * size), sizes))
-        if not all(math.isfinite(one.scores[0]) for batch_of in answers for one in batch_of):
-            raise EngineError("the model answers a blank image with scores that are not finite: its weights are broken")
-        self._warm = batch
+            batches = list(threads.map(lambda size: self.classify([blank] * size), sizes))
+        if not all(math.isfinite(result.scores[0]) for results in batches for result in results):
+            raise EngineError("the model's scores for a blank image are not finite numbers: its weights are broken")
+        self._warm_batch = batch
 
     @torch.inference_mode()
-    def classify(self, items: Sequence[ClassifyItem]) -> list[Classification]:
-        """Classify a batch; results keep its order."""
+    def classify(self, requests: Requests) -> list[ClassifyResult]:
+        """Classify a batch.
+
+        Args:
+            requests: Crops of this model's size.
+
+        Returns:
+            One result per request, in the same order.
+
+        Raises:
+            InvalidParameterError: A request explains a class that the model does not have (422).
+        """
+        for request in requests:
+            if isinstance(request.explain, int) and not 0 <= request.explain < self._head.classes:
+                raise InvalidParameterError(
+                    f"explain_class: {request.explain} is not a class id; the largest is {self._head.classes - 1}"
+                )
         if self._gpu:
-            return self._gpu(items)
-        features = self._backbone(np.stack([item.pixels for item in items]))
-        best = self._head.best(features, self._head.k(items)).numpy()
-        if not (explained := self._head.explained(items, best)):
-            return self._head.answers(items, best)
+            return self._gpu(requests)
+        features = self._runtime(np.stack([request.image for request in requests]))
+        best = self._head.best(features, self._head.k(requests)).numpy()
+        if not (explained := self._head.explained(requests, best)):
+            return self._head.results(requests, best)
         maps = self._head.maps(features[[*explained]], torch.tensor([*explained.values()]))
-        return self._head.answers(items, best, maps.numpy())
+        return self._head.results(requests, best, maps.numpy())

@@ -1,4 +1,4 @@
-"""What follows the backbone: average-pool → linear → softmax, and everything that an answer needs of it."""
+"""The network's last layers: average pooling, linear layer, softmax; and the results made from them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serve_app.messages import ActivationMap, Classification, ClassifyItem
+from serve_app.messages import ActivationMap, ClassifyRequest, ClassifyResult
+from serve_app.model_card import ModelCard
+
+Requests = Sequence[ClassifyRequest[np.ndarray]]
 
 
 class Head:
-    """The last layer, in float32, on the features' device.
+    """The last layer in float32, on the device of the features.
 
-    A batch leaves the device as one array, in the order of what is wanted most, so that a
-    part of it from the front is enough.
+    A batch leaves the device as one array whose first rows matter most, so a copy of the first rows is enough.
     """
 
-    def __init__(self, layer: nn.Linear, device: torch.device, temperature: float = 1.0) -> None:
+    def __init__(self, layer: nn.Linear, device: torch.device, card: ModelCard) -> None:
         """Copy a model's last layer to a device.
 
         Args:
-            layer: Left as it is.
-            device: Where the features will be.
-            temperature: Divides the layer's weights and bias, and so every logit and heat map.
+            layer: Stays unchanged.
+            device: Where the features are.
+            card: Labels and version of the weights. Its temperature divides weight and bias, and with them every
+                logit and activation map.
         """
-        weight, bias = (t.detach().float() / temperature for t in (layer.weight, layer.bias))
+        weight, bias = (t.detach().float() / card.temperature for t in (layer.weight, layer.bias))
         self._weight, self._bias = weight.to(device), bias.to(device)
         self._host_bias: list[float] = bias.tolist()
+        self._card, self._model = card, card.ref
         self.classes = layer.out_features
 
     def best(self, features: Tensor, k: int) -> Tensor:
-        """Reduce a batch to the numbers of its answers.
+        """Reduce a batch of features to the ``k`` best classes.
+
+        Args:
+            features: (N, 512, h, w).
+            k: Number of classes.
 
         Returns:
-            float32, (1 + 2k, N): the entropy; then the best score, its class id, the second
-            best score, its class id, and so on.
+            float32, (1 + 2k, N). Row 0 is the entropy; then best score, its class id, second best score, its class
+            id, and so on.
         """
         logits = torch.addmm(self._bias, features.mean((2, 3), dtype=torch.float32), self._weight.T)
         logs = logits.log_softmax(1)
@@ -48,10 +56,14 @@ class Head:
         return torch.cat((entropy, pairs), 1).T.contiguous()
 
     def maps(self, features: Tensor, class_ids: Tensor) -> Tensor:
-        """Where the evidence for one class of each image lies.
+        """Compute the class activation map of one class per image.
 
-        The head is average-pool → linear, so a map's mean plus the class's bias is the
-        class's logit, exactly (tests/unit/inference/test_engine.py::test_map_adds_up).
+        The head is average pooling followed by a linear layer, so the mean of a map plus the class's bias equals the
+        class's logit exactly (tests/unit/inference/test_engine.py::test_map_adds_up).
+
+        Args:
+            features: (N, 512, h, w).
+            class_ids: int64, (N,).
 
         Returns:
             float32, (N, 1 + h * w): the logit, then the map.
@@ -62,43 +74,47 @@ class Head:
         values = torch.bmm(rows[:, None], features)[:, 0]
         return torch.cat((logits[:, None], values), 1)
 
-    def k(self, items: Sequence[ClassifyItem]) -> int:
-        """How many classes a batch's answers need: two for the margin."""
-        return min(max(2, *(item.top_k for item in items)), self.classes)
+    def k(self, requests: Requests) -> int:
+        """Return how many classes the results of a batch need; at least two, for the margin."""
+        return min(max(2, *(request.top_k for request in requests)), self.classes)
 
-    def explained(self, items: Sequence[ClassifyItem], best: np.ndarray) -> dict[int, int]:
-        """The class to explain, by its item's place; for those that ask for it."""
+    def explained(self, requests: Requests, best: np.ndarray) -> dict[int, int]:
+        """Return the class to explain for each request that asks for an activation map, by its place in the batch."""
         return {
-            i: int(best[2, i]) if item.explain == "top" else item.explain
-            for i, item in enumerate(items)
-            if item.explain is not None
+            i: int(best[2, i]) if request.explain == "top" else request.explain
+            for i, request in enumerate(requests)
+            if request.explain is not None
         }
 
-    def answers(
-        self, items: Sequence[ClassifyItem], best: np.ndarray, maps: Iterable[np.ndarray] = ()
-    ) -> list[Classification]:
-        """Put the answers together.
+    def results(self, requests: Requests, best: np.ndarray, maps: Iterable[np.ndarray] = ()) -> list[ClassifyResult]:
+        """Build the results of a batch.
 
         Args:
-            items: The batch.
-            best: From ``best``, as an array.
-            maps: From ``maps``, as an array: a row for each that is explained.
+            requests: The batch.
+            best: What ``best`` returned, as an array.
+            maps: What ``maps`` returned, as an array: one row per explained request.
         """
         entropy, scores = best[0].tolist(), best[1::2].T.tolist()
         class_ids = best[2::2].T.astype(np.int64).tolist()
-        explained = self.explained(items, best)
+        explained = self.explained(requests, best)
         drawn = {i: self._map(explained[i], row) for i, row in zip(explained, maps, strict=True)}
+        labels = self._card.labels
         return [
-            Classification(
-                class_ids=tuple(class_ids[i][: item.top_k]),
-                scores=tuple(scores[i][: item.top_k]),
+            ClassifyResult(
+                class_ids=(ids := tuple(class_ids[i][: request.top_k])),
+                labels=tuple([labels[class_id] for class_id in ids]),
+                scores=tuple(scores[i][: request.top_k]),
                 margin=scores[i][0] - scores[i][1],
                 entropy=entropy[i],
+                model=self._model,
+                abstain_below=self._card.abstain_below,
                 activation_map=drawn.get(i),
+                batch_size=len(requests),
             )
-            for i, item in enumerate(items)
+            for i, request in enumerate(requests)
         ]
 
     def _map(self, class_id: int, row: np.ndarray) -> ActivationMap:
-        side = math.isqrt(row.size - 1)  # crops are square, and so are their maps
-        return ActivationMap(class_id, row[1:].reshape(side, side), self._host_bias[class_id], float(row[0]))
+        side = math.isqrt(row.size - 1)  # crops are square, so maps are square
+        values = row[1:].reshape(side, side)
+        return ActivationMap(class_id, self._card.labels[class_id], values, self._host_bias[class_id], float(row[0]))

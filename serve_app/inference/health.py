@@ -1,55 +1,55 @@
-"""Stage 3/3 · whether the model still answers: traffic proves it, else a batch of one does. Knows no Ray."""
+"""Whether the model still gives results: recent traffic proves it, else a probe of one image does."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable
 
 from serve_app.errors import NotReadyError
-from serve_app.messages import Classification
+from serve_app.messages import ClassifyResult
 
-PROOF_S = 10.0  # a batch that ended so lately says enough
-STUCK_S = 20.0  # no batch of one image takes that long; below Serve's own 30 s for a health check
+RECENT_S = 10.0  # a batch that succeeded within this time proves health
+STUCK_S = 20.0  # no batch of one image takes this long; below Ray Serve's 30 s for a health check
 
 
 class ModelHealth:
-    """Catches a model that hangs, a device that is gone, and one that answers with something else than numbers."""
+    """Detects a model that hangs, a lost device, and scores that are not finite numbers.
+
+    Args:
+        probe: Classifies one image through the queue of requests.
+        stuck_s: Longest time that the probe may take, in seconds.
+        recent_s: For this long a successful batch replaces the probe, in seconds.
+    """
 
     def __init__(
-        self, ask: Callable[[], Awaitable[Classification]], stuck_s: float = STUCK_S, proof_s: float = PROOF_S
+        self, probe: Callable[[], Awaitable[ClassifyResult]], stuck_s: float = STUCK_S, recent_s: float = RECENT_S
     ) -> None:
-        """Nothing is proven yet.
+        """Start unproven."""
+        self._probe, self._stuck_s, self._recent_s = probe, stuck_s, recent_s
+        self._succeeded_at = -math.inf
 
-        Args:
-            ask: Classifies one image, in its turn.
-            stuck_s: Longest time that this may take.
-            proof_s: For so long a batch that has ended stands for it.
-        """
-        self._ask, self._stuck_s, self._proof_s = ask, stuck_s, proof_s
-        self._answered = -math.inf
-
-    def answered(self) -> None:
-        """Note that a batch has ended well."""
-        self._answered = time.monotonic()
+    def batch_succeeded(self) -> None:
+        """Record that a batch has succeeded; runs in the event loop."""
+        self._succeeded_at = asyncio.get_running_loop().time()
 
     async def check(self) -> None:
-        """Do nothing if the model answers.
+        """Return if the model gives results.
 
         Raises:
-            NotReadyError: It does not, or not with numbers.
+            NotReadyError: It does not, or its scores are not finite.
         """
-        if time.monotonic() - self._answered < self._proof_s:
+        now = asyncio.get_running_loop().time
+        if now() - self._succeeded_at < self._recent_s:
             return
         try:
             async with asyncio.timeout(self._stuck_s):
-                found = await self._ask()
+                result = await self._probe()
         except TimeoutError:
-            if time.monotonic() - self._answered < self._stuck_s:  # it works, on what came before
+            if now() - self._succeeded_at < self._stuck_s:  # earlier requests keep it busy
                 return
-            raise NotReadyError(f"the model has not answered for {self._stuck_s:.0f} s") from None
+            raise NotReadyError(f"the model has given no result for {self._stuck_s:.0f} s") from None
         except Exception as error:
             raise NotReadyError(f"the model fails: {error}") from error
-        if not all(map(math.isfinite, found.scores)):
-            raise NotReadyError(f"the model's scores are no numbers: {found.scores}")
+        if not all(map(math.isfinite, result.scores)):
+            raise NotReadyError(f"the model's scores are not finite numbers: {result.scores}")

@@ -1,116 +1,80 @@
-"""Stage 3/3 · other weights take over between two batches, loaded and warm before they do. Knows no Ray."""
+"""Replacing the weights of a running model between two batches; the new weights are loaded and warm before."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
-from serve_app.errors import InvalidParameterError, WeightsError
+from serve_app.errors import WeightsError
 from serve_app.inference.engine import ResNetEngine
+from serve_app.inference.head import Requests
 from serve_app.inference.weights import load_model
-from serve_app.messages import Classification, ClassifyItem, Named
-from serve_app.model_card import ModelCard, ModelRef
+from serve_app.messages import ClassifyResult
 
 log = logging.getLogger("serve_app")
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model ready to run, and what it is."""
-
+class _Loaded(NamedTuple):
     weights: WeightsConfig
-    card: ModelCard
-    ref: ModelRef
     engine: ResNetEngine
 
 
 class HotSwapModel:
-    """Runs batches on the weights of the moment; a batch is never split between two."""
+    """Runs batches on the current weights; one batch never runs on two sets of weights."""
 
-    def __init__(self, weights: WeightsConfig, engine: EngineConfig, cores: int) -> None:
-        """Load and verify the model; ``change`` makes it ready.
+    def __init__(self, weights: WeightsConfig, config: EngineConfig, cores: int) -> None:
+        """Load and verify the model; ``change`` warms it up.
 
         Raises:
-            WeightsError, EngineError: It cannot be had; the message is one sentence.
+            WeightsError: The weights cannot be loaded.
+            EngineError: The runtime cannot run here.
         """
-        self._first, self._cores = weights, cores
-        self._now = _load(weights, engine, cores)
-        # What was fastest at the start still is: measured again under load it might look otherwise.
-        runtime = engine.runtime if engine.precision == "int8" else self._now.engine.runtime
-        self._spec = EngineConfig.model_validate({"runtime": runtime, "precision": engine.precision})
+        self._initial, self._cores = weights, cores
+        self._current = _load(weights, config, cores)
+        # The runtime that was fastest at the start stays: a measurement under load could choose another one.
+        runtime = config.runtime if config.precision == "int8" else self._current.engine.runtime
+        self.config = EngineConfig.model_validate({"runtime": runtime, "precision": config.precision})
 
     @property
-    def engine(self) -> EngineConfig:
-        """How models are run, with what ``auto`` turned out to be."""
-        return self._spec
-
-    @property
-    def card(self) -> ModelCard:
-        """What serves."""
-        return self._now.card
+    def engine(self) -> ResNetEngine:
+        """The engine that serves now."""
+        return self._current.engine
 
     @property
     def weights(self) -> WeightsConfig:
-        """Where what serves is from."""
-        return self._now.weights
+        """Where the weights that serve now were loaded from."""
+        return self._current.weights
 
-    @property
-    def workers(self) -> int:
-        """See ResNetEngine."""
-        return self._now.engine.workers
+    def classify(self, requests: Requests) -> list[ClassifyResult]:
+        """Classify a batch on the current weights; see ResNetEngine.classify."""
+        return self._current.engine.classify(requests)
 
-    @property
-    def workers_are_cores(self) -> bool:
-        """See ResNetEngine."""
-        return self._now.engine.workers_are_cores
-
-    def classify(self, items: Sequence[ClassifyItem]) -> list[Named]:
-        """Classify a batch, in the words of the weights that do it.
+    def change(self, config: ClassifierConfig) -> None:
+        """Apply other settings. This takes seconds; the current weights serve meanwhile, and if it fails.
 
         Raises:
-            InvalidParameterError: These weights have no such class to explain.
+            WeightsError: The weights cannot be loaded, or take crops of another size.
+            EngineError: The runtime cannot run them.
         """
-        now = self._now
-        classes = len(now.card.labels)
-        for item in items:
-            if isinstance(item.explain, int) and item.explain >= classes:
-                raise InvalidParameterError(
-                    f"explain_class: {item.explain} is not a class id; they end at {classes - 1}"
-                )
-        return [_named(found, now) for found in now.engine.classify(items)]
-
-    def change(self, tuning: ClassifierConfig) -> None:
-        """Get ready for other values, which takes seconds; what serves goes on meanwhile, and if it fails.
-
-        Raises:
-            WeightsError, EngineError: It cannot be done; the message is one sentence.
-        """
-        now = self._now
-        wanted = tuning.weights or self._first
-        if wanted == now.weights:
-            now.engine.warm_up(tuning.max_batch_size)
+        current, target = self._current, config.weights or self._initial
+        if target == current.weights:
+            current.engine.warm_up(config.max_batch_size)
             return
-        new = _load(wanted, self._spec, self._cores, serving=True)
-        old_size, new_size = ((each.transform.resize_px, each.transform.crop_px) for each in (now.card, new.card))
-        if new_size != old_size:
+        new = _load(target, self.config, self._cores, serving=True)
+        old_card, new_card = current.engine.card, new.engine.card
+        old_px, new_px = ((card.transform.resize_px, card.transform.crop_px) for card in (old_card, new_card))
+        if new_px != old_px:
             raise WeightsError(
-                f"weights {wanted.source}: they take crops of {new_size[1]} px from {new_size[0]} px, and the "
-                f"preprocess stage makes {old_size[1]} px from {old_size[0]} px: serve them as another variant, "
-                "see docs/updates.md"
+                f"weights {target.source}: they take crops of {new_px[1]} px from images of {new_px[0]} px, but the "
+                f"Preprocessor makes crops of {old_px[1]} px from images of {old_px[0]} px. Deploy them as another "
+                "variant, see docs/updates.md"
             )
-        new.engine.warm_up(tuning.max_batch_size)
-        self._now = new
-        log.info("weights: %s gave way to %s", now.card.version, new.card.version)
+        new.engine.warm_up(config.max_batch_size)
+        self._current = new
+        log.info("weights: %s replaced %s", new_card.version, old_card.version)
 
 
-def _load(weights: WeightsConfig, engine: EngineConfig, cores: int, serving: bool = False) -> Loaded:
+def _load(weights: WeightsConfig, config: EngineConfig, cores: int, serving: bool = False) -> _Loaded:
     model, card = load_model(weights)
-    return Loaded(weights, card, card.ref, ResNetEngine(model, card, engine, cores, serving))
-
-
-def _named(found: Classification, by: Loaded) -> Named:
-    class_ids = {*found.class_ids, *([found.activation_map.class_id] if found.activation_map else [])}
-    labels = {class_id: by.card.labels[class_id] for class_id in class_ids}
-    return Named(found, by.ref, labels, by.card.abstain_below)
+    return _Loaded(weights, ResNetEngine(model, card, config, cores, serving))

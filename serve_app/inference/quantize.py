@@ -25,7 +25,7 @@ from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.int8 import METHOD, calibrate
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.weights import load_model, republish, spec_of
-from serve_app.messages import Classification, ClassifyItem
+from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ImageTransform, Int8Calibration, Int8Cost, ModelCard
 from serve_app.preprocessing.transform import preprocess
 from serve_app.training.data import MAX_PIXELS, SUFFIXES
@@ -90,9 +90,9 @@ def measure(spec: WeightsConfig, card: ModelCard, files: Sequence[Path], truth: 
     exact = ResNetEngine(load_model(spec)[0], card, EngineConfig(runtime="onnxruntime", precision="fp32"))
     int8 = ResNetEngine(load_model(spec)[0], card, EngineConfig(precision="int8"))
     every = len(card.labels)
-    pairs: list[tuple[Classification, Classification]] = []
+    pairs: list[tuple[ClassifyResult, ClassifyResult]] = []
     for crops in _crops(files, card.transform, "measure"):
-        items = [ClassifyItem(pixels, top_k=every) for pixels in crops]
+        items = [ClassifyRequest(pixels, top_k=every) for pixels in crops]
         pairs += zip(exact.classify(items), int8.classify(items), strict=True)
     changes = [float(np.abs(_by_class(a) - _by_class(b)).max()) for a, b in pairs]
     best = np.array([(a.class_ids[0], b.class_ids[0]) for a, b in pairs])
@@ -146,7 +146,7 @@ def _crop(path: Path, transform: ImageTransform) -> np.ndarray:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def _by_class(answer: Classification) -> np.ndarray:
+def _by_class(answer: ClassifyResult) -> np.ndarray:
     scores = np.empty(len(answer.scores))
     scores[list(answer.class_ids)] = answer.scores
     return scores

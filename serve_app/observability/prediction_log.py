@@ -1,9 +1,9 @@
-"""Stage 1/3 · one row per image answered, as Parquet, off the request's path. No pixels, no file names.
+"""The prediction log: one Parquet row per image, without pixels or file names.
 
-Rows wait in memory and a thread writes them, every ``flush_s`` or every ``rows_per_file`` of them. A process that is
-killed loses those that wait: at most ``flush_s`` of traffic and what is just being written. One that stops
-writes all. When the writer cannot keep up, or has nowhere to write, rows over ``max_buffered_rows`` are dropped and
-counted: a request never waits for its row.
+Rows are buffered in memory. A thread writes them every ``flush_s`` seconds, or as soon as there are ``rows_per_file``.
+No request waits for its row. A killed process loses the buffered rows: at most ``flush_s`` of traffic and the file in
+progress. A process that stops writes all rows. When the writer falls behind, or its folder is not writable, rows over
+``max_buffered_rows`` are dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pyarrow import fs
 from serve_app.config import PredictionLogConfig
 from serve_app.errors import ServiceError
 from serve_app.files import whole
-from serve_app.http.service import Answer, Asked
+from serve_app.messages import ClassifyRequest, ClassifyResult
 
-RAW = "raw"  # folder below the log's own
+RAW = "raw"  # subfolder of the log's folder
 SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
         ("request_id", pa.string()),
-        ("image", pa.int32()),  # its index in the request
-        ("status", pa.string()),  # ok, or the error's code
+        ("image", pa.int32()),  # index in the request
+        ("status", pa.string()),  # ok, or the code of the error
         ("variant", pa.string()),
         ("version", pa.string()),
         ("class_id", pa.int32()),
@@ -59,107 +59,93 @@ log = logging.getLogger("serve_app")
 
 
 class PredictionLog:
-    """Where rows go while one set of values holds; ``close`` it before the next takes over.
+    """Collects and writes rows under one set of settings.
 
     Attributes:
         dropped: Rows that were not kept.
-        written: Rows that are in files.
+        written: Rows in finished files.
     """
 
     def __init__(
-        self, tuning: PredictionLogConfig, tell: Callable[[dict[str, int]], None] = lambda counts: None
+        self, config: PredictionLogConfig, on_flush: Callable[[dict[str, int]], None] = lambda counts: None
     ) -> None:
-        """Start the writer.
+        """Start the writer thread.
 
         Args:
-            tuning: Where, how often and how much.
-            tell: Called with the snapshot each time the writer has been at work.
+            config: Folder, interval and sizes.
+            on_flush: Called in the writer thread with the counts of ``snapshot`` after each flush.
 
         Raises:
-            ValueError: The folder cannot be written to.
+            ValueError: The folder is not writable.
         """
-        self._tuning, self._tell = tuning, tell
+        self._config, self._on_flush = config, on_flush
         self._rows: deque[tuple[Any, ...]] = deque()
         self._wake, self._closing = threading.Event(), False
         self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         self._files = self.written = self.dropped = 0
-        self._fs, self._folder = _open(tuning.folder)
+        self._fs, self._folder = _open(config.folder)
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
-    def answered(self, asked: Asked, answer: Answer) -> None:
-        """Add the row of an image that got its classes."""
-        found, best = answer.classification, answer.classification.class_ids[0]
-        times, look = answer.timings_ms, answer.look or (None, None, None)
-        self._add(
-            asked,
-            "ok",
-            (
-                answer.model.version,
-                best,
-                answer.labels[best],
-                found.scores[0],
-                found.margin,
-                found.entropy,
-                answer.image.format,
-                answer.image.width,
-                answer.image.height,
-                asked.bytes,
-                *look,
-                times["decode"],
-                times["queue"],
-                times["model"],
-            ),
-            answer.batch_size,
-        )
+    def add(
+        self, request: ClassifyRequest[bytes], variant: str, outcome: ClassifyResult | ServiceError, total_ms: float
+    ) -> None:
+        """Add the row of one image.
 
-    def failed(self, asked: Asked, error: ServiceError) -> None:
-        """Add the row of an image that got an error."""
-        nothing = (None,) * 9
-        self._add(asked, error.code, (*nothing, asked.bytes, *(None,) * 6), None)
+        Args:
+            request: The image as uploaded; without its context nothing is added.
+            variant: The model variant that was chosen for it.
+            outcome: Its result or error.
+            total_ms: Time from the decoded upload to the outcome, in ms.
+        """
+        if request.context is None:
+            return
+        if len(self._rows) >= self._config.max_buffered_rows:
+            self.dropped += 1
+            return
+        now_us = time.time_ns() // 1000
+        start = (now_us, request.context.request_id, request.context.index)
+        size = len(request.image)
+        if isinstance(outcome, ServiceError):
+            row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None)
+        else:
+            row = (*start, "ok", variant, *_columns(outcome, size), total_ms, outcome.batch_size)
+        self._rows.append(row)
+        if len(self._rows) % self._config.rows_per_file == 0:
+            self._wake.set()
 
     def close(self) -> None:
-        """Write what waits, and stop."""
+        """Write the buffered rows and end the thread."""
         self._closing = True
         self._wake.set()
         self._thread.join()
 
     def snapshot(self) -> dict[str, int]:
-        """For the status page."""
-        return {"written": self.written, "waiting": len(self._rows), "dropped": self.dropped}
-
-    def _add(self, asked: Asked, status: str, middle: tuple[Any, ...], batch_size: int | None) -> None:
-        if len(self._rows) >= self._tuning.max_buffered_rows:
-            self.dropped += 1
-            return
-        total_ms = (time.perf_counter() - asked.start) * 1000
-        now = time.time_ns() // 1000
-        self._rows.append((now, asked.request_id, asked.image, status, asked.variant, *middle, total_ms, batch_size))
-        if len(self._rows) % self._tuning.rows_per_file == 0:
-            self._wake.set()
+        """Return how many rows were written, are buffered and were dropped."""
+        return {"written": self.written, "buffered": len(self._rows), "dropped": self.dropped}
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait(self._tuning.flush_s)
+            self._wake.wait(self._config.flush_s)
             self._wake.clear()
             self._flush()
-            self._tell(self.snapshot())
+            self._on_flush(self.snapshot())
         self._flush()
         self.dropped += len(self._rows)
 
     def _flush(self) -> None:
-        """Write what is there now, a file at a time; what cannot be written waits for the next time."""
-        for _ in range(math.ceil(len(self._rows) / self._tuning.rows_per_file)):
+        """Write the rows that are buffered now, one file at a time; after an error they stay buffered."""
+        for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
             if not self._write():
                 return
 
     def _write(self) -> bool:
-        """Write a file of the oldest rows; they stay if it fails."""
-        rows = [self._rows[i] for i in range(min(len(self._rows), self._tuning.rows_per_file))]
+        """Write the oldest rows to a file; after an error they stay buffered."""
+        rows = [self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))]
         try:
             write_rows(self._fs, f"{self._folder}/{RAW}/{self._writer}-{self._files:06d}.parquet", rows)
         except OSError as error:
-            log.error("prediction log: %d rows wait, they cannot be written (%s)", len(self._rows), error)
+            log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
             return False
         for _ in rows:
             self._rows.popleft()
@@ -169,19 +155,36 @@ class PredictionLog:
 
 
 def write_rows(filesystem: fs.FileSystem, path: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write rows as one Parquet file that is there whole or not at all.
+    """Write rows as one Parquet file; readers see the complete file or none.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, each.type) for column, each in zip(columns, SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
-    if not isinstance(filesystem, fs.LocalFileSystem):  # an object appears when it is complete
+    if not isinstance(filesystem, fs.LocalFileSystem):  # an object in a bucket appears when it is complete
         pq.write_table(table, path, filesystem=filesystem)
         return
     with whole(Path(path)) as unfinished:
         pq.write_table(table, unfinished)
+
+
+def _columns(result: ClassifyResult, size: int) -> tuple[Any, ...]:
+    """Return the columns from ``version`` to ``model_ms``."""
+    image, times = result.image, result.timings_ms
+    return (
+        result.model.version,
+        result.class_ids[0],
+        result.labels[0],
+        result.scores[0],
+        result.margin,
+        result.entropy,
+        *((image.format, image.width, image.height) if image else (None,) * 3),
+        size,
+        *(result.image_stats or (None,) * 3),
+        *(times.get(phase) for phase in ("decode", "queue", "model")),
+    )
 
 
 def _open(folder: str) -> tuple[fs.FileSystem, str]:
@@ -189,5 +192,5 @@ def _open(folder: str) -> tuple[fs.FileSystem, str]:
         found, path = fs.FileSystem.from_uri(folder) if "://" in folder else (fs.LocalFileSystem(), folder)
         found.create_dir(f"{path}/{RAW}", recursive=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"log.folder {folder}: cannot be written to ({error})") from None
+        raise ValueError(f"prediction_log.folder {folder}: not writable ({error})") from None
     return found, path.rstrip("/")

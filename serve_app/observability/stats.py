@@ -1,4 +1,4 @@
-"""Running totals of one ingress replica, for the status page; Prometheus has the full picture."""
+"""Running totals of one ingress replica for GET /v1/status; Prometheus metrics cover all replicas."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from statistics import quantiles
 from typing import Any
 
 from serve_app.errors import ServiceError
-from serve_app.http.service import Answer
+from serve_app.messages import ClassifyResult
 
-RECENT = 1000
+RECENT_IMAGES = 1000
 
 
 class Stats:
-    """Counts answers and failures; keeps the phases of the most recent images."""
+    """Counts results and errors, and keeps the timings of the most recent images."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -25,41 +25,39 @@ class Stats:
         self._errors: Counter[str] = Counter()
         self._batches = 0.0
         self._in_flight = 0
-        self._recent: deque[dict[str, float]] = deque(maxlen=RECENT)
+        self._recent: deque[dict[str, float]] = deque(maxlen=RECENT_IMAGES)
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Count an image as under way."""
+        """Count an image as in flight inside the block."""
         self._in_flight += 1
         try:
             yield
         finally:
             self._in_flight -= 1
 
-    def answered(self, answer: Answer) -> None:
-        """Count an image that got its classes."""
+    def add_result(self, result: ClassifyResult) -> None:
+        """Count a classified image."""
         self._ok += 1
-        # Each image of a batch of n counts a n-th of it, so that batches are counted once.
-        self._batches += 1 / answer.batch_size
-        self._recent.append(answer.timings_ms)
+        # Each image of a batch of n adds 1/n, so a batch counts once.
+        self._batches += 1 / result.batch_size
+        self._recent.append(result.timings_ms)
 
-    def failed(self, error: Exception) -> None:
-        """Count an image that got an error."""
+    def add_error(self, error: Exception) -> None:
+        """Count an error by its code."""
         self._errors[error.code if isinstance(error, ServiceError) else ServiceError.code] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """Totals since the start; times are of the last thousand images."""
+        """Return the totals since the start; ``timings_ms`` covers the last 1000 images."""
         failed = sum(self._errors.values())
+        phases = tuple(self._recent[-1]) if self._recent else ()
         return {
             "up_s": round(time.time() - self._since, 1),
             "images": {"ok": self._ok, "failed": failed, "in_flight": self._in_flight},
             "errors": dict(self._errors),
             "mean_batch_size": round(self._ok / self._batches, 2) if self._batches else None,
-            "timings_ms": {phase: _percentiles([t[phase] for t in self._recent]) for phase in self._phases()},
+            "timings_ms": {phase: _percentiles([t[phase] for t in self._recent]) for phase in phases},
         }
-
-    def _phases(self) -> tuple[str, ...]:
-        return tuple(self._recent[-1]) if self._recent else ()
 
 
 def _percentiles(values: list[float]) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""Spans from HTTP to batch for OpenTelemetry, under one trace and one request id.
+"""OpenTelemetry spans of a request, from HTTP to the model's batch, in one trace with the request id.
 
-On where the environment says so in OpenTelemetry's own names: ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
-``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``) has the address of a collector that takes OTLP over HTTP,
-``OTEL_TRACES_EXPORTER=console`` prints. All other ``OTEL_*`` (sampler, service name, headers) are read by its SDK.
-While it is off nothing of it is imported, and a request costs one look at a variable.
+OpenTelemetry's own environment variables switch tracing on: ``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` names a collector that takes OTLP over HTTP, ``OTEL_TRACES_EXPORTER=console``
+prints spans. The SDK reads all other ``OTEL_*`` variables (sampler, service name, headers). While tracing is off,
+OpenTelemetry is not imported and a request costs one check of a cached variable.
 """
 
 from __future__ import annotations
@@ -15,29 +15,33 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from serve_app.deadline import Origin
+from serve_app.messages import RequestContext
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-PARENT = "traceparent"
+TRACEPARENT = "traceparent"
 log = logging.getLogger("serve_app")
 
 
-def exporter_wanted(environment: Mapping[str, str]) -> str | None:
-    """``otlp``, ``console``, or None for no tracing."""
+def choose_exporter(environment: Mapping[str, str]) -> str | None:
+    """Return ``otlp`` or ``console``, or None for no tracing."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    named = environment.get("OTEL_TRACES_EXPORTER", "otlp" if any(map(environment.get, ENDPOINTS)) else "none")
-    return named if named in ("otlp", "console") else None
+    exporter = environment.get("OTEL_TRACES_EXPORTER", "otlp" if any(map(environment.get, ENDPOINTS)) else "none")
+    return exporter if exporter in ("otlp", "console") else None
 
 
-class Ingress:
-    """The span of one request, from the first byte of its headers to the last of its answer."""
+class RequestSpan:
+    """The span of one HTTP request, from its headers to the last byte of the response.
+
+    Attributes:
+        traceparent: W3C trace context for the spans of the stages; None if the sampler left this request out.
+    """
 
     def __init__(self, tracer: Tracer, path: str, request_id: str, headers: Mapping[str, str]) -> None:
-        """Begin, below the client's span if it sent one."""
+        """Start the span, as a child of the client's span if the headers carry one."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -45,14 +49,14 @@ class Ingress:
         attributes = {"request_id": request_id, "url.path": path, "http.request.method": "POST"}
         self._span: Span = tracer.start_span("ingress", propagator.extract(headers), SpanKind.SERVER, attributes)
         carrier: dict[str, str] = {}
-        if self._span.is_recording():  # else the stages need not know
+        if self._span.is_recording():
             from opentelemetry.trace import set_span_in_context
 
             propagator.inject(carrier, set_span_in_context(self._span))
-        self.parent = carrier.get(PARENT)
+        self.traceparent = carrier.get(TRACEPARENT)
 
     def end(self, status: int | None) -> None:
-        """End it, with the response's status; None if there was none."""
+        """End the span with the response's status; None if no response was sent."""
         from opentelemetry.trace import StatusCode
 
         if status is not None:
@@ -62,34 +66,35 @@ class Ingress:
         self._span.end()
 
 
-def begin(path: str, request_id: str, headers: Mapping[str, str]) -> Ingress | None:
-    """Begin a request's span; None while tracing is off."""
+def start_span(path: str, request_id: str, headers: Mapping[str, str]) -> RequestSpan | None:
+    """Start a request's span; return None while tracing is off."""
     tracer = _tracer()
-    return Ingress(tracer, path, request_id, headers) if tracer else None
+    return RequestSpan(tracer, path, request_id, headers) if tracer else None
 
 
-def record(origin: Origin | None, name: str, seconds: float, ended_s_ago: float = 0.0, **attributes: Any) -> None:
-    """Add the span of what a stage has just done for an image; nothing if its request is not traced.
+def record(
+    context: RequestContext | None, name: str, seconds: float, ended_s_ago: float = 0.0, **attributes: Any
+) -> None:
+    """Record the span of a stage's work on one image; do nothing if the request is not traced.
 
     Args:
-        origin: Whose image it is.
+        context: The image's request.
         name: ``preprocess``, ``queue`` or ``model``.
-        seconds: How long it took.
-        ended_s_ago: When it ended.
-        attributes: Of the span; those that are None are left out.
+        seconds: Duration of the work.
+        ended_s_ago: Seconds since its end.
+        attributes: Attributes of the span; None values are left out.
     """
-    if origin is None or origin[2] is None or (tracer := _tracer()) is None:
+    if context is None or context.traceparent is None or (tracer := _tracer()) is None:
         return
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    request_id, image, parent = origin
-    context = TraceContextTextMapPropagator().extract({PARENT: parent})
+    parent = TraceContextTextMapPropagator().extract({TRACEPARENT: context.traceparent})
     known = {key: value for key, value in attributes.items() if value is not None}
     end = time.time_ns() - int(ended_s_ago * 1e9)
     span = tracer.start_span(
         name,
-        context,
-        attributes={"request_id": request_id, "image": image, **known},
+        parent,
+        attributes={"request_id": context.request_id, "image": context.index, **known},
         start_time=end - int(seconds * 1e9),
     )
     span.end(end)
@@ -97,21 +102,21 @@ def record(origin: Origin | None, name: str, seconds: float, ended_s_ago: float 
 
 @cache
 def _tracer() -> Tracer | None:
-    """What makes spans in this process, once."""
-    wanted = exporter_wanted(os.environ)
-    if wanted is None:
+    """Set tracing up once per process."""
+    chosen = choose_exporter(os.environ)
+    if chosen is None:
         return None
     try:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
         exporter: SpanExporter = ConsoleSpanExporter()
-        if wanted == "otlp":
+        if chosen == "otlp":
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
             exporter = OTLPSpanExporter()
     except ImportError as error:
-        log.error("no traces are sent: %s. Install them with: pip install 'serve-app[tracing]'", error)
+        log.error("tracing is off: %s. Install it with: pip install 'serve-app[tracing]'", error)
         return None
     os.environ.setdefault("OTEL_SERVICE_NAME", "image-classification")
     provider = TracerProvider()

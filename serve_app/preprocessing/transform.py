@@ -1,24 +1,24 @@
-"""Stage 2/3 · encoded bytes -> uint8 pixels of the model's crop."""
+"""Encoded bytes in, the uint8 crop that the model sees out."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from serve_app.errors import InvalidImageError
-from serve_app.messages import ImageInfo, ImageStats, PreprocessedImage
+from serve_app.messages import ImageInfo, ImageStats
 from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.decode import DECODER_ERRORS, open_image
 
 EXIF_ORIENTATION = 0x0112
 
-# Pixels are converted in squares of this side, so that the copies on the way stay small.
-TILE_PX = 2048
+TILE_PX = 2048  # modes are converted in squares of this side, so that temporary copies stay small
 
-# EXIF orientation -> the operation that turns the stored picture upright (EXIF 2.32, 4.6.4).
+# EXIF orientation -> the operation that turns the stored image upright (EXIF 2.32, 4.6.4).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,58 +30,63 @@ UPRIGHT = {
 }
 
 
+class PreprocessedImage(NamedTuple):
+    """One decoded and cropped image.
+
+    Attributes:
+        pixels: uint8, (crop_px, crop_px, 3), RGB, values 0-255, upright.
+        info: What the file's header says.
+    """
+
+    pixels: np.ndarray
+    info: ImageInfo
+
+
 def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> PreprocessedImage:
-    """Decode one image and cut the crop that the model sees, still as uint8.
+    """Decode one image into the crop that the model sees, still as uint8.
 
-    The short side becomes ``resize_px`` (bilinear, antialiased) and the center
-    ``crop_px`` square is kept. Both happen in one step that computes only the kept
-    pixels, before the picture is turned upright, so turning costs next to nothing.
-    Scaling and mean/std wait for the classifier's device: a quarter of the bytes of
-    float32 cross to the next stage.
+    The short side becomes ``resize_px`` (bilinear, antialiased), then the center ``crop_px`` square is kept. One
+    step computes only the kept pixels, and turns them upright last, when they are few. Scaling and mean/std wait for
+    the classifier's device: uint8 crosses to the next stage in a quarter of the bytes of float32.
 
-    One decode is bounded whatever the file says: at most 24 bytes of memory for each pixel
-    of ``max_pixels`` (WebP takes 17, a progressive JPEG 11), and about five seconds for the
-    worst files within the default limits. A replica decodes one image per core at a time.
+    One decode is bounded: at most 24 bytes of memory per pixel of ``max_pixels`` (WebP takes 17, a progressive JPEG
+    11), and about five seconds for the worst files within the default limits.
 
     Args:
-        encoded: One JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file, known by its
-            content. EXIF orientation is honored; transparency is laid on white; every
-            color mode becomes RGB.
-        transform: Sizes, from the weights.
-        max_pixels: Most pixels that a header may declare.
+        encoded: One JPEG, PNG, WebP, GIF (first frame), BMP or TIFF file, detected from its content. EXIF
+            orientation is applied; transparency is composed over white; every color mode becomes RGB.
+        transform: Sizes, from the model card.
+        max_pixels: Largest number of pixels that the header may declare.
 
     Raises:
         UnsupportedImageError: Not an image in those formats (415).
-        ImageTooLargeError: The header declares more than ``max_pixels``; nothing has
-            been decoded yet (413).
-        InvalidImageError: Empty, truncated, corrupt or made to be slow to decode (422).
+        ImageTooLargeError: The header declares more than ``max_pixels``; nothing has been decoded yet (413).
+        InvalidImageError: Empty, truncated, corrupt or crafted to decode slowly (422).
 
     Source:
-        torchvision's ImageClassification transforms; parity is held by
-        tests/unit/preprocessing/test_transform.py::test_equals_torchvision, the bounds by
-        tests/unit/preprocessing/test_hostile_images.py.
+        torchvision's ImageClassification transforms. tests/unit/preprocessing/test_transform.py holds the parity,
+        tests/unit/preprocessing/test_hostile_images.py the bounds.
     """
     if not encoded:
         raise InvalidImageError("the image is empty (0 bytes)")
     with warnings.catch_warnings():
-        # Pillow warns about odd metadata and large pictures; both are decided here.
+        # Pillow warns about odd metadata and large images; this function decides on both.
         warnings.simplefilter("ignore")
         image = open_image(encoded, max_pixels)
         orientation = _orientation(image)
         try:
             rgb = to_rgb(image)
-            # Pillow has turned a TIFF upright by now.
-            turned = image.format == "TIFF"
-            crop = _resize_and_crop(rgb, transform, 1 if turned else orientation)
+            upright = image.format == "TIFF"  # Pillow has applied a TIFF's orientation already
+            crop = _resize_and_crop(rgb, transform, 1 if upright else orientation)
         except DECODER_ERRORS as error:
             raise InvalidImageError(f"the {image.format} data is truncated or corrupt ({error})") from error
-    width, height = image.size[::-1] if turned and orientation > 4 else image.size
+    width, height = image.size[::-1] if upright and orientation > 4 else image.size
     info = ImageInfo(format=str(image.format).lower(), width=width, height=height, orientation=orientation)
     return PreprocessedImage(np.asarray(crop), info)
 
 
-def look(pixels: np.ndarray) -> ImageStats:
-    """Measure how a crop looks, on its green channel, which is most of what the eye calls light.
+def image_stats(pixels: np.ndarray) -> ImageStats:
+    """Measure brightness, contrast and sharpness on the green channel, the largest part of luminance.
 
     Args:
         pixels: uint8, (H, W, 3), RGB.
@@ -91,10 +96,10 @@ def look(pixels: np.ndarray) -> ImageStats:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB: transparency over white, 16-bit and float to 8-bit.
+    """Convert any Pillow mode to RGB: transparency over white, 16-bit and float to 8 bits.
 
     Raises:
-        OSError: The file's data is broken (decoding happens here).
+        OSError: The file's data is broken; Pillow decodes here.
     """
     image.load()
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -110,7 +115,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:
-        return 1  # broken metadata around a good picture must not cost the answer
+        return 1  # a good image with broken metadata is still classified
     return value if value in UPRIGHT else 1
 
 
@@ -122,7 +127,7 @@ def _tiles(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """What makes RGB of any part of this picture."""
+    """Return the function that converts a part of this image to RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         scale = _depth_scale(image)
         return lambda part: _depth_to_8_bit(part, scale)
@@ -132,7 +137,7 @@ def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
 
 
 def _on_white(part: Image.Image) -> Image.Image:
-    # Premultiplied modes only convert to their straight twin first.
+    # Pillow converts a premultiplied mode only to the same mode with straight alpha.
     straight = {"La": "LA", "RGBa": "RGBA"}.get(part.mode)
     rgba = (part.convert(straight) if straight else part).convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -140,7 +145,7 @@ def _on_white(part: Image.Image) -> Image.Image:
 
 
 def _depth_scale(image: Image.Image) -> float:
-    """What 16-bit, 32-bit and float grayscale is multiplied with, by the range its format uses."""
+    """Return the factor that maps 16-bit, 32-bit or float grayscale to 0-255."""
     if image.mode.startswith("I;16"):
         return 255 / 65535
     parts = (np.asarray(image.crop(box)) for box in _tiles(image.size))
@@ -156,10 +161,10 @@ def _depth_to_8_bit(part: Image.Image, scale: float) -> Image.Image:
 
 
 def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation: int) -> Image.Image:
-    """Resize the short side and keep the center, computing only the kept pixels.
+    """Resize the short side and keep the center; only the kept pixels are computed.
 
-    torchvision rounds sizes down and offsets to the nearest even; its offsets count from
-    the upright picture's top left, so they are mapped back to the stored picture.
+    torchvision rounds sizes down and offsets half to even. Its offsets count from the top left corner of the upright
+    image, so they are mapped back to the stored image.
     """
     width, height = image.size
     short, crop = min(width, height), transform.crop_px
@@ -168,9 +173,9 @@ def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation:
         transform.resize_px * height // short,
     )
     left, top = (round((side - crop) / 2.0) for side in resized)
-    if orientation in (2, 3, 7, 8):  # upright counts from the stored right edge
+    if orientation in (2, 3, 7, 8):  # upright left is the stored right edge
         left = resized[0] - crop - left
-    if orientation in (3, 4, 6, 7):  # upright counts from the stored bottom edge
+    if orientation in (3, 4, 6, 7):  # upright top is the stored bottom edge
         top = resized[1] - crop - top
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (

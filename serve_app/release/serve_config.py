@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config import AppConfig, ClassifierConfig, FrozenModel, IngressConfig, parse
-from serve_app.routing.traffic_split import OWN, Traffic
+from serve_app.routing.traffic_split import MAIN, TrafficSplit
 
 Config = dict[str, Any]
 USER_CONFIGS: dict[str, type[FrozenModel]] = {
@@ -110,9 +110,9 @@ def _check_variants(app: Config, config: Config) -> None:
     """Refuse traffic to an application that the file does not hold: it would wait for it for ever."""
     if app["import_path"] == MODEL:
         return
-    own = [OWN] if app["import_path"] == APP else []
+    own = [MAIN] if app["import_path"] == APP else []
     there = own + [one.get("name", "default") for one in config["applications"] if one["import_path"] == MODEL]
-    for name in Traffic.of(parse(IngressConfig, user_config(app, "Ingress"))).names:
+    for name in TrafficSplit.from_config(parse(IngressConfig, user_config(app, "Ingress"))).names:
         if name not in there:
             known = ", ".join(there) or f"no application with import_path: {MODEL}"
             raise ConfigError(

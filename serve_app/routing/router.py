@@ -1,4 +1,4 @@
-"""Stage 1/3 · the variants of the model: shares, switching, failing over, shadow. Knows no Ray."""
+"""Routes images to model variants: traffic shares, failover, shadow copies, live changes."""
 
 from __future__ import annotations
 
@@ -7,144 +7,167 @@ import contextlib
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from serve_app.config import IngressConfig
 from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
-from serve_app.http.service import Answer, Choice, Wanted
-from serve_app.messages import ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.model_card import ModelCard
-from serve_app.routing.shadow import Comparison, compare
-from serve_app.routing.traffic_split import Traffic, pick
-from serve_app.routing.variant import ASK_AGAIN_S, Variant, VariantClient, grouping
+from serve_app.routing.shadow import Comparison, ShadowStats
+from serve_app.routing.traffic_split import TrafficSplit, VariantChoice, pick_variant
+from serve_app.routing.variant import RETRY_S, Variant, VariantClient
 
-SHADOWS_AT_ONCE = 8  # copies that come while so many are under way are dropped
 log = logging.getLogger("serve_app")
 
 
-class Metrics(Protocol):
-    """Where it is counted."""
+class RoutingMetrics(Protocol):
+    """Where the router counts."""
 
-    def answered(self, variant: str, answer: Answer, seconds: float) -> None:
-        """An image was classified."""
+    def add_result(self, variant: str, result: ClassifyResult, seconds: float) -> None:
+        """Count a classified image."""
 
-    def failed(self, variant: str, code: str) -> None:
-        """An image got an error."""
+    def add_error(self, variant: str, code: str) -> None:
+        """Count an error."""
 
-    def compared(self, variant: str, version: str, found: Comparison) -> None:
-        """A shadow's answer was compared."""
+    def add_comparison(self, variant: str, version: str, comparison: Comparison) -> None:
+        """Count a comparison with the shadow."""
 
 
 class VariantRouter:
-    """All variants, and which of them answers.
+    """All variants, and which of them gets which image.
 
-    Other shares hold once every variant that is to get requests has answered, so that a misspelled
-    name or a model that does not start costs no request. A variant that stops answering gets none
-    until it answers again, and the others share what is its.
+    New shares take effect once every variant with a share has reported its state, so a misspelled name or a model
+    that does not start costs no request. A variant that stops answering gets no requests until it answers again; the
+    others take over its share.
     """
 
-    def __init__(self, connect: Callable[[str], VariantClient], metrics: Metrics) -> None:
-        """Connect to nobody yet.
+    def __init__(self, connect: Callable[[str], VariantClient], metrics: RoutingMetrics) -> None:
+        """Connect to no variant yet.
 
         Args:
-            connect: Makes the way to a variant of that name.
-            metrics: Where it is counted.
+            connect: Makes the connection to the variant of that name.
+            metrics: Where the router counts.
         """
         self._connect, self._metrics = connect, metrics
-        self._grouping = grouping(IngressConfig())
-        self._traffic = Traffic()
+        self._config = IngressConfig()
+        self._split = TrafficSplit()
         self._started = False
         self._variants: dict[str, Variant] = {}
         self._waiting_for: str | None = None
         self._switching: asyncio.Task[None] | None = None
-        self._shadows: Counter[str] = Counter()
+        self._shadow_stats = ShadowStats()
         self._recovering: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def reconfigure(self, tuning: IngressConfig) -> None:
-        """Take other shares, at once the first time."""
-        self._grouping = grouping(tuning)
+    def reconfigure(self, config: IngressConfig) -> None:
+        """Take other settings; the first call takes effect at once."""
+        self._config = config
         for variant in self._variants.values():
-            variant.reconfigure(*self._grouping)
+            variant.reconfigure(config)
         if self._switching:
             self._switching.cancel()
         self._waiting_for = None
-        wanted = Traffic.of(tuning)
+        split = TrafficSplit.from_config(config)
         if not self._started:
-            self._traffic, self._started = wanted, True
-        elif wanted != self._traffic:
-            self._switching = asyncio.create_task(self._switch(wanted))
+            self._split, self._started = split, True
+        elif split != self._split:
+            self._switching = asyncio.create_task(self._switch(split))
 
     async def check_ready(self) -> None:
-        """See Service.check_ready."""
-        serving = [self._variant(name) for name in self._traffic.serving]
-        answers = await asyncio.gather(*(each.prove() for each in serving), return_exceptions=True)
+        """Return when a variant with a share answers.
+
+        Raises:
+            NotReadyError: None does (503).
+        """
+        serving = [self._variant(name) for name in self._split.serving]
+        outcomes = await asyncio.gather(*(each.ensure_alive() for each in serving), return_exceptions=True)
         for variant in serving:
-            if variant.trouble:
+            if variant.unavailable_reason:
                 self._start(self._recover(variant))
-        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(serving):
             raise errors[0]
 
-    def choose(self, asked: str | None, client: str | None) -> Choice:
-        """See Service.choose."""
-        if asked is not None:
-            if asked not in self._traffic.names:
-                known = ", ".join(map(repr, self._traffic.names))
-                raise UnknownModelError(f"X-Model: no variant {asked!r} here; there is {known}")
-            return Choice(asked, asked=True)
-        serving = self._traffic.serving
-        able = {name: share for name, share in serving.items() if self._variant(name).trouble is None}
-        return Choice(pick(able or serving, client))
+    def choose(self, name: str | None = None, client: str | None = None) -> VariantChoice:
+        """Choose the variant for a request.
 
-    def cards(self) -> dict[str, ModelCard]:
-        """See Service.cards."""
-        known = ((name, self._variant(name).state) for name in self._traffic.names)
-        return {name: state.card for name, state in known if state}
-
-    async def ask(self, name: str) -> ModelState:
-        """Ask a variant what it serves.
+        Args:
+            name: The variant that the client names (``X-Model``).
+            client: Key of a client that wants the same variant each time (``X-Sticky``).
 
         Raises:
-            NotReadyError: It does not answer.
+            UnknownModelError: There is no variant of that name (404).
         """
-        return await self._variant(name).ask()
+        if name is not None:
+            if name not in self._split.names:
+                known = ", ".join(map(repr, self._split.names))
+                raise UnknownModelError(f"X-Model: there is no variant {name!r}; known variants: {known}")
+            return VariantChoice(name, named_by_client=True)
+        return VariantChoice(pick_variant(self._available() or self._split.serving, client))
 
-    async def classify(self, choice: Choice, wanted: Wanted) -> Answer:
-        """Classify one image; another variant takes over from one that nobody answers for."""
+    def cards(self) -> dict[str, ModelCard]:
+        """Return the card of each variant that has reported its state, largest share first."""
+        known = ((name, self._variant(name).state) for name in self._split.names)
+        return {name: state.card for name, state in known if state}
+
+    def first_card(self) -> ModelCard:
+        """Return the card of the variant with the largest share.
+
+        Raises:
+            NotReadyError: No variant has reported its state yet (503).
+        """
+        for card in self.cards().values():
+            return card
+        raise NotReadyError("no model is ready yet; retry")
+
+    async def fetch_state(self, name: str) -> ModelState:
+        """Return what a variant serves now.
+
+        Raises:
+            NotReadyError: It does not answer (503).
+        """
+        return await self._variant(name).fetch_state()
+
+    async def classify(self, request: ClassifyRequest[bytes], choice: VariantChoice) -> ClassifyResult:
+        """Classify one image; another variant takes over if the chosen one is unavailable.
+
+        Raises:
+            ServiceError: The image cannot be classified.
+        """
         try:
-            answer = await self._counted(choice.variant, wanted)
+            result = await self._classify(choice.variant, request)
         except NotReadyError:
             self._start(self._recover(self._variant(choice.variant)))
-            others = {n: s for n, s in self._traffic.serving.items() if n != choice.variant}
-            able = {name: share for name, share in others.items() if self._variant(name).trouble is None}
-            if choice.asked or not able:
+            others = {name: share for name, share in self._available().items() if name != choice.variant}
+            if choice.named_by_client or not others:
                 raise
-            answer = await self._counted(pick(able), wanted)
-        shadow = self._traffic.shadow
-        if shadow not in (None, choice.variant) and random.random() < self._traffic.shadow_fraction:
-            if self._shadows["under_way"] < SHADOWS_AT_ONCE:
-                self._start(self._shadow(self._variant(shadow), wanted, answer))
-            else:
-                self._shadows["dropped"] += 1
-        return answer
+            result = await self._classify(pick_variant(others), request)
+        shadow = self._split.shadow
+        copied = shadow not in (None, choice.variant) and random.random() < self._split.shadow_fraction
+        if copied and self._shadow_stats.reserve():
+            self._start(self._shadow(str(shadow), request, result))
+        return result
 
     async def describe(self) -> dict[str, Any]:
-        """``traffic`` and ``variants`` for /v1/status."""
-        variants = [self._variant(name) for name in self._traffic.names]
-        await asyncio.gather(*(each.ask() for each in variants), return_exceptions=True)
-        total = sum(self._traffic.shares.values())
+        """Return ``traffic`` and ``variants`` for GET /v1/status."""
+        variants = [self._variant(name) for name in self._split.names]
+        await asyncio.gather(*(each.fetch_state() for each in variants), return_exceptions=True)
+        total = sum(self._split.shares.values())
+        shadow = self._split.shadow and {
+            "variant": self._split.shadow,
+            "fraction": self._split.shadow_fraction,
+            **self._shadow_stats.snapshot(),
+        }
         return {
-            "traffic": {"waiting_for": self._waiting_for, "shadow": self._shadow_status()},
+            "traffic": {"waiting_for": self._waiting_for, "shadow": shadow},
             "variants": {
                 each.name: {
-                    "share": round(self._traffic.shares.get(each.name, 0.0) / total, 4),
+                    "share": round(self._split.shares.get(each.name, 0.0) / total, 4),
                     "model": each.state and each.state.card.ref.model_dump(),
                     "loading": each.state and each.state.loading,
                     "refused": each.state and each.state.refused,
-                    "trouble": each.trouble,
+                    "unavailable_reason": each.unavailable_reason,
                     "images": dict(each.counts),
                 }
                 for each in variants
@@ -153,73 +176,65 @@ class VariantRouter:
 
     def _variant(self, name: str) -> Variant:
         if name not in self._variants:
-            self._variants[name] = Variant(name, self._connect(name), self._grouping)
+            self._variants[name] = Variant(name, self._connect(name), self._config)
         return self._variants[name]
 
-    async def _switch(self, wanted: Traffic) -> None:
+    def _available(self) -> dict[str, float]:
+        serving = self._split.serving
+        return {name: share for name, share in serving.items() if self._variant(name).unavailable_reason is None}
+
+    async def _switch(self, split: TrafficSplit) -> None:
         while True:
-            serving = [self._variant(name) for name in wanted.serving]
-            answers = await asyncio.gather(*(each.ask() for each in serving), return_exceptions=True)
+            serving = [self._variant(name) for name in split.serving]
+            outcomes = await asyncio.gather(*(each.fetch_state() for each in serving), return_exceptions=True)
             missing = [
-                f"{each.name}: {answer}"
-                for each, answer in zip(serving, answers, strict=True)
-                if isinstance(answer, BaseException)
+                f"{each.name}: {outcome}"
+                for each, outcome in zip(serving, outcomes, strict=True)
+                if isinstance(outcome, BaseException)
             ]
             if not missing:
                 break
             if self._waiting_for is None:
-                log.warning("traffic stays as it is until all variants answer; %s", "; ".join(missing))
+                log.warning("traffic shares stay unchanged until all variants are ready; %s", "; ".join(missing))
             self._waiting_for = "; ".join(missing)
-            await asyncio.sleep(ASK_AGAIN_S)
-        log.info("traffic: %s", wanted)
-        self._traffic, self._waiting_for = wanted, None
-        for name in self._variants.keys() - set(wanted.names):
+            await asyncio.sleep(RETRY_S)
+        log.info("traffic: %s", split)
+        self._split, self._waiting_for = split, None
+        for name in self._variants.keys() - set(split.names):
             self._start(self._variants.pop(name).close())
 
-    async def _counted(self, name: str, wanted: Wanted) -> Answer:
+    async def _classify(self, name: str, request: ClassifyRequest[bytes]) -> ClassifyResult:
+        """Classify with one variant and count the outcome."""
         variant, start = self._variant(name), time.perf_counter()
         try:
-            answer = await variant.classify(wanted)
+            result = await variant.classify(request)
         except ServiceError as error:
             variant.counts[error.code] += 1
-            self._metrics.failed(name, error.code)
+            self._metrics.add_error(name, error.code)
             raise
         variant.counts["ok"] += 1
-        self._metrics.answered(name, answer, time.perf_counter() - start)
-        return answer
+        self._metrics.add_result(name, result, time.perf_counter() - start)
+        return result
 
     async def _recover(self, variant: Variant) -> None:
-        """Ask one that nobody answers for until somebody does; it gets requests again then."""
+        """Ask an unavailable variant for its state until it answers; then it gets requests again."""
         if variant.name in self._recovering:
             return
         self._recovering.add(variant.name)
-        while variant.trouble and self._variants.get(variant.name) is variant:
+        while variant.unavailable_reason and self._variants.get(variant.name) is variant:
             with contextlib.suppress(NotReadyError):
-                await variant.ask()
-            await asyncio.sleep(ASK_AGAIN_S)
+                await variant.fetch_state()
+            await asyncio.sleep(RETRY_S)
         self._recovering.discard(variant.name)
 
-    async def _shadow(self, variant: Variant, wanted: Wanted, given: Answer) -> None:
-        self._shadows["under_way"] += 1
+    async def _shadow(self, name: str, request: ClassifyRequest[bytes], returned: ClassifyResult) -> None:
         try:
-            answer = await self._counted(variant.name, wanted)
+            shadowed = await self._classify(name, request)
         except ServiceError:
-            self._shadows["failed"] += 1
+            self._shadow_stats.add_error()
             return
-        finally:
-            self._shadows["under_way"] -= 1
-        found = compare(given, answer)
-        self._shadows["compared"] += 1
-        self._shadows["agreed"] += found.agree
-        self._metrics.compared(variant.name, answer.model.version, found)
-        if not found.agree:
-            log.info("shadow %s disagrees with %s: %s", answer.model.version, given.model.version, found)
-
-    def _shadow_status(self) -> dict[str, Any] | None:
-        if self._traffic.shadow is None:
-            return None
-        counts = {name: self._shadows[name] for name in ("compared", "agreed", "failed", "dropped", "under_way")}
-        return {"variant": self._traffic.shadow, "share": self._traffic.shadow_fraction, **counts}
+        comparison = self._shadow_stats.add_result(returned, shadowed)
+        self._metrics.add_comparison(name, shadowed.model.version, comparison)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,33 +1,67 @@
-"""Comparing the answer of the serving variant with that of the shadow variant."""
+"""Copies of images for the shadow variant: its results are compared with the returned ones and never returned."""
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
-from serve_app.http.service import Answer
+from serve_app.messages import ClassifyResult
+
+MAX_IN_FLIGHT = 8  # further copies are dropped, so that a slow shadow costs no memory
+log = logging.getLogger("serve_app")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two variants said about one image.
+    """How two results for one image differ.
 
     Attributes:
         agree: Their best classes have the same label.
-        difference: How far apart their scores of the first one's best label are, 0-1; a label that is not
-            among the shadow's counts as 0.
+        difference: Absolute difference of the scores of the returned result's best label, 0-1. A label that is
+            missing in the shadow's result counts as 0.
     """
 
     agree: bool
     difference: float
 
 
-def compare(answer: Answer, shadow: Answer) -> Comparison:
-    """Compare the answer that was given with the shadow's, by label: class ids belong to their weights."""
-    (label, score), *_ = _scores(answer).items()
-    others = _scores(shadow)
-    return Comparison(next(iter(others)) == label, abs(score - others.get(label, 0.0)))
+class ShadowStats:
+    """Counts the copies that are in flight, compared, failed and dropped."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self._counts: Counter[str] = Counter()
+
+    def reserve(self) -> bool:
+        """Count one more copy in flight; False if it has to be dropped."""
+        free = self._counts["in_flight"] < MAX_IN_FLIGHT
+        self._counts["in_flight" if free else "dropped"] += 1
+        return free
+
+    def add_error(self) -> None:
+        """Count a copy that failed."""
+        self._counts["in_flight"] -= 1
+        self._counts["failed"] += 1
+
+    def add_result(self, returned: ClassifyResult, shadowed: ClassifyResult) -> Comparison:
+        """Compare the result of a copy with the returned result and count it."""
+        self._counts["in_flight"] -= 1
+        comparison = compare(returned, shadowed)
+        self._counts["compared"] += 1
+        self._counts["agreed"] += comparison.agree
+        if not comparison.agree:
+            log.info("shadow %s disagrees with %s: %s", shadowed.model.version, returned.model.version, comparison)
+        return comparison
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the counts for GET /v1/status."""
+        return {name: self._counts[name] for name in ("compared", "agreed", "failed", "dropped", "in_flight")}
 
 
-def _scores(answer: Answer) -> dict[str, float]:
-    found = answer.classification
-    return {answer.labels[class_id]: score for class_id, score in zip(found.class_ids, found.scores, strict=True)}
+def compare(returned: ClassifyResult, shadowed: ClassifyResult) -> Comparison:
+    """Compare two results by label: class ids belong to their own weights."""
+    label, score = returned.labels[0], returned.scores[0]
+    shadow_scores = dict(zip(shadowed.labels, shadowed.scores, strict=True))
+    return Comparison(shadowed.labels[0] == label, abs(score - shadow_scores.get(label, 0.0)))

@@ -1,4 +1,4 @@
-"""Stage 1/3 · which variant of the model a request goes to: by name, by client or by chance. Knows no Ray."""
+"""Which variant gets a request: the one that the client names, one per client, or one by chance."""
 
 from __future__ import annotations
 
@@ -11,56 +11,73 @@ from functools import cached_property
 
 from serve_app.config import IngressConfig
 
-OWN = "main"  # the variant in the ingress's own application
+MAIN = "main"  # the variant in the ingress's own application
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Who gets what.
+class VariantChoice:
+    """The variant chosen for a request.
 
     Attributes:
-        shares: Weight of each variant; a variant of weight 0 answers only those who ask for it by name.
-        shadow: The variant that gets copies, if any.
-        shadow_fraction: How many of the images are copied to it, 0-1.
+        variant: Its name.
+        named_by_client: The client named it, so no other variant may take over.
     """
 
-    shares: Mapping[str, float] = field(default_factory=lambda: {OWN: 1.0})
+    variant: str
+    named_by_client: bool = False
+
+
+@dataclass(frozen=True)
+class TrafficSplit:
+    """Shares of the variants.
+
+    Attributes:
+        shares: Weight of each variant; one of weight 0 gets only requests that name it.
+        shadow: The variant that gets copies of images, if any.
+        shadow_fraction: Fraction of the images that are copied, 0-1.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=lambda: {MAIN: 1.0})
     shadow: str | None = None
     shadow_fraction: float = 0.0
 
     @classmethod
-    def of(cls, tuning: IngressConfig) -> Traffic:
-        """What a configuration asks for."""
-        return cls(tuning.traffic or {OWN: 1.0}, tuning.shadow, tuning.shadow_fraction if tuning.shadow else 0.0)
+    def from_config(cls, config: IngressConfig) -> TrafficSplit:
+        """Build the split that the settings describe."""
+        return cls(config.traffic or {MAIN: 1.0}, config.shadow, config.shadow_fraction if config.shadow else 0.0)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """All variants, the one with the largest share first."""
+        """All variants, largest share first, the shadow last."""
         ranked = sorted(self.shares, key=lambda name: -self.shares[name])
         return tuple(ranked) if self.shadow is None else tuple(dict.fromkeys((*ranked, self.shadow)))
 
     @cached_property
     def serving(self) -> dict[str, float]:
-        """The variants that get requests nobody has named one for."""
+        """Shares above 0: the variants for requests that name none."""
         return {name: share for name, share in self.shares.items() if share > 0}
 
 
-def pick(shares: Mapping[str, float], client: str | None = None) -> str:
+def pick_variant(shares: Mapping[str, float], client: str | None = None) -> str:
     """Choose a variant by its share.
 
-    A client keeps its variant as long as the shares stay (weighted rendezvous hashing): from 5 % to
-    10 % only the missing 5 % of the clients change theirs. Without one, chance decides each time.
+    With a client key, the same client gets the same variant as long as the shares stay: from 5 % to 10 % only the
+    additional 5 % of the clients change variants. Without a key, each request is drawn at random.
 
     Args:
         shares: At least one, all above 0.
-        client: Whatever names the client.
+        client: A key that names the client.
+
+    Source:
+        Weighted rendezvous hashing: Thaler and Ravishankar 1998, "Using name-based mappings to increase hit rates";
+        the logarithmic weights after Schindelhauer and Schomaker 2005, "Weighted distributed hash tables".
     """
     if client is None:
         return random.choices([*shares], [*shares.values()])[0]
 
     def score(name: str) -> float:
         digest = hashlib.blake2b(f"{name}\0{client}".encode(), digest_size=8).digest()
-        uniform = ((int.from_bytes(digest) >> 12) + 0.5) / 2**52  # never 0 nor 1
+        uniform = ((int.from_bytes(digest) >> 12) + 0.5) / 2**52  # strictly between 0 and 1
         return -shares[name] / math.log(uniform)
 
     return max(shares, key=score)

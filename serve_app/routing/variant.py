@@ -1,4 +1,4 @@
-"""Stage 1/3 · one variant of the model as the ingress reaches it: images go there in groups. Knows no Ray."""
+"""One model variant as the ingress reaches it: images go to it in groups, its state is known."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import asyncio
 import math
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import Protocol
 
 from serve_app.batcher import MicroBatcher
 from serve_app.config import BatchConfig, IngressConfig, MiB
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.http.service import Answer, Wanted
-from serve_app.messages import ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.observability import tracing
 
-MAX_CALL_BYTES = 32 * MiB  # half of what configs/ray.env lets a call carry
-ASK_AGAIN_S = 0.5
-PROOF_S = 1.0  # an answer that recent says more than a ping, for which a busy stage may be too late
+MAX_CALL_BYTES = 32 * MiB  # half of the largest gRPC message that configs/ray.env allows
+RETRY_S = 0.5
+RECENT_S = 1.0  # a result within this time proves more than a ping, which a busy stage may answer too late
 
 
 class VariantClient(Protocol):
-    """The way to one variant."""
+    """The connection to one variant."""
 
-    async def send(self, wanted: list[Wanted], company: int) -> list[Answer | ServiceError]:
-        """Have images classified; company as in MicroBatcher.
+    async def send(
+        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
+        """Classify images.
+
+        Args:
+            requests: A group of images.
+            in_flight_hint: See MicroBatcher.submit.
 
         Raises:
-            NotReadyError: Nobody is there to do it.
+            NotReadyError: No replica is available (503).
+            OverloadedError: The queues of the next stage are full (503).
         """
 
-    async def ask(self) -> ModelState:
-        """Ask one of its replicas what it serves.
+    async def fetch_state(self) -> ModelState:
+        """Ask one of its replicas for its state.
 
         Raises:
             NotReadyError: None answers.
@@ -40,90 +45,100 @@ class VariantClient(Protocol):
 
 
 class Variant:
-    """One variant: images go to it in groups."""
+    """Sends images to one variant in groups and remembers its state.
 
-    def __init__(self, name: str, link: VariantClient, grouping: tuple[BatchConfig, int]) -> None:
-        """Send nothing yet."""
+    Attributes:
+        name: Key in the setting ``traffic``.
+        state: What its replicas serve, as last reported; None before the first report.
+        unavailable_reason: Why it gets no requests; None while it gets them.
+        counts: Images by outcome: ``ok`` or the code of the error.
+    """
+
+    def __init__(self, name: str, client: VariantClient, config: IngressConfig) -> None:
+        """Keep the connection; nothing is sent yet."""
         self.name = name
-        self.state: ModelState | None = None  # as last heard
-        self.trouble: str | None = None  # why it gets no requests, while it gets none
+        self.state: ModelState | None = None
+        self.unavailable_reason: str | None = None
         self.counts: Counter[str] = Counter()
-        self._link = link
-        self._under_way = 0
-        self._answered = -math.inf
-        self._asking: asyncio.Task[ModelState] | None = None
-        self._groups: MicroBatcher[Wanted, Answer] = MicroBatcher(
-            self._send, *grouping, weigh=lambda wanted: len(wanted.encoded), max_weight=MAX_CALL_BYTES
+        self._client = client
+        self._in_flight = 0
+        self._last_result = -math.inf
+        self._refreshing: asyncio.Task[ModelState] | None = None
+        self._groups: MicroBatcher[ClassifyRequest[bytes], ClassifyResult] = MicroBatcher(
+            self._send, *_grouping(config), weigh=lambda request: len(request.image), max_weight=MAX_CALL_BYTES
         )
-        self.reconfigure = self._groups.reconfigure
 
-    async def classify(self, wanted: Wanted) -> Answer:
-        """Classify one image, in a group with those that come meanwhile."""
-        if self.state is None:  # else requests would wait their whole deadline for a model that never comes
-            await self.ask()
-        self._under_way += 1
+    def reconfigure(self, config: IngressConfig) -> None:
+        """Group images by other settings."""
+        self._groups.reconfigure(*_grouping(config))
+
+    async def classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult:
+        """Classify one image, in one call with others that arrive at the same time.
+
+        Raises:
+            ServiceError: The image cannot be classified.
+        """
+        if self.state is None:  # else images would wait until their deadline for a model that never comes
+            await self.fetch_state()
+        self._in_flight += 1
         try:
-            sent = await self._groups.submit(wanted)
+            sent = await self._groups.submit(request)
         except NotReadyError as error:
-            self.trouble = str(error)
+            self.unavailable_reason = str(error)
             raise
         finally:
-            self._under_way -= 1
-        self._answered = time.monotonic()
-        answer = sent.value
-        tracing.record(
-            wanted.deadline.origin, "queue", sent.queue_s, sent.model_s, stage="ingress", group=sent.batch_size
-        )
-        if self.state and answer.model != self.state.card.ref:  # other weights took over
-            self.hear()
-        return replace(
-            answer, timings_ms={**answer.timings_ms, "queue": answer.timings_ms["queue"] + sent.queue_s * 1000}
-        )
+            self._in_flight -= 1
+        self._last_result = time.monotonic()
+        result = sent.value
+        tracing.record(request.context, "queue", sent.queue_s, sent.run_s, stage="ingress", group=sent.batch_size)
+        if self.state and result.model != self.state.card.ref:  # its weights were replaced
+            self.refresh()
+        result.timings_ms["queue"] += sent.queue_s * 1000
+        return result
 
-    async def prove(self) -> None:
-        """Return if it has just answered an image, else once it is heard from.
+    async def ensure_alive(self) -> None:
+        """Return if it gave a result within the last second, else once it reports its state.
 
         Raises:
-            NotReadyError: It does not answer.
+            NotReadyError: It does not report.
         """
-        if self.trouble or time.monotonic() - self._answered > PROOF_S:
-            await self.ask()
+        if self.unavailable_reason or time.monotonic() - self._last_result > RECENT_S:
+            await self.fetch_state()
 
-    async def ask(self) -> ModelState:
-        """Hear what it serves; all who ask at a time share one answer.
+    async def fetch_state(self) -> ModelState:
+        """Return its current state; concurrent callers share one call.
 
         Raises:
-            NotReadyError: It does not answer.
+            NotReadyError: It does not report.
         """
-        return await asyncio.shield(self.hear())
+        return await asyncio.shield(self.refresh())
 
-    def hear(self) -> asyncio.Task[ModelState]:
-        """Start asking, if nobody does already."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self._asking
+    def refresh(self) -> asyncio.Task[ModelState]:
+        """Start fetching the state, unless a fetch is in progress."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._fetch())
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._refreshing
 
     async def close(self) -> None:
-        """Take no more images; those under way are answered."""
-        while self._under_way:
-            await asyncio.sleep(ASK_AGAIN_S)
+        """Wait for the images in flight, then stop."""
+        while self._in_flight:
+            await asyncio.sleep(RETRY_S)
         await self._groups.close()
 
-    async def _ask(self) -> ModelState:
+    async def _fetch(self) -> ModelState:
         try:
-            self.state = await self._link.ask()
+            self.state = await self._client.fetch_state()
         except NotReadyError as error:
-            if self.state is None:  # one that has answered before may just be busy
-                self.trouble = str(error)
+            if self.state is None:  # a variant that has reported before may only be busy
+                self.unavailable_reason = str(error)
             raise
-        self.trouble = None
+        self.unavailable_reason = None
         return self.state
 
-    async def _send(self, wanted: list[Wanted]) -> list[Answer | ServiceError]:
-        return await self._link.send(wanted, self._under_way)
+    async def _send(self, requests: list[ClassifyRequest[bytes]]) -> list[ClassifyResult | ServiceError]:
+        return await self._client.send(requests, self._in_flight)
 
 
-def grouping(tuning: IngressConfig) -> tuple[BatchConfig, int]:
-    """How images are grouped on their way to a variant."""
-    return BatchConfig(max_batch_size=tuning.max_group_size, max_batch_wait_ms=0), tuning.max_inflight_groups
+def _grouping(config: IngressConfig) -> tuple[BatchConfig, int]:
+    return BatchConfig(max_batch_size=config.max_group_size, max_batch_wait_ms=0), config.max_inflight_groups

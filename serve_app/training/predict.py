@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from serve_app.errors import DatasetError, ServiceError
 from serve_app.inference.engine import ResNetEngine
-from serve_app.messages import ClassifyItem
+from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ModelCard
 from serve_app.preprocessing.transform import preprocess
 from serve_app.training.data import MAX_PIXELS
@@ -49,9 +49,9 @@ def predict(model: ResNet, card: ModelCard, files: Sequence[tuple[Path, int]]) -
     """
     engine, classes = ResNetEngine(model, card), len(card.labels)
 
-    def item(path: Path) -> ClassifyItem:
+    def item(path: Path) -> ClassifyRequest[np.ndarray]:
         try:
-            return ClassifyItem(preprocess(path.read_bytes(), card.transform, MAX_PIXELS).pixels, classes)
+            return ClassifyRequest(preprocess(path.read_bytes(), card.transform, MAX_PIXELS).pixels, classes)
         except ServiceError as error:
             raise DatasetError(f"{path}: {error}") from error
 

@@ -6,97 +6,107 @@ import asyncio
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from serve_app.batcher import MicroBatcher, ThreadRunner
-from serve_app.config import (
-    AdmissionConfig,
-    BatchConfig,
-    EngineConfig,
-    JobsConfig,
-    KeysConfig,
-    LimitsConfig,
-    ResponseConfig,
-    WeightsConfig,
-)
-from serve_app.deadline import Deadline
-from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
+from serve_app.config import BatchConfig, IngressConfig, KeysConfig, LimitsConfig, WeightsConfig
+from serve_app.errors import NotReadyError, ServiceError
 from serve_app.http.auth import Keys
-from serve_app.http.service import Answer, Choice, Log
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
-from serve_app.messages import Classification, ClassifyItem, Explain
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.model_card import ModelCard
 from serve_app.observability.feedback_store import Feedback
+from serve_app.observability.prediction_log import PredictionLog
 from serve_app.preprocessing.transform import preprocess
-from serve_app.routing.traffic_split import OWN
+from serve_app.routing.router import VariantRouter
+from serve_app.routing.shadow import Comparison
 
 
 @cache
 def load(weights: WeightsConfig) -> tuple[ResNetEngine, ModelCard]:
-    """Once for all tests: finding the fastest runtime takes seconds."""
+    """Load a model once for all tests: finding the fastest runtime takes seconds."""
     model, card = load_model(weights)
     return ResNetEngine(model, card), card
 
 
-class LocalService:
+class NoMetrics:
+    """Counts nothing."""
+
+    def add_result(self, variant: str, result: ClassifyResult, seconds: float) -> None: ...
+
+    def add_error(self, variant: str, code: str) -> None: ...
+
+    def add_comparison(self, variant: str, version: str, comparison: Comparison) -> None: ...
+
+
+class LocalClient:
     """Stages 2 and 3 by plain calls.
 
     Attributes:
-        failing: Raised for the next images instead of an answer, to see what the API makes of it.
-        delay_s: How much slower each image is.
+        failing: Raised instead of a result, to see how the API reports it.
+        delay_s: Additional time per call, in seconds.
     """
 
-    def __init__(self, weights: WeightsConfig, limits: LimitsConfig | None = None) -> None:
-        engine, self._card = load(weights)
-        self.limits, self.tuning, self.admission = limits or LimitsConfig(), ResponseConfig(), AdmissionConfig()
-        self.room, self.keys, self.cors_origins = 8, Keys(KeysConfig()), ()
-        self.log: Log | None = None
-        self.feedback: Feedback | None = None
-        self.jobs: JobsConfig | None = None
+    def __init__(self, weights: WeightsConfig) -> None:
+        engine, self.card = load(weights)
         self._weights = weights
-        self._batcher: MicroBatcher[ClassifyItem, Classification] = MicroBatcher(
+        self._batcher: MicroBatcher[ClassifyRequest[np.ndarray], ClassifyResult] = MicroBatcher(
             ThreadRunner(engine.classify), BatchConfig()
         )
         self.failing: Exception | None = None
         self.delay_s = 0.0
 
-    def choose(self, asked: str | None = None, client: str | None = None) -> Choice:
-        if asked not in (None, OWN):
-            raise UnknownModelError(f"X-Model: no variant {asked!r} here")
-        return Choice(OWN)
-
-    def cards(self) -> dict[str, ModelCard]:
-        return {OWN: self._card}
-
-    async def classify(
-        self, choice: Choice, encoded: bytes, top_k: int, explain: Explain, deadline: Deadline
-    ) -> Answer:
+    async def send(
+        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
+    ) -> list[ClassifyResult | ServiceError]:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing
-        image = preprocess(encoded, self._card.transform, self.limits.max_pixels)
-        batched = await self._batcher.submit(ClassifyItem(image.pixels, top_k, explain))
-        times = {"decode": 1.0, "queue": batched.queue_s * 1000, "model": batched.model_s * 1000}
-        labels = dict(enumerate(self._card.labels))
-        return Answer(
-            image.info,
-            batched.value,
-            self._card.ref,
-            labels,
-            times,
-            batched.batch_size,
-            abstain_below=self._card.abstain_below,
-        )
+        return await asyncio.gather(*map(self._classify, requests))
 
-    async def recipe(self, variant: str) -> tuple[WeightsConfig, EngineConfig, ModelCard]:
-        return self._weights, EngineConfig(), self._card
-
-    async def start_jobs(self) -> None:
-        """Nobody works them off: they wait."""
-
-    async def check_ready(self) -> None:
+    async def fetch_state(self) -> ModelState:
         if isinstance(self.failing, ServiceError):
             raise NotReadyError("the classify stage does not answer yet")
+        return ModelState(card=self.card, weights=self._weights)
+
+    async def _classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult | ServiceError:
+        try:
+            pixels, info = preprocess(request.image, self.card.transform, request.max_pixels)
+        except ServiceError as error:
+            return error
+        done = await self._batcher.submit(request.with_crop(pixels))
+        result = done.value
+        result.image, result.batch_size = info, done.batch_size
+        result.timings_ms = {"decode": 1.0, "queue": done.queue_s * 1000, "model": done.run_s * 1000}
+        return result
+
+
+class LocalService:
+    """Implements http.service.Service.
+
+    Attributes:
+        client: The connection to the only variant.
+    """
+
+    def __init__(self, weights: WeightsConfig, limits: LimitsConfig | None = None) -> None:
+        self.config = IngressConfig(limits=limits or LimitsConfig(), max_inflight_groups=1, max_group_size=8)
+        self.keys = Keys(KeysConfig())
+        self.prediction_log: PredictionLog | None = None
+        self.feedback: Feedback | None = None
+        self.client = LocalClient(weights)
+        self.router = VariantRouter(lambda name: self.client, NoMetrics())
+        self.router.reconfigure(self.config)
+        # As a started replica does, it knows its model before the first request.
+        self.router._variant("main").state = ModelState(card=self.client.card, weights=weights)
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings live."""
+        self.config = self.config.model_copy(update=settings)
+
+    async def start_jobs(self) -> None:
+        """Start nothing: jobs stay queued."""
 
     async def describe(self) -> dict[str, Any]:
         classifier = {"status": "HEALTHY", "replicas": {"RUNNING": 1}, "message": ""}
-        return {"deployments": {"Classifier": classifier}}
+        return {"deployments": {"Classifier": classifier}, "refused": None}

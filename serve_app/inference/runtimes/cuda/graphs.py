@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serve_app.inference.head import Head
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, exact
-from serve_app.messages import Classification, ClassifyItem
+from serve_app.messages import ClassifyRequest, ClassifyResult
 
 LARGEST = 256  # a larger batch is split
 WARM_UPS = 3  # before a graph is recorded: libraries set themselves up
@@ -110,7 +110,7 @@ class Batch:
         self._staged_best = stream.pinned(self._best.shape, torch.float32)
         self._staged_maps = stream.pinned(self._maps.shape, torch.float32)
 
-    def __call__(self, items: Sequence[ClassifyItem]) -> list[Classification]:
+    def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
         """Classify at most as many images as it was made for; not for two threads at a time.
 
         Raises:
@@ -120,7 +120,7 @@ class Batch:
         n, rows = len(items), 1 + 2 * self._head.k(items)
         wanted = torch.tensor([self._class_id(item) for item in items])
         asked = [i for i, item in enumerate(items) if item.explain is not None]
-        np.stack([item.pixels for item in items], out=self._staged_pixels.numpy()[:n])
+        np.stack([item.image for item in items], out=self._staged_pixels.numpy()[:n])
         with self._stream.current():
             self._pixels[:n].copy_(self._staged_pixels[:n], non_blocking=True)
             self.run()
@@ -131,7 +131,7 @@ class Batch:
                 self._map()
                 self._staged_maps.copy_(self._maps, non_blocking=True)
             self._stream.wait()
-        return self._head.answers(items, self._staged_best[:rows, :n].numpy(), self._staged_maps.numpy()[asked])
+        return self._head.results(items, self._staged_best[:rows, :n].numpy(), self._staged_maps.numpy()[asked])
 
     def _classify(self) -> None:
         self._features = self._backbone.forward(self._pixels)
@@ -141,7 +141,7 @@ class Batch:
         best = self._best[2].long()
         self._maps = self._head.maps(self._features, torch.where(self._explained == BEST, best, self._explained))
 
-    def _class_id(self, item: ClassifyItem) -> int:
+    def _class_id(self, item: ClassifyRequest[np.ndarray]) -> int:
         if item.explain is None or item.explain == "top":
             return BEST
         if not 0 <= item.explain < self._head.classes:
@@ -203,7 +203,7 @@ class CudaGraphRunner:
             self.sizes = wanted
 
     @torch.inference_mode()
-    def __call__(self, items: Sequence[ClassifyItem]) -> list[Classification]:
+    def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
         """Classify a batch in the next free lane, in parts if it is larger than the largest recorded."""
         sizes, answers = self.sizes, []
         with self.lane() as lane:

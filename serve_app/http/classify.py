@@ -1,0 +1,109 @@
+"""POST /v1/classify, and POST /predict in the shape of the original app."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response
+
+from serve_app.errors import InvalidParameterError
+from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.openapi import IMAGES_BODY, PROBLEMS
+from serve_app.http.responses import (
+    omit_model,
+    problem_response,
+    request_problem,
+    response_model,
+    server_timing,
+    stream_results,
+    summarize,
+)
+from serve_app.http.schemas import ClassifyResponse, ImageResult
+from serve_app.http.service import Service
+from serve_app.http.uploads import Parameters, read_uploads
+
+JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+
+
+def create_router(service: Service, fan_out: FanOut) -> APIRouter:
+    """Build the routes.
+
+    Args:
+        service: Settings and model variants.
+        fan_out: Classifies the images of a request.
+    """
+    router = APIRouter()
+
+    async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
+        choice = service.router.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))
+        uploads, parameters = await read_uploads(request, service.config.limits)
+        if card := service.router.cards().get(choice.variant):
+            request.state.model = card.ref
+            _check_explain_class(parameters, len(card.labels))
+        return fan_out.start(uploads, parameters, choice, request.state)
+
+    async def finish(request: Request) -> list[ImageResult]:
+        results = await gather_results(await start(request))
+        if model := response_model(results):
+            request.state.model = model
+        return [omit_model(result, model) for result in results]
+
+    @router.post(
+        "/v1/classify",
+        response_model=ClassifyResponse,
+        openapi_extra={"requestBody": IMAGES_BODY},
+        responses=PROBLEMS,
+        summary="Classify one or many images",
+    )
+    async def classify(request: Request, _documented: Annotated[Parameters, Query()]) -> Response:
+        """Send one image as the body, several images as a form (repeat `images`), or base64 in JSON.
+
+        If a single image fails, the response has that image's status and problem+json. With several images the
+        status is 200, and each image has its own result. `Accept: application/jsonl` streams each result when it is
+        ready, then a summary.
+        """
+        if any(kind in request.headers.get("accept", "") for kind in JSONL):
+            tasks = await start(request)
+            lines = stream_results(tasks, request.state.model, request.state.id)
+            return StreamingResponse(lines, media_type=JSONL[0])
+        results = await finish(request)
+        if problem := request_problem(results):
+            return problem_response(problem)
+        body = ClassifyResponse(
+            id=request.state.id, model=request.state.model, results=results, summary=summarize(results)
+        )
+        headers = {"Server-Timing": server_timing(results, request.state.start)}
+        return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+
+    @router.post(
+        "/predict",
+        openapi_extra={"requestBody": IMAGES_BODY},
+        responses=PROBLEMS,
+        summary="Classify images, in the shape of the original app",
+    )
+    async def predict(request: Request) -> Response:
+        """Return a list of `[label, probability]` pairs per image; a failed image gives its problem instead."""
+        results = await finish(request)
+        if problem := request_problem(results):
+            return problem_response(problem)
+        return JSONResponse(
+            [
+                result.error.model_dump()
+                if result.error
+                else [[prediction.label, prediction.score] for prediction in result.predictions or ()]
+                for result in results
+            ],
+            headers={"Server-Timing": server_timing(results, request.state.start)},
+        )
+
+    return router
+
+
+def _check_explain_class(parameters: Parameters, classes: int) -> None:
+    if parameters.explain_class is not None and parameters.explain_class >= classes:
+        raise InvalidParameterError(
+            f"explain_class: {parameters.explain_class} is not a class id; the largest is {classes - 1}"
+        )

@@ -1,0 +1,83 @@
+"""GET routes about the service itself: health, models and labels, status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from serve_app.config import ResponseConfig
+from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.http.admission import AdmissionController
+from serve_app.http.openapi import PROBLEMS
+from serve_app.http.service import Service
+from serve_app.observability.stats import Stats
+from serve_app.preprocessing.decode import FORMATS
+
+
+def create_router(service: Service, admission: AdmissionController, stats: Stats) -> APIRouter:
+    """Build the routes.
+
+    Args:
+        service: Settings and model variants.
+        admission: Counts the images in flight.
+        stats: Totals of this ingress replica.
+    """
+    router = APIRouter()
+
+    @router.get("/healthz", summary="Liveness: the process runs")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", responses={503: PROBLEMS[503]}, summary="Readiness: a model answers")
+    async def readyz() -> dict[str, str]:
+        await service.router.check_ready()
+        return {"status": "ready", "version": service.router.first_card().version}
+
+    @router.get("/v1/models", responses={503: PROBLEMS[503]}, summary="Served models, limits and accepted formats")
+    async def models() -> dict[str, Any]:
+        service.router.first_card()
+        config = service.config
+        return {
+            "models": [
+                {"variant": name, "classes": len(card.labels)}
+                | card.model_dump(mode="json", exclude={"labels": True, "int8": {"ranges"}})
+                for name, card in service.router.cards().items()
+            ],
+            "limits": config.limits.model_dump(),
+            "defaults": config.model_dump(include=set(ResponseConfig.model_fields)),
+            "formats": [name.lower() for name in FORMATS],
+            "feedback": service.feedback and {"keep_images": service.feedback.keep_images},
+        }
+
+    @router.get(
+        "/v1/models/{name}/labels",
+        responses={404: {"description": "Unknown model"}, 503: PROBLEMS[503]},
+        summary="Class names by class id; X-Model selects another variant",
+    )
+    async def labels(request: Request, name: str) -> dict[str, Any]:
+        variant = request.headers.get("x-model")
+        if variant is None:
+            card = service.router.first_card()
+        else:
+            known = service.router.cards().get(service.router.choose(variant).variant)
+            if known is None:
+                raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
+            card = known
+        if name != card.name:
+            raise UnknownModelError(f"there is no model {name!r}; the model is {card.name!r}")
+        return {"name": name, "version": card.version, "labels": card.labels}
+
+    @router.get("/v1/status", summary="State of the service, and totals of this ingress replica since its start")
+    async def status() -> dict[str, Any]:
+        described = {**await service.describe(), **await service.router.describe()}
+        cards = list(service.router.cards().values())
+        return {
+            "model": cards[0].ref.model_dump() if cards else None,
+            **described,
+            "admission": admission.snapshot(),
+            "prediction_log": service.prediction_log and service.prediction_log.snapshot(),
+            **stats.snapshot(),
+        }
+
+    return router
