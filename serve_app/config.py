@@ -20,7 +20,16 @@ class FrozenModel(BaseModel):
     """Immutable, and closed: an unknown or misspelled knob is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    renamed: ClassVar[Mapping[str, str]] = {}  # key of version 0.1 -> the key of today
+
+
+class Settings(FrozenModel):
+    """Settings whose old names give an error that says the new name.
+
+    Attributes:
+        renamed: Key of version 0.1 -> key of today.
+    """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +89,7 @@ class LimitsConfig(FrozenModel):
     deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
 
 
-class AdmissionConfig(FrozenModel):
+class AdmissionConfig(Settings):
     """How much one ingress replica lets in; what is over it is refused with 503 and Retry-After."""
 
     renamed = {
@@ -116,7 +125,7 @@ class KeysConfig(FrozenModel):
         return any(source is not None for source in (self.hashes, self.file, self.env))
 
 
-class PredictionLogConfig(FrozenModel):
+class PredictionLogConfig(Settings):
     """The prediction log: one row per image answered."""
 
     renamed = {
@@ -139,7 +148,7 @@ class FeedbackConfig(FrozenModel):
     )
 
 
-class JobsConfig(FrozenModel):
+class JobsConfig(Settings):
     """Batch jobs over HTTP."""
 
     renamed = {
@@ -170,7 +179,7 @@ class AppConfig(FrozenModel):
     engine: EngineConfig = EngineConfig()
 
 
-class BatchConfig(FrozenModel):
+class BatchConfig(Settings):
     """How batches form."""
 
     renamed = {
@@ -195,7 +204,7 @@ class ClassifierConfig(BatchConfig):
     )
 
 
-class ResponseConfig(FrozenModel):
+class ResponseConfig(Settings):
     """What an answer holds when its request does not say."""
 
     top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")

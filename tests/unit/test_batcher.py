@@ -1,62 +1,75 @@
-"""Stage 3: batches form by themselves, full under load, at once when alone, and isolate failures."""
+"""Batches: full under load, without a wait when idle, and isolated failures."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig
+from tests.support.clock import in_virtual_time
 
 
 class Model:
-    """Doubles numbers; raises on negative ones; remembers its batches."""
+    """Doubles numbers and remembers its batches; raises on negative numbers."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.seconds = seconds
 
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.batches.append(list(items))
-        time.sleep(self.seconds)
         if any(item < 0 for item in items):
             raise ValueError(f"negative in {items}")
         return [2 * item for item in items]
 
 
-async def test_results_reach_their_callers() -> None:
+class SlowModel(Model):
+    """Takes time on the loop's clock."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def run(self, items: list[int]) -> list[int]:
+        await asyncio.sleep(self.seconds)
+        return self(items)
+
+
+async def test_each_caller_gets_its_result() -> None:
+    """Fifty concurrent submissions each get the result of their own item."""
     batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=4))
     results = await asyncio.gather(*(batcher.submit(i, 50) for i in range(50)))
     assert [result.value for result in results] == [2 * i for i in range(50)]
     await batcher.close()
 
 
-async def test_a_busy_model_gathers_full_batches() -> None:
+@in_virtual_time
+async def test_a_busy_model_gets_full_batches() -> None:
     """While one batch runs, the next fills up to the maximum."""
-    model = Model(0.02)
-    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=8, max_batch_wait_ms=0))
+    model = SlowModel(0.02)
+    batcher = MicroBatcher(model.run, BatchConfig(max_batch_size=8, max_batch_wait_ms=0))
     results = await asyncio.gather(*(batcher.submit(i) for i in range(33)))
     assert [len(batch) for batch in model.batches] == [8, 8, 8, 8, 1]
     assert max(result.batch_size for result in results) == 8
     await batcher.close()
 
 
-async def test_alone_means_no_wait() -> None:
-    """A single image does not wait for company that nobody announced."""
-    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
-    result = await batcher.submit(1)
-    assert result.queue_s < 0.2
+@in_virtual_time
+async def test_a_lone_item_does_not_wait() -> None:
+    """Without announced items a batch of one starts at once."""
+    batcher = MicroBatcher(SlowModel(0.02).run, BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
+    assert (await batcher.submit(1)).queue_s == 0
     await batcher.close()
 
 
-async def test_announced_company_is_waited_for() -> None:
-    """Images that are on their way share the batch of the first."""
-    model = Model()
-    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
+@in_virtual_time
+async def test_announced_items_share_the_batch() -> None:
+    """An item waits for the items that its hint announces."""
+    model = SlowModel(0)
+    batcher = MicroBatcher(model.run, BatchConfig(max_batch_size=8, max_batch_wait_ms=1000))
 
     async def late(i: int) -> None:
         await asyncio.sleep(0.02 * i)
@@ -67,58 +80,49 @@ async def test_announced_company_is_waited_for() -> None:
     await batcher.close()
 
 
-async def test_few_items_are_spread_over_the_lanes() -> None:
-    """Two cores and eight images: four each, and a batch that runs does not take what the other core could."""
+@in_virtual_time
+async def test_few_items_are_split_between_the_workers() -> None:
+    """Eight items on two cores make batches of four; when many more are announced, batches are full."""
     records: list[BatchRecord] = []
-    batcher = MicroBatcher(
-        ThreadRunner(Model(), 2), BatchConfig(max_batch_size=8), workers=2, spread=True, on_batch=records.append
-    )
+    config = BatchConfig(max_batch_size=8)
+    batcher = MicroBatcher(SlowModel(0.02).run, config, workers=2, balance=True, on_batch=records.append)
     await asyncio.gather(*(batcher.submit(i, 8) for i in range(8)))
     assert [record.size for record in records] == [4, 4]
     records.clear()
-    await asyncio.gather(*(batcher.submit(i, 64) for i in range(16)))  # many more are coming: no reason to split
+    await asyncio.gather(*(batcher.submit(i, 64) for i in range(16)))
     assert [record.size for record in records] == [8, 8]
     await batcher.close()
 
 
-async def test_what_is_left_is_shared_with_the_lane_that_is_free_next() -> None:
-    """Twenty images that came in one request, on two cores: eight each, and the last four are not one core's alone."""
-    gates: dict[int, asyncio.Event] = {}
+@in_virtual_time
+async def test_the_last_items_are_shared_with_the_next_free_worker() -> None:
+    """Of twenty items on two cores, eight run on each; the last four are split between the cores."""
     sizes: list[int] = []
 
     async def run(items: list[int]) -> list[int]:
         sizes.append(len(items))
-        gate = gates[len(sizes)] = asyncio.Event()
-        await gate.wait()
+        await asyncio.sleep(0.1 if len(sizes) == 1 else 0.11)  # the second batch ends just after the first
         return items
 
-    batcher = MicroBatcher(run, BatchConfig(max_batch_size=8), workers=2, spread=True)
-    answers = asyncio.gather(*(batcher.submit(i, 20) for i in range(20)))
-    await asyncio.sleep(0.1)
-    assert sizes == [8, 8]
-    gates[1].set()  # the other must be about to end too
-    await asyncio.sleep(0.01)
-    assert sizes[2] in (2, 3)
-    for gate in gates.values():
-        gate.set()
-    await asyncio.sleep(0.01)
+    batcher = MicroBatcher(run, BatchConfig(max_batch_size=8), workers=2, balance=True)
+    results = await asyncio.gather(*(batcher.submit(i, 20) for i in range(20)))
+    assert sizes[:2] == [8, 8]
+    assert max(sizes[2:]) <= 3
     assert sum(sizes) == 20
-    for gate in gates.values():
-        gate.set()
-    assert [answer.value for answer in await answers] == [*range(20)]
+    assert [result.value for result in results] == [*range(20)]
     await batcher.close()
 
 
-async def test_the_wait_has_an_end() -> None:
-    """Company that never comes costs max_batch_wait_ms, not more."""
-    batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=8, max_batch_wait_ms=50))
-    result = await batcher.submit(1, company=5)
-    assert 0.04 < result.queue_s < 0.5
+@in_virtual_time
+async def test_the_wait_is_bounded() -> None:
+    """Announced items that never arrive cost max_batch_wait_ms."""
+    batcher = MicroBatcher(SlowModel(0).run, BatchConfig(max_batch_size=8, max_batch_wait_ms=50))
+    assert (await batcher.submit(1, in_flight_hint=5)).queue_s == pytest.approx(0.05)
     await batcher.close()
 
 
-async def test_a_failure_costs_only_its_own_item() -> None:
-    """One bad item among sixteen: fifteen results, one error, and the batcher goes on."""
+async def test_only_the_item_at_fault_fails() -> None:
+    """One bad item among sixteen gives fifteen results and one error, and the batcher continues."""
     records: list[BatchRecord] = []
     batcher = MicroBatcher(ThreadRunner(Model()), BatchConfig(max_batch_size=16), on_batch=records.append)
     results = await asyncio.gather(
@@ -132,16 +136,18 @@ async def test_a_failure_costs_only_its_own_item() -> None:
 
 
 async def test_a_wrong_number_of_results_is_an_error() -> None:
+    """A model that returns too few results fails its batch."""
     batcher = MicroBatcher(ThreadRunner(lambda items: []), BatchConfig())
     with pytest.raises(RuntimeError, match="1 items gave 0 results"):
         await batcher.submit(1)
     await batcher.close()
 
 
-async def test_work_nobody_waits_for_is_not_done() -> None:
-    """A caller that gives up while queued leaves the queue."""
-    model = Model(0.05)
-    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=1))
+@in_virtual_time
+async def test_a_cancelled_item_is_not_run() -> None:
+    """A caller that is cancelled while queued leaves the queue."""
+    model = SlowModel(0.05)
+    batcher = MicroBatcher(model.run, BatchConfig(max_batch_size=1))
     first = asyncio.create_task(batcher.submit(1))
     await asyncio.sleep(0.01)
     second, third = (asyncio.create_task(batcher.submit(i)) for i in (2, 3))
@@ -152,9 +158,11 @@ async def test_work_nobody_waits_for_is_not_done() -> None:
     await batcher.close()
 
 
-async def test_tuning_is_live() -> None:
-    model = Model(0.01)
-    batcher = MicroBatcher(ThreadRunner(model), BatchConfig(max_batch_size=1))
+@in_virtual_time
+async def test_settings_change_live() -> None:
+    """A larger max_batch_size holds from the next batch on."""
+    model = SlowModel(0.01)
+    batcher = MicroBatcher(model.run, BatchConfig(max_batch_size=1))
     await asyncio.gather(*(batcher.submit(i) for i in range(4)))
     batcher.reconfigure(BatchConfig(max_batch_size=4))
     await asyncio.gather(*(batcher.submit(i, 4) for i in range(4)))
@@ -163,27 +171,22 @@ async def test_tuning_is_live() -> None:
 
 
 async def test_the_event_loop_stays_free() -> None:
-    """The model runs in its own thread, always the same one."""
-    threads = []
+    """The model runs in one thread of its own; the loop handles events while a batch runs."""
+    names: list[str] = []
+    started, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
     def run(items: Sequence[int]) -> Sequence[int]:
-        threads.append(threading.current_thread().name)
-        time.sleep(0.05)
+        names.append(threading.current_thread().name)
+        loop.call_soon_threadsafe(started.set)
+        may_end.wait(60)
         return items
 
     batcher = MicroBatcher(ThreadRunner(run), BatchConfig())
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.005)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
-    for i in range(3):
-        await batcher.submit(i)
-    ticking.cancel()
-    assert ticks >= 5
-    assert set(threads) == {"model_0"}
+    first = asyncio.create_task(batcher.submit(1))
+    await started.wait()  # only a free loop gets here
+    may_end.set()
+    await first
+    await batcher.submit(2)
+    assert names == ["model_0", "model_0"]
     await batcher.close()

@@ -1,50 +1,81 @@
-"""What stands before Ray Serve."""
+"""The middleware of every request: refusals before the body is read, deadlines, slow bodies."""
 
 from __future__ import annotations
 
-from starlette.types import Message, Receive, Scope, Send
+import asyncio
+from collections.abc import Iterator
+from typing import Any
 
-from serve_app.http.middleware import BufferedHeadMiddleware, outermost
+import pytest
+from starlette.testclient import TestClient
 
-HEAD: Message = {"type": "http.response.start", "status": 200, "headers": []}
-BODY: list[Message] = [
-    {"type": "http.response.body", "body": b"one", "more_body": True},
-    {"type": "http.response.body", "body": b"two"},
-]
+from serve_app.config import AdmissionConfig, LimitsConfig, WeightsConfig
+from serve_app.http.app import create_app
+from tests.conftest import make_photo
+from tests.support.local_service import LocalService
+
+PHOTO = make_photo()
+PATHS = ("/v1/classify", "/predict", "/v2/models/resnet18/infer")
 
 
-async def run(answer: list[Message]) -> list[tuple[str, list[Message]]]:
-    """What has been sent when the app has said each of these."""
-    sent: list[Message] = []
-    seen = []
+@pytest.fixture
+def service(weights: WeightsConfig) -> LocalService:
+    return LocalService(weights)
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        for message in answer:
-            await send(message)
-            seen.append((message["type"], list(sent)))
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+@pytest.fixture
+def http(service: LocalService) -> Iterator[TestClient]:
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        yield client
 
-    async def receive() -> Message:
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_refusal_has_retry_after(http: TestClient, service: LocalService, path: str) -> None:
+    """An overloaded service answers 503 in the form of the protocol, without looking at the body."""
+    service.configure(admission=AdmissionConfig.model_construct(max_queue_wait_s=1, max_inflight_images=0))
+    response = http.post(path, content=b"not even an image")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert body["error"] if path.startswith("/v2") else body["code"] == "overloaded"
+    assert http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
+def test_a_client_sets_its_deadline(http: TestClient, service: LocalService, path: str) -> None:
+    """A result after the client's deadline is a 504, an invalid deadline a 422."""
+    service.client.delay_s = 60
+    late = http.post(path, content=PHOTO, headers={"X-Request-Timeout-Ms": "50"})
+    assert (late.status_code, late.json()["code"], late.json()["detail"]) == (
+        504,
+        "deadline_exceeded",
+        "no result within 0.05 s",
+    )
+    invalid = http.post(path, content=PHOTO, headers={"X-Request-Timeout-Ms": "soon"})
+    assert (invalid.status_code, invalid.json()["code"]) == (422, "invalid_parameter")
+
+
+async def test_a_body_that_never_ends_is_not_awaited(service: LocalService) -> None:
+    """A body that has not arrived at the deadline is a 408."""
+    service.configure(limits=LimitsConfig(deadline_s=0.1))
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify",
+        "headers": [(b"content-length", b"100")],
+        "query_string": b"",
+    }
+    sent: list[dict[str, Any]] = []
+    chunks = iter([{"type": "http.request", "body": b"x", "more_body": True}])
+
+    async def receive() -> dict[str, Any]:
+        for chunk in chunks:
+            return chunk
+        await asyncio.Event().wait()
         raise AssertionError
 
-    await BufferedHeadMiddleware(app)({"type": "http"}, receive, send)
-    return seen
+    async def send(message: Any) -> None:
+        sent.append(message)
 
-
-async def test_the_head_of_a_response_waits_for_its_body() -> None:
-    """A replica that is killed in between has not begun to answer, so that another one can."""
-    head, first, second = await run([HEAD, *BODY])
-    assert head == ("http.response.start", [])
-    assert first[1] == [HEAD, BODY[0]]
-    assert second[1] == [HEAD, *BODY]
-
-
-async def test_other_messages_pass() -> None:
-    ready: Message = {"type": "lifespan.startup.complete"}
-    assert await run([ready]) == [("lifespan.startup.complete", [ready])]
-
-
-def test_ray_is_told() -> None:
-    assert BufferedHeadMiddleware in [each.cls for each in outermost()]
+    await create_app(service)(scope, receive, send)
+    assert sent[0]["status"] == 408

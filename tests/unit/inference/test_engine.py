@@ -10,7 +10,7 @@ from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import EngineError
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
-from serve_app.messages import ClassifyItem, Explain
+from serve_app.messages import ClassifyRequest, Explain
 
 RUNTIMES = ("torch", "onnxruntime", "winograd", "mnn")
 
@@ -22,9 +22,9 @@ def engine(weights: WeightsConfig, request: pytest.FixtureRequest) -> ResNetEngi
     return ResNetEngine(*load_model(weights), EngineConfig(runtime=request.param))
 
 
-def items(n: int, top_k: int = 6, explain: Explain = None) -> list[ClassifyItem]:
+def items(n: int, top_k: int = 6, explain: Explain = None) -> list[ClassifyRequest[np.ndarray]]:
     random = np.random.default_rng(n)
-    return [ClassifyItem(random.integers(0, 256, (96, 96, 3), np.uint8), top_k, explain) for _ in range(n)]
+    return [ClassifyRequest(random.integers(0, 256, (96, 96, 3), np.uint8), top_k, explain) for _ in range(n)]
 
 
 def by_class(ids: tuple[int, ...], scores: tuple[float, ...]) -> np.ndarray:
@@ -35,7 +35,7 @@ def test_equals_plain_torchvision(engine: ResNetEngine, weights: WeightsConfig) 
     """Folding, uint8 input and another runtime change no score by more than 1e-5, MNN's by 1e-3."""
     model, card = load_model(weights)
     batch = items(8)
-    pixels = torch.stack([torch.from_numpy(item.pixels) for item in batch]).permute(0, 3, 1, 2) / 255
+    pixels = torch.stack([torch.from_numpy(item.image) for item in batch]).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.transform.mean, card.transform.std))
     with torch.inference_mode():
         expected = model((pixels - mean) / std).softmax(1).numpy()
@@ -71,19 +71,19 @@ def test_logits_of_maps_are_the_models(engine: ResNetEngine, weights: WeightsCon
     """The logit that the map adds up to is plain torchvision's."""
     model, card = load_model(weights)
     (item,) = items(1)
-    pixels = torch.from_numpy(item.pixels).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(item.image).permute(2, 0, 1)[None] / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (card.transform.mean, card.transform.std))
     with torch.inference_mode():
         logits = model((pixels - mean) / std)[0]
     for class_id in range(6):
-        (answer,) = engine.classify([ClassifyItem(item.pixels, 1, class_id)])
+        (answer,) = engine.classify([ClassifyRequest(item.image, 1, class_id)])
         assert answer.activation_map is not None
         assert abs(answer.activation_map.logit - float(logits[class_id])) < 1e-3
 
 
 def test_explains_the_best_class_and_only_on_request(engine: ResNetEngine) -> None:
     first, second = items(2)
-    answers = engine.classify([first, ClassifyItem(second.pixels, 2, "top")])
+    answers = engine.classify([first, ClassifyRequest(second.image, 2, "top")])
     assert answers[0].activation_map is None
     assert answers[1].activation_map is not None
     assert answers[1].activation_map.class_id == answers[1].class_ids[0]
@@ -91,7 +91,7 @@ def test_explains_the_best_class_and_only_on_request(engine: ResNetEngine) -> No
 
 def test_each_image_gets_its_own_top_k(engine: ResNetEngine) -> None:
     """More classes than there are gives all; scores fall and add up to one."""
-    batch = [ClassifyItem(item.pixels, k) for item, k in zip(items(3), (1, 4, 1000), strict=True)]
+    batch = [ClassifyRequest(item.image, k) for item, k in zip(items(3), (1, 4, 1000), strict=True)]
     answers = engine.classify(batch)
     assert [len(answer.scores) for answer in answers] == [1, 4, 6]
     assert list(answers[2].scores) == sorted(answers[2].scores, reverse=True)
@@ -101,7 +101,7 @@ def test_each_image_gets_its_own_top_k(engine: ResNetEngine) -> None:
 def test_uncertainty_comes_from_all_scores(engine: ResNetEngine) -> None:
     """Margin and entropy do not depend on how many classes are asked for."""
     (item,) = items(1)
-    one, all_ = (engine.classify([ClassifyItem(item.pixels, k)])[0] for k in (1, 6))
+    one, all_ = (engine.classify([ClassifyRequest(item.image, k)])[0] for k in (1, 6))
     scores = np.array(all_.scores)
     assert one.margin == pytest.approx(scores[0] - scores[1], abs=1e-6)
     assert one.entropy == pytest.approx(float(-(scores * np.log(scores)).sum()), abs=1e-4)

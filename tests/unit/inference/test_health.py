@@ -1,87 +1,111 @@
-"""What the health check of the model's replica catches, with the real batcher and threads that really hang."""
+"""The model's health check, in virtual time."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-import threading
-from collections.abc import Sequence
 
 import pytest
 
-from serve_app.batcher import MicroBatcher, ThreadRunner
+from serve_app.batcher import MicroBatcher
 from serve_app.config import BatchConfig
 from serve_app.errors import NotReadyError
-from serve_app.inference.health import ModelHealth
-from serve_app.messages import Classification
+from serve_app.inference.health import RECENT_S, STUCK_S, ModelHealth
+from serve_app.messages import ClassifyResult
+from serve_app.model_card import ModelRef
+from tests.support.clock import in_virtual_time
 
-
-def answer(score: float) -> Classification:
-    return Classification(class_ids=(0,), scores=(score,), margin=0, entropy=0)
+MODEL = ModelRef(name="resnet18", version="1", sha256="0" * 64)
 
 
 class Device:
-    """A model that does as it is told."""
+    """A model whose behavior the test sets.
+
+    Attributes:
+        batch_s: Duration of a batch in seconds.
+        error: Raised instead of a result.
+        score: Score of every result.
+        batches: Batches that have run.
+    """
 
     def __init__(self) -> None:
-        self.goes_on, self.error, self.score, self.batches = threading.Event(), False, 1.0, 0
-        self.goes_on.set()
-        self.batcher: MicroBatcher[str, Classification] = MicroBatcher(
-            ThreadRunner(self.run), BatchConfig(max_batch_wait_ms=0)
-        )
-        self.health = ModelHealth(self.ask, stuck_s=0.3, proof_s=0.1)
+        self.batch_s, self.score, self.batches = 0.01, 1.0, 0
+        self.error: Exception | None = None
+        self.batcher: MicroBatcher[str, ClassifyResult] = MicroBatcher(self.run, BatchConfig(max_batch_size=1))
+        self.health = ModelHealth(self.probe)
 
-    def run(self, items: Sequence[str]) -> list[Classification]:
+    async def run(self, items: list[str]) -> list[ClassifyResult]:
+        await asyncio.sleep(self.batch_s)
         self.batches += 1
-        self.goes_on.wait(5)
         if self.error:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return [answer(self.score)] * len(items)
+            raise self.error
+        self.health.batch_succeeded()
+        return [ClassifyResult((0,), ("cat",), (self.score,), 0, 0, MODEL) for _ in items]
 
-    async def ask(self) -> Classification:
-        return (await self.batcher.submit("canary")).value
-
-
-@pytest.fixture
-def device() -> Device:
-    return Device()
+    async def probe(self) -> ClassifyResult:
+        return (await self.batcher.submit("probe")).value
 
 
-async def test_a_model_that_answers_is_healthy(device: Device) -> None:
+@in_virtual_time
+async def test_a_model_that_gives_results_is_healthy() -> None:
+    """Without traffic, the check runs one probe."""
+    device = Device()
     await device.health.check()
     assert device.batches == 1
 
 
-async def test_traffic_is_proof_enough(device: Device) -> None:
-    device.health.answered()
+@in_virtual_time
+async def test_recent_traffic_replaces_the_probe() -> None:
+    """A batch that succeeded within RECENT_S proves health; after that, the check probes."""
+    device = Device()
+    device.health.batch_succeeded()
+    await asyncio.sleep(RECENT_S - 0.1)
     await device.health.check()
     assert device.batches == 0
+    await asyncio.sleep(0.2)
+    await device.health.check()
+    assert device.batches == 1
 
 
-async def test_a_stuck_model_is_caught(device: Device) -> None:
-    device.goes_on.clear()
-    with pytest.raises(NotReadyError, match="has not answered for 0 s"):
+@in_virtual_time
+async def test_a_stuck_model_is_detected() -> None:
+    """A probe that takes longer than STUCK_S fails the check; a later one succeeds again."""
+    device = Device()
+    device.batch_s = STUCK_S + 1
+    with pytest.raises(NotReadyError, match="has given no result for 20 s"):
         await device.health.check()
-    device.goes_on.set()
+    device.batch_s = 0.01
+    await asyncio.sleep(RECENT_S + STUCK_S)
     await device.health.check()
 
 
-async def test_a_long_queue_is_no_stuck_model(device: Device) -> None:
-    """The check's own image waits behind others whose batches end."""
-    device.goes_on.clear()
-    timer = threading.Timer(0.2, device.health.answered)
-    timer.start()
+@in_virtual_time
+async def test_a_long_queue_is_not_a_stuck_model() -> None:
+    """The check passes when its probe waits behind requests whose batches succeed."""
+    device = Device()
+    device.batch_s = STUCK_S * 0.6
+    await asyncio.sleep(1)
+    requests = [asyncio.create_task(device.batcher.submit("image")) for _ in range(3)]
+    await asyncio.sleep(0)
     await device.health.check()
-    timer.join()
-    device.goes_on.set()
+    assert device.batches == 1
+    for task in requests:
+        task.cancel()
 
 
-async def test_a_dead_device_is_caught(device: Device) -> None:
-    device.error = True
+@in_virtual_time
+async def test_a_lost_device_is_detected() -> None:
+    """An exception of the probe fails the check and is named."""
+    device = Device()
+    device.error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(NotReadyError, match="CUDA error"):
         await device.health.check()
 
 
-async def test_scores_that_are_no_numbers_are_caught(device: Device) -> None:
+@in_virtual_time
+async def test_scores_that_are_not_finite_are_detected() -> None:
+    """NaN scores of the probe fail the check."""
+    device = Device()
     device.score = math.nan
-    with pytest.raises(NotReadyError, match="no numbers"):
+    with pytest.raises(NotReadyError, match="not finite"):
         await device.health.check()

@@ -1,4 +1,4 @@
-"""Stage 3: other weights take over whole batches, or nothing changes and a sentence says why."""
+"""Hot swap: new weights take over between batches, or nothing changes and the error says why."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.inference.hot_swap import HotSwapModel
-from serve_app.messages import ClassifyItem
+from serve_app.messages import ClassifyRequest
 from tests.conftest import LABELS, publish_random
 
 OTHER = ("gnu", "hen", "ibis", "jay")
-ITEMS = [ClassifyItem(np.full((96, 96, 3), shade, np.uint8), 2) for shade in (0, 90, 255)]
+ITEMS = [ClassifyRequest(np.full((96, 96, 3), shade, np.uint8), 2) for shade in (0, 90, 255)]
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def other(tmp_path: Path) -> WeightsConfig:
 
 
 def words(model: HotSwapModel) -> set[str]:
-    """All labels of a batch's answers."""
-    return {label for named in model.classify(ITEMS) for label in named.labels.values()}
+    """Return all labels in the results of a batch."""
+    return {label for result in model.classify(ITEMS) for label in result.labels}
 
 
 def test_there_and_back(model: HotSwapModel, other: WeightsConfig) -> None:
@@ -38,12 +38,12 @@ def test_there_and_back(model: HotSwapModel, other: WeightsConfig) -> None:
     assert words(model) <= set(LABELS)
     model.change(ClassifierConfig(weights=other))
     assert words(model) <= set(OTHER)
-    assert {named.model.version for named in model.classify(ITEMS)} == {"other"}
+    assert {result.model.version for result in model.classify(ITEMS)} == {"other"}
     model.change(ClassifierConfig())
     assert words(model) <= set(LABELS)
 
 
-def test_batches_under_way_are_never_mixed(model: HotSwapModel, other: WeightsConfig) -> None:
+def test_a_batch_never_mixes_weights(model: HotSwapModel, other: WeightsConfig) -> None:
     """While weights change back and forth, each batch is answered by one version in its own words."""
     over, batches = threading.Event(), []
 
@@ -58,8 +58,8 @@ def test_batches_under_way_are_never_mixed(model: HotSwapModel, other: WeightsCo
     over.set()
     thread.join()
     for batch in batches:
-        (version,) = {named.model.version for named in batch}
-        spoken = {label for named in batch for label in named.labels.values()}
+        (version,) = {result.model.version for result in batch}
+        spoken = {label for result in batch for label in result.labels}
         assert spoken <= set(OTHER if version == "other" else LABELS)
     assert {batch[0].model.version for batch in batches} == {"random", "other"}
 
@@ -78,22 +78,25 @@ def test_weights_that_cannot_be_had_change_nothing(
     with pytest.raises(WeightsError, match=sentence):
         model.change(ClassifierConfig(weights=other.model_copy(update=changed)))
     assert words(model) <= set(LABELS)
-    assert model.card.version == "random"
+    assert model.engine.card.version == "random"
 
 
 def test_another_crop_is_refused(model: HotSwapModel, tmp_path: Path) -> None:
-    """The preprocess stage would go on making the old one."""
+    """The Preprocessor would continue to make crops of the old size."""
     smaller = publish_random(tmp_path, crop_px=64)
-    with pytest.raises(WeightsError, match="take crops of 64 px from 112 px, and the preprocess stage makes 96"):
+    with pytest.raises(
+        WeightsError, match="take crops of 64 px from .*, but the Preprocessor makes crops of 96"
+    ):
         model.change(ClassifierConfig(weights=smaller))
-    assert model.card.transform.crop_px == 96
+    assert model.engine.card.transform.crop_px == 96
 
 
 def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, other: WeightsConfig) -> None:
     """Asked for under the old weights, it may be gone under the new ones."""
-    item = ClassifyItem(ITEMS[0].pixels, 1, len(LABELS) - 1)
-    (named,) = model.classify([item])
-    assert named.labels[len(LABELS) - 1] == LABELS[-1]
+    item = ClassifyRequest(ITEMS[0].image, 1, len(LABELS) - 1)
+    (result,) = model.classify([item])
+    assert result.activation_map is not None
+    assert result.activation_map.label == LABELS[-1]
     model.change(ClassifierConfig(weights=other))
-    with pytest.raises(InvalidParameterError, match="explain_class: 5 is not a class id; they end at 3"):
+    with pytest.raises(InvalidParameterError, match="explain_class: 5 is not a class id; the largest is 3"):
         model.classify([item])

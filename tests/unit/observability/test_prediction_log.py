@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,29 +16,34 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.config import PredictionLogConfig, WeightsConfig, parse
-from serve_app.errors import InvalidImageError
+from serve_app.deadline import Deadline
+from serve_app.errors import InvalidImageError, ServiceError
 from serve_app.http.app import create_app
-from serve_app.http.service import Answer, Asked
-from serve_app.messages import Classification, ImageInfo, ImageStats
+from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, RequestContext
 from serve_app.model_card import ModelRef
 from serve_app.observability.prediction_log import RAW, PredictionLog
 from tests.conftest import make_photo
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
 
-ANSWER = Answer(
-    ImageInfo(format="jpeg", width=640, height=480, orientation=1),
-    Classification(class_ids=(3, 1), scores=(0.75, 0.125), margin=0.625, entropy=0.5),
-    ModelRef(name="resnet18", version="demo-1", sha256="0" * 64),
-    {3: "cat", 1: "car"},
-    {"decode": 2.0, "queue": 1.0, "model": 20.0},
-    4,
-    ImageStats(100.0, 50.0, 5.0),
+RESULT = ClassifyResult(
+    class_ids=(3, 1),
+    labels=("cat", "car"),
+    scores=(0.75, 0.125),
+    margin=0.625,
+    entropy=0.5,
+    model=ModelRef(name="resnet18", version="demo-1", sha256="0" * 64),
+    batch_size=4,
+    timings_ms={"decode": 2.0, "queue": 1.0, "model": 20.0},
+    image=ImageInfo(format="jpeg", width=640, height=480, orientation=1),
+    image_stats=ImageStats(100.0, 50.0, 5.0),
 )
 
 
-def asked(number: int = 0) -> Asked:
-    return Asked(f"req_{number}", 0, "main", 1000, time.perf_counter())
+def add(log: PredictionLog, number: int, outcome: ClassifyResult | ServiceError = RESULT) -> None:
+    """Add the row of request ``number``."""
+    request = ClassifyRequest(bytes(1000), 2, context=RequestContext(f"req_{number}", 0, Deadline(60)))
+    log.add(request, "main", outcome, 33.5)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -46,12 +52,12 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
     log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
-    log.answered(asked(1), ANSWER)
-    log.failed(asked(2), InvalidImageError("broken"))
+    add(log, 1)
+    add(log, 2, InvalidImageError("broken"))
     log.close()
     good, bad = rows(tmp_path)
     assert abs(good.pop("time").timestamp() - time.time()) < 60
-    assert good.pop("total_ms") < 60_000
+    assert good.pop("total_ms") == 33.5
     assert good == {
         **{"request_id": "req_1", "image": 0, "status": "ok", "variant": "main", "version": "demo-1"},
         **{"class_id": 3, "label": "cat", "score": 0.75, "margin": 0.625, "entropy": 0.5},
@@ -64,13 +70,16 @@ def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
 
 def test_rows_are_written_while_it_runs(tmp_path: Path) -> None:
     """After flush_s, or as soon as a file is full."""
-    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=0.1, rows_per_file=10))
+    all_written = threading.Event()
+
+    def on_flush(counts: dict[str, int]) -> None:
+        if counts["written"] == 25:
+            all_written.set()
+
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=0.1, rows_per_file=10), on_flush)
     for number in range(25):
-        log.answered(asked(number), ANSWER)
-    deadline = time.monotonic() + 10
-    while log.written < 25:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        add(log, number)
+    assert all_written.wait(60)
     assert [row["request_id"] for row in rows(tmp_path)] == [f"req_{n}" for n in range(25)]
     assert len(list(tmp_path.glob(f"{RAW}/*"))) >= 3
     log.close()
@@ -78,23 +87,25 @@ def test_rows_are_written_while_it_runs(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_waits_then_is_dropped_and_counted(tmp_path: Path) -> None:
     """Requests go on; once the folder is back, what waited is written."""
-    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path / "log"), flush_s=0.05, max_buffered_rows=10))
+    flushed = threading.Event()
+    config = PredictionLogConfig(folder=str(tmp_path / "log"), flush_s=3600, rows_per_file=10, max_buffered_rows=10)
+    log = PredictionLog(config, on_flush=lambda counts: flushed.set())
     (tmp_path / "log").rename(tmp_path / "gone")
     (tmp_path / "log").write_text("a file in its place")
     for number in range(15):
-        log.answered(asked(number), ANSWER)
-    time.sleep(0.3)
-    assert log.snapshot() == {"written": 0, "waiting": 10, "dropped": 5}
+        add(log, number)
+    assert flushed.wait(60)
+    assert log.snapshot() == {"written": 0, "buffered": 10, "dropped": 5}
     (tmp_path / "log").unlink()
     (tmp_path / "gone").rename(tmp_path / "log")
     log.close()
-    assert log.snapshot() == {"written": 10, "waiting": 0, "dropped": 5}
+    assert log.snapshot() == {"written": 10, "buffered": 0, "dropped": 5}
     assert [row["request_id"] for row in rows(tmp_path / "log")] == [f"req_{n}" for n in range(10)]
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"log\.folder .*file/log: cannot be written to"):
+    with pytest.raises(ValueError, match=r"prediction_log\.folder .*file/log: not writable"):
         PredictionLog(PredictionLogConfig(folder=str(tmp_path / "file" / "log")))
 
 
@@ -103,7 +114,7 @@ import sys, time
 from tests.unit.observability.test_prediction_log import *
 log = PredictionLog(PredictionLogConfig(folder=sys.argv[1], flush_s=0.2))
 for number in range(10**9):
-    log.answered(asked(number), ANSWER)
+    add(log, number)
     print(number, flush=True)
     time.sleep(0.001)
 """
@@ -126,11 +137,11 @@ def test_a_killed_process_loses_no_more_than_is_said(tmp_path: Path) -> None:
 
 def test_the_api_logs_each_image(weights: WeightsConfig, tmp_path: Path) -> None:
     service = LocalService(weights)
-    service.log = log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
+    service.prediction_log = log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
     client = TestClient(create_app(service))
     files = [("images", ("private name.jpg", make_photo(), "image/jpeg")), ("images", ("b", b"none", "image/jpeg"))]
     answer = client.post("/v1/classify", files=files)
-    assert client.get("/v1/status").json()["prediction_log"]["waiting"] + log.written == 2
+    assert client.get("/v1/status").json()["prediction_log"]["buffered"] + log.written == 2
     log.close()
     found = sorted(rows(tmp_path), key=lambda row: row["image"])
     assert [row["status"] for row in found] == ["ok", "unsupported_image"]

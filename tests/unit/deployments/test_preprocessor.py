@@ -1,0 +1,97 @@
+"""The Preprocessor decodes only images whose clients still wait."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from serve_app.deadline import Deadline
+from serve_app.deployments import preprocessor
+from serve_app.errors import DeadlineExceededError
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RequestContext
+from serve_app.model_card import ImageTransform, ModelCard
+from tests.conftest import MEAN, STD, make_photo
+
+TRANSFORM = ImageTransform(resize_px=112, crop_px=96, mean=MEAN, std=STD)
+CARD = ModelCard(name="resnet18", version="1", labels=("cat", "dog"), transform=TRANSFORM, sha256="0" * 64)
+
+
+class FakeClassifier:
+    """A handle of a classify stage that answers at once."""
+
+    def __init__(self) -> None:
+        self.ping = SimpleNamespace(remote=self._state)
+
+    async def _state(self) -> ModelState:
+        return ModelState(card=CARD)
+
+    async def remote(self, requests: list[ClassifyRequest[np.ndarray]], in_flight_hint: int) -> list[ClassifyResult]:
+        return [ClassifyResult((0,), ("cat",), (1.0,), 1, 0, CARD.ref) for _ in requests]
+
+
+@pytest_asyncio.fixture
+async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """A Preprocessor with one thread, made as Ray Serve makes it."""
+    monkeypatch.setattr(preprocessor, "cores", lambda: 1)
+    monkeypatch.setattr(preprocessor, "stay_on_loopback", lambda: None)
+    kind = preprocessor.Preprocessor.func_or_class  # type: ignore[attr-defined] # Ray's
+    made = kind.__new__(kind)
+    await made.__init__(FakeClassifier(), TRANSFORM)
+    yield made
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The files that have been decoded."""
+    files: list[bytes] = []
+    real = preprocessor.preprocess
+
+    def counting(encoded: bytes, *rest: Any) -> Any:
+        files.append(encoded)
+        return real(encoded, *rest)
+
+    monkeypatch.setattr(preprocessor, "preprocess", counting)
+    return files
+
+
+def request(seed: int, timeout_s: float = 60) -> ClassifyRequest[bytes]:
+    return ClassifyRequest(make_photo(seed), 1, context=RequestContext("req", seed, Deadline(timeout_s)))
+
+
+async def test_an_expired_image_is_not_decoded(stage: Any, decoded: list[bytes]) -> None:
+    """Of four images two have expired: two are decoded, two are deadline errors."""
+    requests = [request(seed, 60 if seed % 2 else -1) for seed in range(4)]
+    outcomes = await stage(requests, 4)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceededError, ClassifyResult] * 2
+    assert decoded == [requests[1].image, requests[3].image]
+
+
+async def test_a_cancelled_call_decodes_no_further_image(
+    stage: Any, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller is cancelled while the first of four images is decoded: the other three are skipped."""
+    started, may_end = threading.Event(), threading.Event()
+    counting = preprocessor.preprocess
+
+    def waiting(*arguments: Any) -> Any:
+        started.set()
+        may_end.wait(60)
+        return counting(*arguments)
+
+    monkeypatch.setattr(preprocessor, "preprocess", waiting)
+    call = asyncio.create_task(stage([request(seed) for seed in range(4)], 4))
+    await asyncio.to_thread(started.wait, 60)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    may_end.set()
+    (outcome,) = await stage([request(9)], 1)  # runs after what the only thread still has to do
+    assert isinstance(outcome, ClassifyResult)
+    assert decoded == [make_photo(0), make_photo(9)]

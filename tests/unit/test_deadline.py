@@ -1,0 +1,55 @@
+"""Deadlines: read from headers, pickled between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from serve_app import deadline
+from serve_app.deadline import Deadline, read_deadline
+from serve_app.errors import DeadlineExceededError, InvalidParameterError
+from tests.support.clock import FakeClock
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """Replace the monotonic clock."""
+    fake = FakeClock(1000)
+    monkeypatch.setattr(deadline.time, "monotonic", fake)
+    return fake
+
+
+def test_a_deadline_is_pickled_as_the_time_left(clock: FakeClock) -> None:
+    """Another process, whose clock differs, sees the same seconds left and the same timeout in the error."""
+    original = Deadline(10)
+    clock.advance(4)
+    sent = pickle.dumps(original)
+    clock.now = 5_000
+    received = pickle.loads(sent)
+    assert received.left_s() == pytest.approx(6)
+    clock.advance(7)
+    with pytest.raises(DeadlineExceededError, match="no result within 10 s"):
+        received.check()
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 30),
+        ({"x-request-timeout-ms": "250"}, 0.25),
+        ({"x-request-timeout-seconds": "2.5"}, 2.45),
+        ({"x-request-timeout-ms": "9000", "x-request-timeout-seconds": "4"}, 3.95),
+        ({"x-request-timeout-ms": "90000"}, 30),
+    ],
+)
+def test_the_shortest_timeout_holds(headers: dict[str, str], seconds: float) -> None:
+    """The client's timeout or the server's limit, whichever is shorter; Ray's header expires 0.05 s early."""
+    assert read_deadline(headers, 30).left_s() == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-5", "nan", "inf"])
+def test_an_invalid_timeout_is_refused(text: str) -> None:
+    """Anything but a positive number is a 422 that names the header."""
+    with pytest.raises(InvalidParameterError, match=r"x-request-timeout-ms: .* is not a positive number"):
+        read_deadline({"x-request-timeout-ms": text}, 30)
