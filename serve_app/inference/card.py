@@ -1,6 +1,6 @@
-"""What a model is, without its numbers: labels, transform, origin. Needs no torch but for ImageNet.
+"""Reads the card of a set of weights: labels, transform, origin. Imports torchvision for the ImageNet card only.
 
-Labels, crop and normalization come with the weights; nothing falls back to anything else.
+A card that is missing or invalid is an error; no other card takes its place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ DEMO = PACKAGE / "models" / "demo" / "model.safetensors"
 
 
 def load_card(spec: WeightsConfig) -> ModelCard:
-    """Read what a model is, without its numbers.
+    """Read the card of a set of weights.
 
     Raises:
-        WeightsError: Unknown name, or a card that is missing or not valid.
+        WeightsError: The name is unknown, or the card is missing or invalid.
     """
     if spec.source == "imagenet":
         return _imagenet_card()
@@ -33,21 +33,21 @@ def load_card(spec: WeightsConfig) -> ModelCard:
             card = ModelCard.model_validate_json(file.read())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise WeightsError(f"weights {uri}: the card {card_uri} is not valid: {where}: {first['msg']}") from error
-    except Exception as error:  # every storage backend raises its own kind
+        field = ".".join(map(str, first["loc"]))
+        raise WeightsError(f"weights {uri}: the card {card_uri} is not valid: {field}: {first['msg']}") from error
+    except Exception as error:  # each storage backend has its own exceptions
         raise WeightsError(f"weights {uri}: cannot read the card {card_uri}: {one_line(error)}") from error
     expected = spec.sha256 or card.sha256
     if card.sha256 != expected:
-        raise WeightsError(f"weights {uri}: the configured sha256 {expected} is not the card's {card.sha256}")
+        raise WeightsError(f"weights {uri}: the configured sha256 {expected} differs from the card's {card.sha256}")
     return card
 
 
 def weights_uri(spec: WeightsConfig) -> str:
-    """The address of a safetensors file that a spec names.
+    """Return the path or URI of the safetensors file.
 
     Raises:
-        WeightsError: It names none.
+        WeightsError: The setting names no such file.
     """
     if spec.source == "demo":
         return str(DEMO)
@@ -61,12 +61,12 @@ def weights_uri(spec: WeightsConfig) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An exception in one line."""
+    """Return the type and message of an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _imagenet_card() -> ModelCard:
-    from torchvision.models import ResNet18_Weights  # seconds and 300 MB, for this one case
+    from torchvision.models import ResNet18_Weights  # takes seconds and 300 MB, only needed here
 
     weights = ResNet18_Weights.IMAGENET1K_V1
     transform = weights.transforms()
@@ -80,7 +80,7 @@ def _imagenet_card() -> ModelCard:
             mean=tuple(transform.mean),
             std=tuple(transform.std),
         ),
-        # torchvision names the file by the first 8 digits of its hash, and checks those.
+        # torchvision's file name ends with the first 8 digits of its hash; torchvision checks these digits.
         sha256=urlsplit(weights.url).path.removesuffix(".pth").rpartition("-")[2],
         training={"data": "ImageNet-1k", "source": weights.url, "recipe": weights.meta["recipe"]},
         metrics=weights.meta["_metrics"],

@@ -1,8 +1,8 @@
-"""Find, verify and read a model's numbers.
+"""Finds, verifies, reads and publishes weights.
 
-Nothing falls back to anything else, and nothing is unpickled: published weights are
-safetensors, and torchvision's own file is read by torch's tensors-only loader after
-torchvision checked its hash.
+Weights that are missing or do not match their hash are an error; no other weights take their place. Nothing is
+unpickled: published weights are safetensors, and torch's tensors-only loader reads torchvision's file after torchvision
+has checked its hash.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ IMAGENET = ResNet18_Weights.IMAGENET1K_V1
 
 
 def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
-    """Read, verify and build the model, in eval mode, float32, on the CPU.
+    """Read and verify weights and build the model: eval mode, float32, on the CPU.
 
     Raises:
-        WeightsError: The weights cannot be had, do not match their hash or do not fit
-            ResNet-18 with the card's labels. The message is one sentence.
+        WeightsError: The weights cannot be loaded, do not match their hash, or do not fit a ResNet-18 with the card's
+            number of labels.
     """
     card = load_card(spec)
     state = _imagenet_state() if spec.source == "imagenet" else _safetensors_state(spec, card)
@@ -56,8 +56,8 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
 
     Args:
         state: State dict of a ResNet-18.
-        card: The card's fields, without ``sha256``.
-        folder: Made if it is missing.
+        card: Fields of the card, without ``sha256``.
+        folder: Created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
@@ -69,15 +69,15 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
 
 
 def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConfig:
-    """Write weights once more, with another card: the same file, or torchvision's numbers as safetensors.
+    """Copy weights to a folder with another card; torchvision's weights become safetensors.
 
     Args:
         spec: The weights.
-        card: What is to stand beside them.
-        folder: Made if it is missing; may be the weights' own.
+        card: The new card.
+        folder: Created if it does not exist; may be the folder of the weights.
 
     Returns:
-        The weights written.
+        The settings that load the copy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if spec.source == "imagenet":
@@ -94,22 +94,22 @@ def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConf
 
 
 def spec_of(text: str) -> WeightsConfig:
-    """Read a command line's weights: a name, or a local file, trusted as it is.
+    """Convert the argument of a command line to settings: a name, or a local file whose hash is taken as it is.
 
     Raises:
-        OSError: No such file.
+        OSError: The file does not exist.
     """
     return WeightsConfig(source=text, sha256=sha256(Path(text)) if text.endswith(".safetensors") else None)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def imagenet_file() -> Path:
-    """Where torchvision keeps the ImageNet weights once they are downloaded."""
+    """Return the path where torchvision caches the ImageNet weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(IMAGENET.url).path).name
 
 
@@ -120,7 +120,7 @@ def _write_card(card: ModelCard, weights: Path) -> None:
 def _imagenet_state() -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # URLError, hash mismatch, full disk, unreadable cache
+    except Exception as error:  # no connection, hash mismatch, full disk, unreadable cache
         raise WeightsError(
             f"weights imagenet: cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
         ) from error
@@ -139,7 +139,7 @@ def _safetensors_state(spec: WeightsConfig, card: ModelCard) -> Mapping[str, Ten
 
 
 def _local_copy(uri: str, digest: str) -> Path:
-    """The file itself if it is local, else a copy cached by its hash beside torch's downloads."""
+    """Return the file itself if it is local, else a copy that is cached by hash beside torch's downloads."""
     if "://" not in uri:
         return Path(uri)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}.safetensors"
@@ -152,13 +152,13 @@ def _local_copy(uri: str, digest: str) -> Path:
             tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as partial,
         ):
             shutil.copyfileobj(source, partial)
-        # Checked before it takes the cache's name: a bad download must not stay.
+        # The hash is checked before the file takes its final name, so a bad download is never cached.
         if (found := sha256(Path(partial.name))) != digest:
             Path(partial.name).unlink()
             raise WeightsError(f"weights {uri}: sha256 is {found}, expected {digest}")
         Path(partial.name).replace(cached)
     except WeightsError:
         raise
-    except Exception as error:  # every storage backend raises its own kind
+    except Exception as error:  # each storage backend has its own exceptions
         raise WeightsError(f"weights {uri}: cannot download: {one_line(error)}") from error
     return cached
