@@ -25,7 +25,7 @@ import torch
 
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model, spec_of
-from serve_app.messages import ClassifyItem
+from serve_app.messages import ClassifyRequest
 from serve_app.preprocessing.transform import preprocess
 from tests.support.http_client import image_files
 
@@ -46,7 +46,7 @@ def stages(weights: Path, batch: int) -> tuple[Decode, Classify]:
     engine.warm_up(batch)
     return (
         lambda encoded: preprocess(encoded, card.transform, MAX_PIXELS).pixels,
-        lambda crops: engine.classify([ClassifyItem(crop, TOP_K) for crop in crops]),
+        lambda crops: engine.classify([ClassifyRequest(crop, TOP_K) for crop in crops]),
     )
 
 
