@@ -18,7 +18,7 @@ from serve_app.deployments.job_actor import start_jobs
 from serve_app.deployments.links import ApplicationClient, HandleClient, ServeMetrics
 from serve_app.errors import NotReadyError
 from serve_app.http.app import create_app
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.http.service import Answer, Choice, Log, Wanted
 from serve_app.messages import Explain
 from serve_app.model_card import ModelCard
@@ -171,7 +171,7 @@ class Ingress:
         Raises:
             ValueError: The keys cannot be read, or log or feedback not written; nothing has changed.
         """
-        keys = Keys(tuning.keys)
+        keys = ApiKeys(tuning.keys)
         feedback = Feedback(tuning.feedback, self._metrics.voted) if tuning.feedback else None
         if tuning.prediction_log != self._logged:
             opened = PredictionLog(tuning.prediction_log, self._metrics.logged) if tuning.prediction_log else None

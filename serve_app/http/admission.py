@@ -17,7 +17,7 @@ from typing import Any, Self
 from serve_app.config import AdmissionConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import OverloadedError
-from serve_app.http.rate_limit import Bucket
+from serve_app.http.rate_limit import TokenBucket
 
 MEMORY_S = 5.0  # a change of pace is known after about so long
 ENOUGH = 16  # images that say what the pace is; fewer say less, and the fewer the less
@@ -83,7 +83,7 @@ class Admission:
         self._pace, self._since = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
 
-    def admit(self, body_bytes: int, deadline: Deadline, bucket: Bucket | None = None) -> Permit:
+    def admit(self, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None = None) -> Permit:
         """Let a request in whose body has not been read.
 
         Args:
@@ -159,7 +159,7 @@ class Admission:
 class Permit:
     """A request that was let in; leaving the block lets go of whatever it still has."""
 
-    def __init__(self, admission: Admission, body_bytes: int, deadline: Deadline, bucket: Bucket | None) -> None:
+    def __init__(self, admission: Admission, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None) -> None:
         """Counted are its bytes so far; how many images there are shows when they are read."""
         self._admission, self._bytes, self.deadline, self._bucket = admission, body_bytes, deadline, bucket
         self._declared = body_bytes

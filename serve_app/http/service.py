@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from serve_app.config import AdmissionConfig, EngineConfig, JobsConfig, LimitsConfig, ResponseConfig, WeightsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.messages import Classification, Explain, ImageInfo, ImageStats
 from serve_app.model_card import ABSTAIN_BELOW, ModelCard, ModelRef
 from serve_app.observability.feedback_store import Feedback
@@ -123,7 +123,7 @@ class Service(Protocol):
     limits: LimitsConfig
     tuning: ResponseConfig
     admission: AdmissionConfig
-    keys: Keys
+    keys: ApiKeys
     cors_origins: tuple[str, ...]
     log: Log | None
     feedback: Feedback | None

@@ -19,7 +19,7 @@ from serve_app.config import (
 )
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.http.service import Answer, Choice, Log
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
@@ -48,7 +48,7 @@ class LocalService:
     def __init__(self, weights: WeightsConfig, limits: LimitsConfig | None = None) -> None:
         engine, self._card = load(weights)
         self.limits, self.tuning, self.admission = limits or LimitsConfig(), ResponseConfig(), AdmissionConfig()
-        self.room, self.keys, self.cors_origins = 8, Keys(KeysConfig()), ()
+        self.room, self.keys, self.cors_origins = 8, ApiKeys(KeysConfig()), ()
         self.log: Log | None = None
         self.feedback: Feedback | None = None
         self.jobs: JobsConfig | None = None
