@@ -55,8 +55,7 @@ class WeightsConfig(FrozenModel):
     """Which weights to serve. A plain string sets ``source`` alone."""
 
     source: str = Field(
-        "demo",
-        description="`imagenet`, `demo`, or the path or URI of a .safetensors file with its card (.json) beside it.",
+        "demo", description="`imagenet`, `demo`, or path or URI of a .safetensors file with its card (.json) beside it."
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the file, in hex; required for a path or URI.")
 
@@ -154,36 +153,29 @@ class FeedbackConfig(FrozenModel):
     """Votes of people on the results, and the images that they correct."""
 
     folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
-    keep_images: bool = Field(
-        False, description="Keep the images that people send together with the right class, to train on them."
-    )
+    keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
 
 
 class JobsConfig(FrozenModel):
-    """Batch prediction jobs over HTTP."""
+    """Batch prediction jobs over HTTP; one job runs at a time."""
 
     renamed = {"max_waiting": "max_queued_jobs", "models": "workers"}
     folder: str = Field(
-        ...,
-        description="Folder of uploads and results, shared by all nodes; a relative path starts at the project's root.",
+        ..., description="Folder of uploads and results that all nodes share; relative to the project's root."
     )
     sources: tuple[str, ...] = Field(
         (), description="Folders and bucket prefixes (`s3://…`) that a job may read; if empty, a job must upload a zip."
     )
-    max_zip_bytes: Bytes = Field(500 * MiB, description="Largest zip file.")
-    max_zip_entries: Annotated[int, Unit("files and folders")] = Field(
-        100_000, gt=0, description="Most entries of one zip file."
+    max_zip_bytes: Bytes = Field(500 * MiB, description="Largest zip.")
+    max_zip_entries: Annotated[int, Unit("entries")] = Field(
+        100_000, gt=0, description="Most files and folders in a zip."
     )
-    max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all unpacked files of one zip file.")
-    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(
-        20, ge=1, description="Most jobs that have not ended, the running one included; one job runs at a time."
-    )
+    max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
+    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(20, ge=1, description="Most jobs that wait or run.")
     workers: Annotated[int | None, Unit("workers")] = Field(
         None, ge=1, description="Workers of a job, each with one CPU and one model; one per CPU by default."
     )
-    keep_days: Annotated[float, Unit("days")] = Field(
-        7.0, gt=0, description="Time after which an ended job and its results are deleted."
-    )
+    keep_days: Annotated[float, Unit("days")] = Field(7.0, gt=0, description="Time until an ended job is deleted.")
 
 
 class BatchConfig(FrozenModel):
@@ -210,9 +202,7 @@ class ClassifierConfig(BatchConfig):
 class ResponseConfig(FrozenModel):
     """Defaults of a response."""
 
-    top_k: Annotated[int, Unit("classes")] = Field(
-        10, ge=1, le=1000, description="Classes per image when the request sets no `top_k`."
-    )
+    top_k: Annotated[int, Unit("classes")] = Field(10, ge=1, le=1000, description="Classes per image by default.")
     abstain_below: Annotated[float | None, Unit("score, 0-1")] = Field(
         None,
         ge=0,
@@ -245,12 +235,8 @@ class IngressConfig(ResponseConfig):
         description="Share of the requests per variant (the name of its application): `{blue: 95, green: 5}`; "
         "by default all requests go to `main`, the variant in the ingress's own application.",
     )
-    shadow: str | None = Field(
-        None, description="Variant that receives copies of images; its results are compared and never returned."
-    )
-    shadow_fraction: Annotated[float, Unit("0-1")] = Field(
-        0.1, ge=0, le=1, description="Fraction of the images that is copied to the shadow variant."
-    )
+    shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
+    shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()

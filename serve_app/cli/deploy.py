@@ -29,8 +29,8 @@ def deploy(
 ) -> None:
     """Deploy a Serve config file: wait until it is live, test it, and restore the previous config if that fails.
 
-    Exit code 0: the config is live (or --dry-run). 1: it is not live; the last line says what runs now.
-    2: nothing was changed.
+    Exit codes: 0, the config is live or --dry-run ended; 1, it is not live and the last line says what runs now;
+    2, nothing was changed.
     """
     from serve_app.release.deploy import deploy as deploy_config  # heavy: imported after --help is answered
     from serve_app.release.rollout import DeployError, RefusedError

@@ -82,7 +82,9 @@ def _plan_application(name: str, running: State, app: Config, config: Config) ->
         restart_keys = [key for key in ("import_path", "runtime_env", "args") if old.get(key) != new.get(key)]
         restart_keys = restart_keys or ["autoscaling policy or request router"]
     app_keys = [key for key in ("logging_config",) if not _contains(old.get(key), new.get(key))]
-    old_settings, new_settings = ({one["name"]: one for one in file.get("deployments", ())} for file in (old, new))
+    old_settings, new_settings = (
+        {settings["name"]: settings for settings in file.get("deployments", ())} for file in (old, new)
+    )
     changes = []
     for deployment, live in running["deployments"].items():
         before, after = old_settings.get(deployment, {}), new_settings.get(deployment, {})
@@ -101,7 +103,7 @@ def _plan_application(name: str, running: State, app: Config, config: Config) ->
 
 
 def _code_version(app: Config) -> str:
-    """Return Ray's hash of the keys whose change restarts a whole application.
+    """Return Ray's hash of the keys whose change restarts an application.
 
     A private function of Ray 2.60.0; tests/service/test_deploy_command.py compares the plan with Ray's actions.
     """

@@ -115,7 +115,7 @@ def find_problems(response: httpx2.Response, app: Config) -> Iterator[str]:
         body: dict[str, Any] = response.json()
         model, predictions = body["model"], body["results"][0]["predictions"]
         # JSON has no NaN; the API sends null.
-        scores = [math.nan if each["score"] is None else float(each["score"]) for each in predictions]
+        scores = [math.nan if (score := entry["score"]) is None else float(score) for entry in predictions]
     except (ValueError, LookupError, TypeError):
         yield f"the body is not a response of this API ({' '.join(response.text.split()):.200})"
         return
