@@ -1,4 +1,4 @@
-# make run · make deploy · make test · make check · make fmt · make bench · make bench-scaling
+# `make` prints the targets.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -8,42 +8,51 @@ CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 
-.PHONY: help setup run deploy test test-nodes test-containers check fmt bench bench-scaling soak plots images up down
+# Keep ARGS from the `make run` that a test starts: make passes a command-line variable on through MAKEFLAGS
+# (MAKEOVERRIDES) and through the environment.
+MAKEOVERRIDES =
+unexport ARGS
+
+.PHONY: help setup run deploy test test-unit test-nodes test-containers check fmt bench bench-scaling soak plots images up down
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-setup: ## make .venv with the pinned packages; done by the others when needed
+setup: ## make .venv with the pinned packages; the other targets run this when needed
 	@$(PYTHON) setup_venv.py
 
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
 	@exec $(BIN)/python -m serve_app run --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS) $(ARGS)
 
-deploy: setup ## bring CONFIG to the Ray at ADDRESS, or back what ran before; ARGS=--dry-run only says what would change
-	@exec $(BIN)/python -m serve_app.release.deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
+deploy: setup ## deploy CONFIG to the Ray at ADDRESS, roll back if that fails; ARGS=--dry-run only prints the effect
+	@exec $(BIN)/python -m serve_app deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
 
-test: setup ## run all tests
-	@echo "· running the tests: unit, served (real Ray), browser (real Chromium)"
+test: setup ## run all tests; ARGS="-k words" selects some
+	@echo "· running the tests: unit, service (real Ray), browser (real Chromium)"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: setup ## run the unit tests only: no Ray service, no browser
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
 	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)
 
-check: setup ## lint and type-check; changes nothing
+check: setup ## lint, type-check and check the imports; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/zizmor --offline --quiet .github
 
-fmt: setup ## format and fix what can be fixed
+fmt: setup ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: plots ## measure the service against its peers, see benchmarks/README.md
+bench: plots ## compare the service with other servers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
-bench-scaling: plots ## measure how the service scales, see benchmarks/README.md
+bench-scaling: plots ## measure the service under growing load, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: setup ## run the service under load, updates and kills, and print a verdict; ARGS="--minutes 30"
@@ -52,13 +61,13 @@ soak: setup ## run the service under load, updates and kills, and print a verdic
 images: ## build the two container images
 	@GIT_SHA=$$(git rev-parse HEAD) docker compose build
 
-up: images ## start API and page in containers; COMPOSE_PROFILES=gpu takes the GPU
+up: images ## start API and page in containers; COMPOSE_PROFILES=gpu uses the GPU
 	@docker compose up --wait --wait-timeout 300 || { docker compose logs --tail 5; exit 1; }
 
-down: ## stop and remove the containers; ARGS=--volumes forgets downloaded weights too
+down: ## stop and remove the containers; ARGS=--volumes also deletes downloaded weights
 	@docker compose down $(ARGS)
 
-test-containers: setup ## build both images and try them for real, needs Docker and 10 GB
+test-containers: setup ## build both images and test them in Docker; needs 10 GB
 	@CONTAINERS=1 $(BIN)/python -m pytest -s tests/containers $(ARGS)
 
 plots: setup

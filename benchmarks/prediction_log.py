@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from serve_app.config import PredictionLogConfig
-from serve_app.release.rollout import Cluster, State, previous_config
+from serve_app.release.rollout import ServeApi, State, previous_config
 from tests.support import load
 from tests.support.configs import changed, local, tuned, write
 from tests.support.http_client import Client, format_requests, image_files
@@ -53,11 +53,11 @@ def write_photos(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, Cluster]]:
+def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, ServeApi]]:
     """Run configs/local.yaml with so many ingress replicas and this log."""
     config = changed(tuned(local(), "Ingress", prediction_log=log), "Ingress", num_replicas=replicas)
     with start(f"ARGS=--no-page --weights config --config {write(config, folder)}") as running:
-        yield running, Cluster(running.dashboard)
+        yield running, ServeApi(running.dashboard)
 
 
 def rows_in(log: Path) -> int:
@@ -106,7 +106,7 @@ def pids(state: State) -> list[int]:
     return [int(each["pid"]) for each in replicas if each["state"] == "RUNNING"]
 
 
-async def send(options: argparse.Namespace, api: str, photos: Path, cluster: Cluster) -> tuple[Client, float]:
+async def send(options: argparse.Namespace, api: str, photos: Path, cluster: ServeApi) -> tuple[Client, float]:
     """Send images until enough are answered; half way kill an ingress replica.
 
     Returns:

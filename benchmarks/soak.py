@@ -30,7 +30,7 @@ from benchmarks import machine
 from benchmarks.images import write_photos
 from benchmarks.systems import LOCAL, ROOT, tail
 from serve_app.launcher.environment import free_port
-from serve_app.release.rollout import Cluster, DeployError
+from serve_app.release.rollout import DeployError, ServeApi
 from serve_app.release.serve_config import read
 from tests.support import load
 from tests.support.bad_day import BadDay, EventError
@@ -136,7 +136,7 @@ def one_after_the_other(day: BadDay, kinds: list[str], every_s: float, for_s: fl
 
 
 @contextlib.contextmanager
-def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, str, Cluster]]:
+def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, str, ServeApi]]:
     """The service as `make run` starts it, without the page; gives its processes, API and cluster."""
     config = read(options.config)
     for app in config["applications"]:
@@ -158,7 +158,7 @@ def service(options: argparse.Namespace, folder: Path) -> Iterator[tuple[Tree, s
             if process.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"error: the service did not start: {tail(log)}")
             time.sleep(0.5)
-        yield tree, f"http://127.0.0.1:{port}", Cluster(ready[1])
+        yield tree, f"http://127.0.0.1:{port}", ServeApi(ready[1])
 
 
 def write_inputs(folder: Path) -> Path:

@@ -176,7 +176,8 @@ def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
         command = [
             sys.executable,
             "-m",
-            "serve_app.release.deploy",
+            "serve_app",
+            "deploy",
             str(serve_config),
             "--address",
             dashboard,

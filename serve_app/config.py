@@ -1,13 +1,16 @@
-"""Every knob that is not fixed by the weights, with its unit, default and one sentence.
+"""Declare every setting of the service: its type, unit, default and meaning.
 
-``AppConfig`` is ``args:`` in a Serve config file: a change restarts the application.
-``ClassifierConfig`` and ``IngressConfig`` are ``user_config:`` of a deployment: a change is live
-within seconds. Capacity (replicas, CPUs, GPUs, queues) is Serve's own ``deployments:``.
+``AppConfig`` is ``args:`` of an application in the Serve config file: a change restarts the
+application. ``ClassifierConfig`` and ``IngressConfig`` are ``user_config:`` of a deployment: a change
+takes effect within seconds and restarts nothing. Capacity (replicas, CPUs, GPUs, queue limits) belongs
+to Ray Serve's own ``deployments:`` keys. tests/support/settings_table.py writes docs/configuration.md
+from the declarations below.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,41 +19,50 @@ MiB = 1024 * 1024
 Model = TypeVar("Model", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a setting, for the tables in docs/configuration.md."""
+
+    name: str
+
+
+Bytes = Annotated[int, Field(gt=0), Unit("bytes")]
+Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
+Images = Annotated[int, Field(ge=1), Unit("images")]
+Rows = Annotated[int, Field(ge=1), Unit("rows")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class FrozenModel(BaseModel):
-    """Immutable, and closed: an unknown or misspelled knob is an error."""
+    """An immutable model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Settings(FrozenModel):
-    """Settings whose old names give an error that says the new name.
+    """Settings of which some had another name in version 0.1.
 
     Attributes:
-        renamed: Key of version 0.1 -> key of today.
+        renamed: Old key -> current key. An old key is an error that names the current one.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _name_renamed_keys(cls, values: object) -> object:
+    def _reject_renamed_keys(cls, values: object) -> object:
         if isinstance(values, Mapping) and (old := [key for key in values if key in cls.renamed]):
-            raise ValueError("; ".join(f"`{key}` is called `{cls.renamed[key]}` now" for key in old))
+            raise ValueError("; ".join(f"`{key}` was renamed to `{cls.renamed[key]}`" for key in old))
         return values
 
 
 class WeightsConfig(FrozenModel):
-    """Which weights to serve; a plain string is short for ``source`` alone."""
+    """Which weights to serve. A plain string sets ``source`` alone."""
 
     source: str = Field(
-        "demo",
-        description="`imagenet`, `demo`, or the path or URI of a .safetensors file with its card (.json) beside it.",
+        "demo", description="`imagenet`, `demo`, or path or URI of a .safetensors file with its card (.json) beside it."
     )
-    sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{64}$",
-        description="Hash of the file, in hex; required for a path or URI.",
-    )
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the file, in hex; required for a path or URI.")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,13 +71,13 @@ class WeightsConfig(FrozenModel):
 
 
 class EngineConfig(FrozenModel):
-    """How the model is run; a plain string is short for ``runtime`` alone."""
+    """How the model runs. A plain string sets ``runtime`` alone."""
 
     runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "mnn"] = Field(
-        "auto", description="What runs the model; `auto` takes the GPU, else what is fastest on this CPU."
+        "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
-        "auto", description="Of the arithmetic; `auto` is fp16 on a GPU and fp32 on a CPU."
+        "auto", description="Number format of the model's arithmetic; `auto` is fp16 on a GPU and fp32 on a CPU."
     )
 
     @model_validator(mode="before")
@@ -74,151 +86,139 @@ class EngineConfig(FrozenModel):
         return {"runtime": value} if isinstance(value, str) else value
 
 
-class LimitsConfig(FrozenModel):
-    """What one request may ask for."""
+class AppConfig(FrozenModel):
+    """``args:`` of an application that holds a model."""
 
-    max_image_bytes: int = Field(20 * MiB, gt=0, description="Largest encoded image, in bytes.")
-    max_images: int = Field(64, gt=0, description="Most images in one request.")
-    max_body_bytes: int = Field(64 * MiB, gt=0, description="Largest request body, in bytes.")
-    max_pixels: int = Field(
+    weights: WeightsConfig = WeightsConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+class LimitsConfig(FrozenModel):
+    """Limits of one request."""
+
+    max_image_bytes: Bytes = Field(20 * MiB, description="Largest encoded image.")
+    max_images: Images = Field(64, description="Most images in one request.")
+    max_body_bytes: Bytes = Field(64 * MiB, description="Largest request body.")
+    max_pixels: Annotated[int, Unit("pixels")] = Field(
         50_000_000,
         gt=0,
-        le=178_000_000,  # above, Pillow refuses by itself
-        description="Most pixels an image's header may declare.",
+        le=178_000_000,  # Pillow itself refuses larger images
+        description="Most pixels that the header of an image may declare.",
     )
-    deadline_s: float = Field(30.0, gt=0, description="Longest time that a request may take, in seconds.")
+    deadline_s: Seconds = Field(30.0, description="Longest time that a request may take.")
 
 
 class AdmissionConfig(Settings):
-    """How much one ingress replica lets in; what is over it is refused with 503 and Retry-After."""
+    """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``."""
 
     renamed = {
         "max_queue_s": "max_queue_wait_s",
         "max_under_way": "max_inflight_images",
         "max_held_bytes": "max_buffered_bytes",
     }
-    max_queue_wait_s: float = Field(
-        1.0, gt=0, description="Longest time that a new image may be expected to wait for the stages, in seconds."
-    )
-    max_inflight_images: int = Field(1024, gt=0, description="Most images under way, whatever their wait.")
-    max_buffered_bytes: int = Field(512 * MiB, gt=0, description="Most bytes of request bodies in memory.")
+    max_queue_wait_s: Seconds = Field(1.0, description="Longest queue wait that a new image may expect.")
+    max_inflight_images: Images = Field(1024, description="Most images in flight, however short their wait.")
+    max_buffered_bytes: Bytes = Field(512 * MiB, description="Most bytes of request bodies in memory.")
 
 
 class KeysConfig(FrozenModel):
-    """Who may call; while none of the three sources is named, everyone may."""
+    """API keys. Every client may call until `hashes`, `file` or `env` is set; all keys of the three are valid."""
 
-    hashes: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(
-        None, description="Name of each caller to the sha256 of the API key."
+    hashes: dict[str, Sha256] | None = Field(
+        None, description="Name of each client -> SHA-256 of its API key, in hex: `{alice: 3f0c…}`."
     )
     file: str | None = Field(
-        None, description="File with a line `name sha256` per key; a change is seen within a second."
+        None, description="File with a line `name sha256` per key; a change takes effect within a second."
     )
-    env: str | None = Field(None, description="Environment variable that holds such lines.")
-    images_per_s: float | None = Field(
-        None, gt=0, description="Images per second that each key may send to one ingress replica; none is no limit."
+    env: str | None = Field(None, description="Name of an environment variable with a line `name sha256` per key.")
+    images_per_s: Annotated[float | None, Unit("images per second")] = Field(
+        None, gt=0, description="Rate limit of each key at each ingress replica; unlimited by default."
     )
-    burst: int = Field(100, ge=1, description="Images that it may send at once, over that rate.")
+    burst: Images = Field(100, description="Images that a key may send at once before the rate limit applies.")
 
     @property
     def required(self) -> bool:
-        """Whether callers need a key."""
+        """Whether a request needs a key."""
         return any(source is not None for source in (self.hashes, self.file, self.env))
 
 
 class PredictionLogConfig(Settings):
-    """The prediction log: one row per image answered."""
+    """The prediction log: one row per image, failed images included."""
 
-    renamed = {
-        "max_waiting": "max_buffered_rows",
-    }
-    folder: str = Field(..., description="Folder or bucket (`s3://…`) that takes the rows, as Parquet.")
-    flush_s: float = Field(
-        10.0, gt=0, le=3600, description="Longest time that a row waits to be written; a killed process loses so much."
+    renamed = {"max_waiting": "max_buffered_rows"}
+    folder: str = Field(..., description="Folder or bucket prefix (`s3://…`) that receives the rows as Parquet files.")
+    flush_s: Seconds = Field(
+        10.0, le=3600, description="Longest time that a row waits in memory; a killed process loses the waiting rows."
     )
-    rows_per_file: int = Field(20_000, ge=1, description="So many rows are written at once, however soon.")
-    max_buffered_rows: int = Field(100_000, ge=1, description="Rows held until they are written; more are dropped.")
+    rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
+    max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
 
 
 class FeedbackConfig(FrozenModel):
-    """What people say about answers."""
+    """Votes of people on the results, and the images that they correct."""
 
-    folder: str = Field(..., description="Folder that takes the votes; all ingress replicas have to reach it.")
-    keep_images: bool = Field(
-        False, description="Whether the images that people send with the right class are kept, to train on."
-    )
+    folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
+    keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
 
 
 class JobsConfig(Settings):
-    """Batch jobs over HTTP."""
+    """Batch prediction jobs over HTTP; one job runs at a time."""
 
-    renamed = {
-        "max_waiting": "max_queued_jobs",
-        "models": "workers",
-    }
+    renamed = {"max_waiting": "max_queued_jobs", "models": "workers"}
     folder: str = Field(
-        ...,
-        description="Folder that keeps uploads and results, seen by all nodes; a relative one is beside the program.",
+        ..., description="Folder of uploads and results that all nodes share; relative to the project's root."
     )
     sources: tuple[str, ...] = Field(
-        (), description="Folders and bucket prefixes (`s3://…`) that a job may read; without any it has to bring a zip."
+        (), description="Folders and bucket prefixes (`s3://…`) that a job may read; if empty, a job must upload a zip."
     )
-    max_zip_bytes: int = Field(500 * MiB, gt=0, description="Largest zip, in bytes.")
-    max_zip_entries: int = Field(100_000, gt=0, description="Most files and folders in it.")
-    max_unpacked_bytes: int = Field(4096 * MiB, gt=0, description="Most bytes of all its files together.")
-    max_queued_jobs: int = Field(20, ge=1, description="Most jobs that have not ended; one runs at a time.")
-    workers: int | None = Field(
-        None, ge=1, description="Workers of a job, each with a CPU and a model; by default one for each CPU."
+    max_zip_bytes: Bytes = Field(500 * MiB, description="Largest zip.")
+    max_zip_entries: Annotated[int, Unit("entries")] = Field(
+        100_000, gt=0, description="Most files and folders in a zip."
     )
-    keep_days: float = Field(7.0, gt=0, description="Days after which a job that has ended is forgotten.")
-
-
-class AppConfig(FrozenModel):
-    """``args:`` of an application with a model in it."""
-
-    weights: WeightsConfig = WeightsConfig()
-    engine: EngineConfig = EngineConfig()
+    max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
+    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(20, ge=1, description="Most jobs that wait or run.")
+    workers: Annotated[int | None, Unit("workers")] = Field(
+        None, ge=1, description="Workers of a job, each with one CPU and one model; one per CPU by default."
+    )
+    keep_days: Annotated[float, Unit("days")] = Field(7.0, gt=0, description="Time until an ended job is deleted.")
 
 
 class BatchConfig(Settings):
     """How batches form."""
 
-    renamed = {
-        "max_batch": "max_batch_size",
-        "max_wait_ms": "max_batch_wait_ms",
-    }
-    max_batch_size: int = Field(16, ge=1, le=1024, description="Most images in one batch.")
-    max_batch_wait_ms: float = Field(
+    renamed = {"max_batch": "max_batch_size", "max_wait_ms": "max_batch_wait_ms"}
+    max_batch_size: Images = Field(16, le=1024, description="Most images in one batch.")
+    max_batch_wait_ms: Annotated[float, Unit("milliseconds")] = Field(
         20.0,
         ge=0,
         le=1000,
-        description="Longest time that an image waits for others known to be on their way, in ms.",
+        description="Longest time that an image waits for other images in flight to join its batch.",
     )
 
 
 class ClassifierConfig(BatchConfig):
-    """``user_config:`` of the Classifier."""
+    """``user_config:`` of the Classifier: batches, and weights that change live."""
 
     weights: WeightsConfig | None = Field(
-        None,
-        description="Weights to serve instead of those in `args:`; they load while the old ones serve.",
+        None, description="Weights that replace those in `args:`; they load while the current weights serve."
     )
 
 
 class ResponseConfig(Settings):
-    """What an answer holds when its request does not say."""
+    """Defaults of a response."""
 
-    top_k: int = Field(10, ge=1, le=1000, description="Classes per image when a request names no `top_k`.")
-    abstain_below: float | None = Field(
+    top_k: Annotated[int, Unit("classes")] = Field(10, ge=1, le=1000, description="Classes per image by default.")
+    abstain_below: Annotated[float | None, Unit("score, 0-1")] = Field(
         None,
         ge=0,
         le=1,
-        description="Best scores under this are flagged as `abstain` (not sure); "
-        "by default what the weights' card says, else 0.4.",
+        description="A result whose best score is lower is flagged `abstain` (not sure); "
+        "by default the threshold in the model card, else 0.4.",
     )
 
 
 class IngressConfig(ResponseConfig):
-    """``user_config:`` of the Ingress."""
+    """``user_config:`` of the Ingress; the groups below belong to it."""
 
     renamed = {
         "lanes": "max_inflight_groups",
@@ -227,35 +227,29 @@ class IngressConfig(ResponseConfig):
         "door": "admission",
         "log": "prediction_log",
     }
-    max_inflight_groups: int = Field(
+    max_inflight_groups: Annotated[int, Unit("groups")] = Field(
         4,
         ge=1,
         le=1024,
-        description="Groups of images that one ingress replica has under way at a time; images that come "
-        "while all max_inflight_groups are taken leave together.",
+        description="Groups of images that one ingress replica has in flight; images that arrive while all are in use "
+        "leave together in the next groups.",
     )
-    max_group_size: int = Field(8, ge=1, le=64, description="Most images in one group.")
+    max_group_size: Images = Field(8, le=64, description="Most images in one group.")
     traffic: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
         None,
-        description="Share of the requests by variant (the name of its application), such as `{blue: 95, green: 5}`; "
-        "`main` is the variant in the ingress's own application, and all there is by default.",
+        description="Share of the requests per variant (the name of its application): `{blue: 95, green: 5}`; "
+        "by default all requests go to `main`, the variant in the ingress's own application.",
     )
-    shadow: str | None = Field(
-        None, description="Variant that gets copies of images; its answers are compared and never returned."
-    )
-    shadow_fraction: float = Field(0.1, ge=0, le=1, description="How many of the images are copied to it.")
+    shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
+    shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()
-    prediction_log: PredictionLogConfig | None = Field(
-        None, description="The prediction log, `prediction_log: {folder: …}`; none is kept by default."
-    )
-    feedback: FeedbackConfig | None = Field(
-        None, description="Where `POST /v1/feedback` goes, `feedback: {folder: …}`; nowhere by default."
-    )
-    jobs: JobsConfig | None = Field(None, description="Batch jobs, `jobs: {folder: …}`; none are taken by default.")
+    prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
+    feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
+    jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
     cors_origins: tuple[str, ...] = Field(
-        (), description="Sites whose pages may call from a browser, such as `https://photos.example`."
+        (), description="Origins whose pages may call the API from a browser, such as `https://photos.example`."
     )
 
     @property
@@ -264,17 +258,17 @@ class IngressConfig(ResponseConfig):
         return self.max_inflight_groups * self.max_group_size
 
     @model_validator(mode="after")
-    def _somebody_answers(self) -> IngressConfig:
+    def _require_a_share_above_0(self) -> IngressConfig:
         if self.traffic is not None and not any(self.traffic.values()):
-            raise ValueError("traffic: no variant has a share above 0, so nobody would answer")
+            raise ValueError("traffic: no variant has a share above 0, so none would answer; raise a share")
         return self
 
 
 def parse(kind: type[Model], values: Any) -> Model:
-    """Validate a mapping and say in one line what is wrong with it, and where.
+    """Validate a mapping and return it as the given model.
 
     Raises:
-        ValueError: Unknown names or values outside their range.
+        ValueError: A key is unknown or a value is out of range; the message has one line.
     """
     try:
         return kind.model_validate(values or {})
@@ -283,15 +277,19 @@ def parse(kind: type[Model], values: Any) -> Model:
 
 
 def describe(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Say in one line what a model's input has wrong, and which names it knows."""
+    """Return one line that says which fields of a model are wrong, why, and which fields it has."""
     return describe_errors(error.errors(), kind.model_fields)
 
 
 def describe_errors(errors: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
-    """Say in one line what pydantic found wrong, and which names there are."""
-    wrong = []
-    for each in errors:
-        where = ".".join(map(str, each["loc"])) or "input"
-        unknown = each["type"] == "extra_forbidden"
-        wrong.append(f"{where}: unknown name" if unknown else f"{where}: {each['msg']} (got {each['input']!r:.60})")
-    return f"{'; '.join(wrong)}. Known names: {', '.join(names)}"
+    """Return one line that describes pydantic's errors and lists the known names."""
+    problems = []
+    for error in errors:
+        where = ".".join(map(str, error["loc"]))
+        if error["type"] == "extra_forbidden":
+            problems.append(f"{where}: unknown name")
+        elif error["type"] == "value_error":  # from a validator of ours, whose message names the value
+            problems.append(f"{where}: {error['ctx']['error']}".removeprefix(": "))
+        else:
+            problems.append(f"{where or 'input'}: {error['msg']} (got {error['input']!r:.60})")
+    return f"{'; '.join(problems)}. Known names: {', '.join(names)}"

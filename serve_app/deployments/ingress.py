@@ -17,7 +17,7 @@ from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_internals import log_with_serve, stay_on_loopback
 from serve_app.errors import NotReadyError
 from serve_app.http.app import create_app
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
 from serve_app.routing.router import VariantRouter
@@ -143,7 +143,7 @@ class Ingress:
         Raises:
             ValueError: The API keys cannot be read, or a folder is not writable; nothing has changed.
         """
-        keys = Keys(config.keys)
+        keys = ApiKeys(config.keys)
         feedback = Feedback(config.feedback, self._metrics.add_vote) if config.feedback else None
         if config.prediction_log != self.config.prediction_log:
             old, self.prediction_log = (

@@ -16,7 +16,7 @@ from typing import Any, Self
 from serve_app.config import IngressConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import OverloadedError
-from serve_app.http.rate_limit import Bucket
+from serve_app.http.rate_limit import TokenBucket
 
 DECAY_S = 5.0  # time constant: a change of throughput is known after about this long
 MIN_COMPLETIONS = 16  # completions needed before the estimate is trusted in full
@@ -75,7 +75,7 @@ class AdmissionController:
         self._throughput, self._measured_at = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
 
-    def admit(self, body_bytes: int, deadline: Deadline, bucket: Bucket | None = None) -> Permit:
+    def admit(self, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None = None) -> Permit:
         """Let in a request whose body has not been read.
 
         Args:
@@ -174,7 +174,7 @@ class Permit:
     """
 
     def __init__(
-        self, controller: AdmissionController, body_bytes: int, deadline: Deadline, bucket: Bucket | None
+        self, controller: AdmissionController, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None
     ) -> None:
         """Hold the declared bytes; the number of images is known once the body has been read."""
         self.deadline = deadline

@@ -1,12 +1,12 @@
-"""Stage 1/3 · who may call, and how often: API keys, kept as hashes, each with a rate.
+"""Authenticate requests by API key.
 
-``python -m serve_app.http.auth new NAME`` makes a key. It is shown once; what is stored is a line with its hash,
-in a file, in an environment variable or in the config. A key has 256 random bits, so a plain sha256 hides it.
+Only SHA-256 hashes of keys are stored: in a file, in an environment variable or in the config. Keys have
+256 random bits, so guessing a key from its hash is infeasible and the hash needs neither salt nor stretching.
+``serve-app keys new NAME`` makes a key.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import hmac
 import logging
@@ -19,128 +19,124 @@ from pathlib import Path
 
 from serve_app.config import KeysConfig
 from serve_app.errors import UnauthorizedError
-from serve_app.http.rate_limit import Bucket
+from serve_app.http.rate_limit import TokenBucket
 
-LOOK_EVERY_S = 1.0
-LINE = re.compile(r"(?P<name>\S+)\s+(?P<hash>[0-9a-f]{64})")
+CHECK_FILE_S = 1.0
+LINE = re.compile(r"(?P<name>[^\s#]\S*)\s+(?P<hash>[0-9a-f]{64})")
 log = logging.getLogger("serve_app")
 
 
-class Keys:
-    """The keys that are valid now, and what is left of each one's rate at this ingress replica."""
+class ApiKeys:
+    """The valid API keys, and the token bucket of each key at this ingress replica."""
 
-    def __init__(self, tuning: KeysConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: KeysConfig, clock: Callable[[], float] = time.monotonic) -> None:
         """Read all keys.
 
+        Args:
+            config: Where the keys are stored, and their rate limit.
+            clock: Returns seconds.
+
         Raises:
-            ValueError: The file or the variable is missing, or a line in it is none.
+            ValueError: The file or the environment variable is missing, or one of its lines is malformed.
         """
-        self._tuning, self._clock = tuning, clock
-        self._hashes = read_keys(tuning)
-        self._looked, self._stamp = clock(), self._stat()
-        self._buckets: dict[str, Bucket] = {}
+        self._config, self._clock = config, clock
+        self._hashes = read_keys(config)
+        self._checked_s, self._file_stamp = clock(), self._stat_file()
+        self._buckets: dict[str, TokenBucket] = {}
 
     def caller(self, headers: Mapping[str, str]) -> str | None:
-        """Name who sends these headers; None where everyone may call.
+        """Return the name of the client whose key is in the headers; None if no key is required.
 
         Raises:
-            UnauthorizedError: No key, or none of ours (401).
+            UnauthorizedError: The key is missing or unknown (401).
         """
-        if not self._tuning.required:
+        if not self._config.required:
             return None
-        self._look_again()
+        self._reload_if_changed()
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not key:
             raise UnauthorizedError("no API key: send it as `Authorization: Bearer …` or `X-API-Key: …`")
-        found = None
-        presented = hash_of(key)
-        for name, known in self._hashes.items():  # all of them, however early one fits
-            if hmac.compare_digest(presented, known):
-                found = name
-        if found is None:
-            raise UnauthorizedError("this API key is not known here; it may have been revoked")
-        return found
+        presented = hash_key(key)
+        # Compares with every hash, so the time does not tell which key comes close.
+        matches = [name for name, known in self._hashes.items() if hmac.compare_digest(presented, known)]
+        if not matches:
+            raise UnauthorizedError("this API key is unknown or was revoked; ask the operator for a new one")
+        return matches[-1]
 
-    def bucket(self, caller: str | None) -> Bucket | None:
-        """What is left of a caller's rate; None where there is no limit."""
-        if caller is None or self._tuning.images_per_s is None:
+    def bucket(self, caller: str | None) -> TokenBucket | None:
+        """Return the token bucket of a client; None if no rate limit applies."""
+        if caller is None or self._config.images_per_s is None:
             return None
         if caller not in self._buckets:
-            self._buckets[caller] = Bucket(self._tuning.images_per_s, self._tuning.burst, self._clock)
+            self._buckets[caller] = TokenBucket(self._config.images_per_s, self._config.burst, self._clock)
         return self._buckets[caller]
 
-    def _look_again(self) -> None:
-        """Read the file again if it has changed; one that cannot be read changes nothing."""
-        if (now := self._clock()) - self._looked < LOOK_EVERY_S:
+    def _reload_if_changed(self) -> None:
+        """Read the key file again after a change, at most once a second; an unreadable file keeps the old keys."""
+        if (now := self._clock()) - self._checked_s < CHECK_FILE_S:
             return
-        self._looked = now
-        if (stamp := self._stat()) != self._stamp:
-            self._stamp = stamp
+        self._checked_s = now
+        if (stamp := self._stat_file()) != self._file_stamp:
+            self._file_stamp = stamp
             try:
-                self._hashes = read_keys(self._tuning)
+                self._hashes = read_keys(self._config)
             except ValueError as error:
-                log.error("the API keys stay as they were: %s", error)
+                log.error("API keys not reloaded, the previous keys stay valid: %s", error)
             else:
-                log.info("API keys read again: %d", len(self._hashes))
+                log.info("API keys reloaded: %d", len(self._hashes))
 
-    def _stat(self) -> tuple[int, int, int] | None:
+    def _stat_file(self) -> tuple[int, int, int] | None:
         try:
-            found = Path(self._tuning.file).stat() if self._tuning.file else None
+            stat = Path(self._config.file).stat() if self._config.file else None
         except OSError:
             return None
-        return (found.st_mtime_ns, found.st_size, found.st_ino) if found else None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat else None
 
 
-def hash_of(key: str) -> str:
-    """What is kept of a key."""
+def create_key(name: str) -> tuple[str, str]:
+    """Return a new random key and the line ``name sha256`` to store.
+
+    Raises:
+        ValueError: The name is empty or contains whitespace.
+    """
+    key = f"key_{secrets.token_urlsafe(32)}"
+    line = f"{name} {hash_key(key)}"
+    if LINE.fullmatch(line) is None:
+        raise ValueError(f"{name!r} is not a valid name: use a name without spaces that does not start with #")
+    return key, line
+
+
+def hash_key(key: str) -> str:
+    """Return the SHA-256 of a key, in hex."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def read_keys(tuning: KeysConfig) -> dict[str, str]:
-    """Collect name and hash of every key.
+def read_keys(config: KeysConfig) -> dict[str, str]:
+    """Return client name -> key hash from all configured sources.
 
     Raises:
-        ValueError: Says which line of what is none.
+        ValueError: The file or the environment variable is missing, or one of its lines is malformed.
     """
-    found = dict(tuning.hashes or {})
+    hashes = dict(config.hashes or {})
     try:
-        if tuning.file:
-            found |= _parse(Path(tuning.file).read_text(), f"keys.file {tuning.file}")
-        if tuning.env:
-            found |= _parse(os.environ[tuning.env], f"keys.env {tuning.env}")
+        if config.file:
+            hashes |= _parse(Path(config.file).read_text(), f"keys.file {config.file}")
+        if config.env:
+            hashes |= _parse(os.environ[config.env], f"keys.env {config.env}")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"keys.file {tuning.file}: cannot be read ({error})") from None
+        raise ValueError(f"keys.file {config.file}: cannot be read ({error})") from None
     except KeyError:
-        raise ValueError(f"keys.env {tuning.env}: no such environment variable on this node") from None
-    return found
+        raise ValueError(f"keys.env {config.env}: no such environment variable on this node") from None
+    return hashes
 
 
 def _parse(text: str, where: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         if (match := LINE.fullmatch(line.strip())) is None:
-            raise ValueError(
-                f"{where}, line {number}: not `name sha256`; make one with python -m serve_app.http.auth new NAME"
-            )
-        found[match["name"]] = match["hash"]
-    return found
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m serve_app.http.auth", description="Make an API key.")
-    parser.add_argument("new", choices=["new"], help="make one")
-    parser.add_argument("name", help="of who will use it, without spaces")
-    name: str = parser.parse_args().name
-    key = f"key_{secrets.token_urlsafe(32)}"
-    line = f"{name} {hash_of(key)}"
-    if LINE.fullmatch(line) is None:
-        parser.error(f"{name!r}: a name without spaces")
-    print(f"key, shown only now:  {key}\nline to store:        {line}")
-
-
-if __name__ == "__main__":
-    main()
+            raise ValueError(f"{where}, line {number}: not `name sha256`; make a line with `serve-app keys new NAME`")
+        hashes[match["name"]] = match["hash"]
+    return hashes

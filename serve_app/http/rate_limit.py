@@ -1,4 +1,4 @@
-"""A token bucket per API key: how many images it may send."""
+"""Limit the images that an API key may send, with a token bucket."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from collections.abc import Callable
 from serve_app.errors import RateLimitedError
 
 
-class Bucket:
-    """A token bucket: refilled at a steady rate up to its size; a request may overdraw it once."""
+class TokenBucket:
+    """A token bucket that refills at a constant rate, as in RFC 2697; a request may overdraw it once.
 
-    def __init__(self, per_s: float, size: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start full."""
-        self._per_s, self._size, self._clock = per_s, size, clock
-        self._left, self._since = float(size), clock()
+    The number of images is known only after a request was admitted. So a request needs one token, takes one
+    token per image, and a negative balance delays the next request.
+    """
+
+    def __init__(self, rate: float, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with a full bucket.
+
+        Args:
+            rate: Tokens per second.
+            capacity: Most tokens in the bucket.
+            clock: Returns seconds.
+        """
+        self._rate, self._capacity, self._clock = rate, capacity, clock
+        self._tokens, self._refilled_s = float(capacity), clock()
 
     def check(self) -> None:
-        """Do nothing if there is a token.
+        """Return if the bucket holds at least one token.
 
         Raises:
-            RateLimitedError: There is none (429); says when there will be.
+            RateLimitedError: It does not (429); the error holds the seconds until it will.
         """
         now = self._clock()
-        self._left = min(self._size, self._left + (now - self._since) * self._per_s)
-        self._since = now
-        if self._left < 1:
-            wait_s = (1 - self._left) / self._per_s
-            raise RateLimitedError(f"this API key may send {self._per_s:g} images/s; wait {wait_s:.1f} s", wait_s)
+        self._tokens = min(self._capacity, self._tokens + (now - self._refilled_s) * self._rate)
+        self._refilled_s = now
+        if self._tokens < 1:
+            wait_s = (1 - self._tokens) / self._rate
+            raise RateLimitedError(f"this API key may send {self._rate:g} images/s; wait {wait_s:.1f} s", wait_s)
 
     def take(self, tokens: int) -> None:
-        """Take tokens for images; more than there are make the next request wait longer."""
-        self._left -= tokens
+        """Take tokens, even if the balance becomes negative."""
+        self._tokens -= tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from serve_app.config import IngressConfig
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
 from serve_app.routing.router import VariantRouter
@@ -23,7 +23,7 @@ class Service(Protocol):
     """
 
     config: IngressConfig
-    keys: Keys
+    keys: ApiKeys
     router: VariantRouter
     prediction_log: PredictionLog | None
     feedback: Feedback | None

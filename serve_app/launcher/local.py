@@ -23,7 +23,7 @@ from serve_app.launcher.environment import ray_environment
 from serve_app.launcher.haproxy import LOOPBACK
 from serve_app.paths import ROOT
 from serve_app.release import serve_config
-from serve_app.release.rollout import Cluster, DeployError, previous_config
+from serve_app.release.rollout import DeployError, ServeApi, previous_config
 from serve_app.release.serve_config import ConfigError
 
 DEPLOY_TIMEOUT_S = 300
@@ -168,7 +168,7 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         say("deploying ingress, preprocess and classify")
         dashboard = f"http://{context.dashboard_url}"
         serve_config.check(config)
-        cluster = Cluster(dashboard)
+        cluster = ServeApi(dashboard)
         cluster.apply(config, DEPLOY_TIMEOUT_S)
         api = f"http://127.0.0.1:{port}"
         wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
@@ -200,7 +200,7 @@ def drain() -> None:
     psutil.wait_procs(doors, DRAIN_TIMEOUT_S)
 
 
-def close_log(cluster: Cluster) -> None:
+def close_log(cluster: ServeApi) -> None:
     """Have the rows written that wait for the prediction log; Ray's own end takes them with the replicas."""
     try:
         config = previous_config(cluster.state())

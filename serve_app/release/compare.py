@@ -1,4 +1,4 @@
-"""Whether a config brings weights that are known to be worse than those now served: by their cards."""
+"""Refuse weights whose model card shows a lower accuracy than the model that serves now."""
 
 from __future__ import annotations
 
@@ -9,63 +9,62 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
 from serve_app.inference.card import load_card
 from serve_app.release.rollout import RefusedError
-from serve_app.release.serve_config import BUILDERS, INGRESS, Config, user_config
+from serve_app.release.serve_config import BUILDERS, INGRESS, Config, configured_weights
 
 Card = Mapping[str, Any]
 
 
 def refuse_worse(config: Config, served: Sequence[Card]) -> Iterator[str]:
-    """Compare new weights with each model that is served, where both were measured on the same images.
+    """Compare the accuracy of new weights with every served model, on test images that both cards report.
 
     Args:
-        config: Checked.
-        served: Cards as ``GET /v1/models`` gives them.
+        config: A checked Serve config.
+        served: Model cards of the served models, as ``GET /v1/models`` returns them.
 
     Yields:
-        What was found, in a sentence per pair.
+        One sentence per comparison.
 
     Raises:
-        RefusedError: One is less accurate; says where and by how much.
+        RefusedError: The new weights are less accurate than a served model.
     """
-    known = {card["sha256"] for card in served}
-    for spec in new_weights(config):
-        if spec.sha256 in known or spec.source == "imagenet":  # nobody has measured that on data of ours
+    served_hashes = {card["sha256"] for card in served}
+    for weights in new_weights(config):
+        if weights.sha256 in served_hashes or weights.source == "imagenet":  # imagenet's card has no measurements
             continue
         try:
-            card = load_card(spec).model_dump()
-        except WeightsError as error:  # a path on the cluster's nodes
-            yield f"not compared with what is served: {error}"
+            card = load_card(weights).model_dump()
+        except WeightsError as error:  # the path may exist on the cluster's nodes only
+            yield f"not compared with the served model: {error}"
             continue
-        if card["sha256"] not in known:
+        if card["sha256"] not in served_hashes:
             yield from _compare(card, served)
 
 
 def new_weights(config: Config) -> Iterator[WeightsConfig]:
-    """The weights that a config's applications are to serve in the end."""
+    """Yield the weights that each application with a model serves under this config."""
     for app in config["applications"]:
         if app["import_path"] in BUILDERS and app["import_path"] != INGRESS:
-            weights = user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights") or {}
-            yield WeightsConfig.model_validate(weights)
+            yield WeightsConfig.model_validate(configured_weights(app) or {})
 
 
 def _compare(card: Card, served: Sequence[Card]) -> Iterator[str]:
     for other in served:
-        pairs = list(_measured_alike(card, other))
-        if not pairs:
+        results = list(_common_results(card, other))
+        if not results:
             yield f"not compared: {card['version']} and {other['version']} (served) have no test data in common"
-        for name, new, old in pairs:
-            found = f"on {name} {card['version']} is right in {new:.2%}, {other['version']} (served) in {old:.2%}"
+        for dataset, new, old in results:
+            comparison = f"accuracy on {dataset}: {card['version']} {new:.2%}, {other['version']} (served) {old:.2%}"
             if new < old:
-                raise RefusedError(f"{found}: it is worse; --force deploys it all the same")
-            yield found
+                raise RefusedError(f"{comparison}; the new weights are worse: use --force to deploy them anyway")
+            yield comparison
 
 
-def _measured_alike(card: Card, other: Card) -> Iterator[tuple[str, float, float]]:
-    """Name of the data, and accuracy of both, for each set of images that both cards have results of."""
+def _common_results(card: Card, other: Card) -> Iterator[tuple[str, float, float]]:
+    """Yield name and top-1 accuracy of both models for each set of images that both cards report."""
     for name, result in _results(card):
-        for _, theirs in _results(other):
-            if result["fingerprint"] == theirs["fingerprint"]:
-                yield name, result["top1"], theirs["top1"]
+        for _, other_result in _results(other):
+            if result["fingerprint"] == other_result["fingerprint"]:
+                yield name, result["top1"], other_result["top1"]
 
 
 def _results(card: Card) -> Iterator[tuple[str, Mapping[str, Any]]]:

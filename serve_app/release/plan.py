@@ -1,4 +1,4 @@
-"""What a config would change in a running Serve: the dry run. The rules are Ray's own, read from its classes."""
+"""Predict the effect of a config on a running Serve: the dry run. Ray's own classes decide."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from enum import Enum
 from typing import Any
 
 from serve_app.release.rollout import State
-from serve_app.release.serve_config import Config
+from serve_app.release.serve_config import Config, app_name
 
-# Ray fixes these when Serve starts.
-FIXED = ("proxy_location", "http_options", "grpc_options")
+FIXED_AT_START = ("proxy_location", "http_options", "grpc_options")
 
 
 class Effect(Enum):
-    """What happens to the replicas of a deployment."""
+    """What happens to the replicas of a deployment, from the weakest effect to the strongest."""
 
     NOTHING = "nothing"
     SETTINGS = "new settings, replicas untouched"
@@ -30,80 +29,72 @@ RANK = list(Effect)
 
 @dataclass(frozen=True)
 class Change:
-    """What would happen in one place, and why.
+    """The effect on one deployment, application or top-level key.
 
     Attributes:
-        where: ``application.deployment``, or a key of the file.
-        effect: The strongest of all that changes there.
-        why: Keys whose values differ.
-        replicas: How many there are and will be, where that changes.
-        surge: Whether a restart starts new replicas before old ones stop.
+        where: ``application.deployment``, an application, or a key of the file.
+        effect: The strongest effect of all changed keys.
+        keys: The keys whose values change.
+        replicas: Number of replicas before and after; None if it stays.
+        surge: Whether a restart starts new replicas before it stops old ones.
     """
 
     where: str
     effect: Effect
-    why: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     replicas: tuple[int, int] | None = None
     surge: bool = False
 
     def __str__(self) -> str:
-        """One line."""
+        """Describe the change in one line."""
         text = self.effect.value
         if self.effect is Effect.RESTART:
             text += ", new replicas before old ones stop" if self.surge else ", OLD REPLICAS STOP BEFORE NEW ONES START"
         if self.replicas:
             text += "; {} -> {} replicas".format(*self.replicas)
-        return f"{self.where}: {text}" + (f" ({', '.join(self.why)})" if self.why else "")
+        return f"{self.where}: {text}" + (f" ({', '.join(self.keys)})" if self.keys else "")
 
 
 def plan(state: State, config: Config) -> list[Change]:
-    """Compare a config with what runs.
-
-    Args:
-        state: Of Serve, as its REST API tells it.
-        config: Checked.
-    """
+    """Compare a checked config with the state of Serve as its REST API returns it."""
     changes = [
         Change(key, Effect.IGNORED)
-        for key in FIXED
-        if key in config and state.get(key) is not None and not _covers(state[key], config[key])
+        for key in FIXED_AT_START
+        if key in config and state.get(key) is not None and not _contains(state[key], config[key])
     ]
-    wanted = {app.get("name", "default"): app for app in config["applications"]}
-    for name, app in wanted.items():
+    new_apps = {app_name(app): app for app in config["applications"]}
+    for name, app in new_apps.items():
         running = state["applications"].get(name)
         if running is None or not running.get("deployed_app_config"):
             changes.append(Change(name, Effect.ADDED))
         else:
-            changes += _application(name, running, app, config)
-    changes += [Change(name, Effect.REMOVED) for name in state["applications"] if name not in wanted]
+            changes += _plan_application(name, running, app, config)
+    changes += [Change(name, Effect.REMOVED) for name in state["applications"] if name not in new_apps]
     return changes
 
 
-def _application(name: str, running: State, app: Config, config: Config) -> list[Change]:
-    # Imported here, not above: see serve_config.check.
-    from ray.serve._private.deploy_utils import get_app_code_version
-    from ray.serve.schema import ServeApplicationSchema
-
+def _plan_application(name: str, running: State, app: Config, config: Config) -> list[Change]:
     old = running["deployed_app_config"]
+    # Ray copies the file's logging_config into each application.
     new = {"logging_config": config["logging_config"], **app} if config.get("logging_config") else app
-    versions = [get_app_code_version(ServeApplicationSchema.model_validate(each)) for each in (old, new)]
-    everything: list[str] = []
-    if versions[0] != versions[1]:
-        everything = [key for key in ("import_path", "runtime_env", "args") if old.get(key) != new.get(key)]
-        everything = everything or ["autoscaling policy or request router"]
-    shared = [key for key in ("logging_config",) if not _covers(old.get(key), new.get(key))]
-    explicit = [{one["name"]: one for one in each.get("deployments", ())} for each in (old, new)]
+    restart_keys: list[str] = []
+    if _code_version(old) != _code_version(new):
+        restart_keys = [key for key in ("import_path", "runtime_env", "args") if old.get(key) != new.get(key)]
+        restart_keys = restart_keys or ["autoscaling policy or request router"]
+    app_keys = [key for key in ("logging_config",) if not _contains(old.get(key), new.get(key))]
+    old_settings, new_settings = (
+        {settings["name"]: settings for settings in file.get("deployments", ())} for file in (old, new)
+    )
     changes = []
     for deployment, live in running["deployments"].items():
-        before, after = (each.get(deployment, {}) for each in explicit)
-        current = live["deployment_config"]
-        keys = sorted(key for key in {*before, *after} if _differs(before, after, current, key))
-        effects = [Effect.RESTART] * bool(everything) + [effect_of(key) for key in keys + shared]
+        before, after = old_settings.get(deployment, {}), new_settings.get(deployment, {})
+        keys = sorted(key for key in {*before, *after} if _differs(before, after, live["deployment_config"], key))
+        effects = [Effect.RESTART] * bool(restart_keys) + [effect_of(key) for key in keys + app_keys]
         changes.append(
             Change(
                 f"{name}.{deployment}",
                 max(effects, key=RANK.index, default=Effect.NOTHING),
-                (*everything, *keys, *shared),
+                (*restart_keys, *keys, *app_keys),
                 _replicas(live["target_num_replicas"], after),
                 bool(after.get("max_surge_percent", 0)),
             )
@@ -111,41 +102,57 @@ def _application(name: str, running: State, app: Config, config: Config) -> list
     return changes
 
 
+def _code_version(app: Config) -> str:
+    """Return Ray's hash of the keys whose change restarts an application.
+
+    A private function of Ray 2.60.0; tests/service/test_deploy_command.py compares the plan with Ray's actions.
+    """
+    # Imported here: Ray reads its environment variables on import, see serve_config.check.
+    from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.schema import ServeApplicationSchema
+
+    return get_app_code_version(ServeApplicationSchema.model_validate(app))
+
+
 def effect_of(key: str) -> Effect:
-    """What a change of one key of a deployment does to its replicas, by Ray's own classification."""
+    """Return the effect of changing one key of a deployment.
+
+    Ray 2.60.0 stores this as ``update_type`` in the fields of a private class; tests/unit/release/test_plan.py
+    checks one key of each type.
+    """
     from ray.serve._private.config import DeploymentConfig
 
     field = DeploymentConfig.model_fields.get(key)
     if field is None or not isinstance(field.json_schema_extra, dict):
-        return Effect.RESTART  # ray_actor_options, placement: they belong to the process
-    kind = getattr(field.json_schema_extra["update_type"], "name", None)
-    if key == "autoscaling_config" or kind in ("LightWeight", "NeedsReconfigure"):
+        return Effect.RESTART  # ray_actor_options and placement belong to the process
+    update_type = getattr(field.json_schema_extra["update_type"], "name", None)
+    if key == "autoscaling_config" or update_type in ("LightWeight", "NeedsReconfigure"):
         return Effect.SETTINGS
-    return Effect.RECONFIGURE if kind == "NeedsActorReconfigure" else Effect.RESTART
+    return Effect.RECONFIGURE if update_type == "NeedsActorReconfigure" else Effect.RESTART
 
 
 def _differs(before: Config, after: Config, current: Config, key: str) -> bool:
-    """Whether a key's value changes; one that is new in the file may be what the code says already."""
+    """Return whether the value of a key changes."""
     if key in before and key in after:
         return bool(before[key] != after[key])
-    if key in after:
-        return not _covers(current.get(key), after[key])
-    return True  # back to what the code says, which is not told
+    if key in after:  # the code's default may already equal the new value
+        return not _contains(current.get(key), after[key])
+    return True  # back to the code's default, which the API does not return
 
 
 def _replicas(now: int, after: Config) -> tuple[int, int] | None:
-    scaling = after.get("autoscaling_config")
+    """Return the number of replicas before and after; None if it stays or Ray chooses it."""
     if after.get("num_replicas") == "auto":
         return None
-    if scaling:
-        wanted = min(max(now, scaling.get("min_replicas", 1)), scaling.get("max_replicas", now))
+    if scaling := after.get("autoscaling_config"):
+        target = min(max(now, scaling.get("min_replicas", 1)), scaling.get("max_replicas", now))
     else:
-        wanted = after.get("num_replicas", 1)
-    return None if wanted == now else (now, wanted)
+        target = after.get("num_replicas", 1)
+    return None if target == now else (now, target)
 
 
-def _covers(current: Any, wanted: Any) -> bool:
-    """Whether what is wanted is there, among defaults that nobody named."""
-    if isinstance(current, dict) and isinstance(wanted, dict):
-        return all(key in current and _covers(current[key], value) for key, value in wanted.items())
-    return bool(current == wanted)
+def _contains(current: Any, value: Any) -> bool:
+    """Return whether ``current`` equals ``value`` in every key that ``value`` has."""
+    if isinstance(current, dict) and isinstance(value, dict):
+        return all(key in current and _contains(current[key], inner) for key, inner in value.items())
+    return bool(current == value)

@@ -1,4 +1,4 @@
-"""Serve config file -> checked mapping. Ray keeps quiet about misspelled keys; this does not."""
+"""Read and check a Serve config file; Ray accepts misspelled keys silently, this module rejects them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ USER_CONFIGS: dict[str, type[FrozenModel]] = {
     "Preprocessor": FrozenModel,
     "Classifier": ClassifierConfig,
 }
-APP, MODEL, INGRESS = (f"serve_app.app:build_{what}" for what in ("app", "model", "ingress"))
-# What each of our builders takes as args, and the deployments it makes.
+APP, MODEL, INGRESS = (f"serve_app.app:build_{name}" for name in ("app", "model", "ingress"))
+# import_path -> type of its args, and the deployments it builds
 BUILDERS: dict[str, tuple[type[FrozenModel], tuple[str, ...]]] = {
     APP: (AppConfig, tuple(USER_CONFIGS)),
     MODEL: (AppConfig, ("Preprocessor", "Classifier")),
@@ -28,96 +28,106 @@ BUILDERS: dict[str, tuple[type[FrozenModel], tuple[str, ...]]] = {
 
 
 class ConfigError(Exception):
-    """What is wrong with a config file, where, in one sentence."""
+    """A config file or an option is wrong; the message is one sentence that names the place."""
 
 
 def read(path: Path) -> Config:
-    """Read a Serve config file, unchecked.
+    """Read a Serve config file without checking its keys.
 
     Raises:
-        ConfigError: It is missing, no YAML or holds no applications.
+        ConfigError: The file is missing, is not YAML or has no list of applications.
     """
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a Serve config: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
-        raise ConfigError(f"{path} cannot be read as a Serve config: it holds no list of `applications`")
+        raise ConfigError(f"{path} cannot be read as a Serve config: it has no list of `applications`")
     return config
 
 
 def check(config: Config) -> None:
-    """Validate as Serve does, refuse the keys that Serve would silently drop, and check our own values.
+    """Validate a config by Ray's schema and by ``serve_app.config``, and reject keys that Ray would ignore.
 
     Raises:
-        ConfigError: Names the key or value and where it stands.
+        ConfigError: A key is unknown or a value is wrong.
     """
-    # Imported here: Ray reads its switches on import, and the launcher has to set them first.
+    # Ray reads its environment variables on import; the launcher has to set them first.
     from ray.serve import schema
 
-    refuse_unknown(config, schema.ServeDeploySchema, "")
+    reject_unknown_keys(config, schema.ServeDeploySchema)
     try:
         schema.ServeDeploySchema.model_validate(config)
-        for app in config["applications"]:
-            if app["import_path"] in BUILDERS:
-                _check_ours(app)
-                _check_variants(app, config)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for app in config["applications"]:
+        if app["import_path"] in BUILDERS:
+            _check_settings(app)
+            _check_variants(app, config)
 
 
-def refuse_unknown(values: Config, model: type[BaseModel], where: str) -> None:
-    """Compare keys with a schema's fields, all the way down.
+def reject_unknown_keys(values: Config, model: type[BaseModel], where: str = "") -> None:
+    """Compare the keys of a mapping, and of the mappings in it, with the fields of a schema.
 
     Raises:
-        ConfigError: Names the keys that the schema does not know.
+        ConfigError: The schema has no such field.
     """
     if unknown := sorted(map(str, set(values) - set(model.model_fields))):
         raise ConfigError(f"{where or 'file'}: unknown {'keys' if unknown[1:] else 'key'} {', '.join(unknown)}")
     for key, value in values.items():
-        for inner in _models(model.model_fields[key].annotation):
-            for place, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
-                if isinstance(each, dict):
-                    name = key if place is None else str(each.get("name", f"{key}.{place}"))
-                    refuse_unknown(each, inner, f"{where}.{name}" if where else name)
+        for inner in _schemas(model.model_fields[key].annotation):
+            for index, element in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(element, dict):
+                    name = key if index is None else str(element.get("name", f"{key}.{index}"))
+                    reject_unknown_keys(element, inner, f"{where}.{name}" if where else name)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _schemas(annotation: Any) -> list[type[BaseModel]]:
+    """Return the pydantic models in a field's annotation, such as ``list[Model] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for each in typing.get_args(annotation) for model in _models(each)]
+    return [model for argument in typing.get_args(annotation) for model in _schemas(argument)]
+
+
+def app_name(app: Config) -> str:
+    """Return the name of an application; Ray's default is ``default``."""
+    return str(app.get("name", "default"))
 
 
 def user_config(app: Config, deployment: str) -> Config:
-    """What an application's file says for a deployment to take live."""
-    found = [one.get("user_config") or {} for one in app.get("deployments", ()) if one["name"] == deployment]
-    return found[0] if found else {}
+    """Return the ``user_config`` of a deployment of an application; empty if it has none."""
+    for settings in app.get("deployments", ()):
+        if settings["name"] == deployment:
+            return settings.get("user_config") or {}
+    return {}
 
 
-def _check_ours(app: Config) -> None:
-    name = app.get("name", "default")
+def configured_weights(app: Config) -> Any:
+    """Return the weights that an application serves in the end: those of ``user_config`` win over ``args``."""
+    return user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights")
+
+
+def _check_settings(app: Config) -> None:
     args, deployments = BUILDERS[app["import_path"]]
-    _parse(args, app.get("args"), f"{name}.args")
-    for one in app.get("deployments", ()):
-        where = f"{name}.{one['name']}"
-        if one["name"] not in deployments:
-            raise ConfigError(f"{where}: no such deployment; there are {', '.join(deployments)}")
-        _parse(USER_CONFIGS[one["name"]], one.get("user_config"), f"{where}.user_config")
+    _parse(args, app.get("args"), f"{app_name(app)}.args")
+    for settings in app.get("deployments", ()):
+        where = f"{app_name(app)}.{settings['name']}"
+        if settings["name"] not in deployments:
+            raise ConfigError(f"{where}: no such deployment; this application has {', '.join(deployments)}")
+        _parse(USER_CONFIGS[settings["name"]], settings.get("user_config"), f"{where}.user_config")
 
 
 def _check_variants(app: Config, config: Config) -> None:
-    """Refuse traffic to an application that the file does not hold: it would wait for it for ever."""
+    """Reject traffic to a variant that the file does not contain: the ingress would wait for it forever."""
     if app["import_path"] == MODEL:
         return
     own = [MAIN] if app["import_path"] == APP else []
-    there = own + [one.get("name", "default") for one in config["applications"] if one["import_path"] == MODEL]
+    variants = own + [app_name(other) for other in config["applications"] if other["import_path"] == MODEL]
     for name in TrafficSplit.from_config(parse(IngressConfig, user_config(app, "Ingress"))).names:
-        if name not in there:
-            known = ", ".join(there) or f"no application with import_path: {MODEL}"
-            raise ConfigError(
-                f"{app.get('name', 'default')}.Ingress.user_config.traffic: no variant {name}; there is {known}"
-            )
+        if name not in variants:
+            known = f"known variants: {', '.join(variants)}" if variants else f"no application has import_path {MODEL}"
+            raise ConfigError(f"{app_name(app)}.Ingress.user_config.traffic: no variant {name}; {known}")
 
 
 def _parse(kind: type[FrozenModel], values: Any, where: str) -> None:

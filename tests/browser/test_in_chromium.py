@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serve_app.analytics import etl
 from serve_app.launcher.environment import free_port
 from serve_app.observability.feedback_store import labeled
-from serve_app.release.rollout import Cluster, previous_config
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.conftest import make_photo
 from tests.support.logged import log_day
 from tests.support.paths import ROOT
@@ -288,7 +288,7 @@ def test_server_down(page: Page) -> None:
 
 def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
     """Thumbs appear where feedback is kept; down, then a class: the photo is in the training set under it."""
-    cluster = Cluster(running.dashboard)
+    cluster = ServeApi(running.dashboard)
     before = previous_config(cluster.state())
     config = copy.deepcopy(before)
     (ingress,) = (one for one in config["applications"][0]["deployments"] if one["name"] == "Ingress")

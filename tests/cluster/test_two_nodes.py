@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from serve_app.launcher.environment import free_port
-from serve_app.release.rollout import Cluster
+from serve_app.release.rollout import ServeApi
 from serve_app.release.serve_config import check, read
 from tests.cluster.nodes import Head, Node
 from tests.conftest import make_photo
@@ -51,7 +51,7 @@ def config(port: int) -> dict[str, Any]:
     return found
 
 
-def where(cluster: Cluster) -> dict[str, Counter[str]]:
+def where(cluster: ServeApi) -> dict[str, Counter[str]]:
     """How many replicas of each stage run on which node."""
     deployments = cluster.state()["applications"]["classify"]["deployments"]
     return {
@@ -77,7 +77,7 @@ def test_a_lost_node_costs_a_moment_and_comes_back(folder: Path) -> None:
     nodes: list[Node] = [head := Head(folder, port)]
     try:
         nodes.append(other := Node(3, folder, ["--address", head.address], other_port))
-        cluster = Cluster(head.dashboard)
+        cluster = ServeApi(head.dashboard)
         cluster.apply(config(port), 200)
         both = {stage: Counter({head.host: 1, other.host: 1}) for stage in ("Ingress", "Preprocessor", "Classifier")}
         assert where(cluster) == both

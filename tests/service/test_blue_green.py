@@ -1,4 +1,4 @@
-"""Two variants of the model on real Ray Serve, and weights that take over, under load: no request fails."""
+"""Traffic between two model variants and live weights on real Ray Serve, under load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from serve_app.config import WeightsConfig
 from serve_app.inference.card import DEMO, load_card
 from serve_app.inference.weights import publish
-from serve_app.release.rollout import Cluster, previous_config
+from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config
 from tests.conftest import make_photo
 from tests.support.configs import tuned
@@ -28,12 +28,12 @@ CAPACITY = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
 
 
 def demo_as(version: str, folder: Path) -> dict[str, str | None]:
-    """The demo model's numbers under another version, whose labels name it."""
+    """Publish the demo model under another version whose labels name that version; return its weights config."""
     card = load_card(WeightsConfig(source="demo"))
     labels = tuple(f"{label} by {version}" for label in card.labels)
     fields = {"name": card.name, "version": version, "labels": labels, "transform": card.transform}
     state = load_file(DEMO)
-    state["fc.bias"] = state["fc.bias"] + len(version) / 1000  # a file of its own, with the same answers
+    state["fc.bias"] = state["fc.bias"] + len(version) / 1000  # changes the hash, not the scores
     digest = publish(state, fields, folder / version).sha256
     return WeightsConfig(source=str(folder / version / "model.safetensors"), sha256=digest).model_dump()
 
@@ -52,25 +52,25 @@ def variant(name: str, weights: object) -> Config:
 
 
 class Operator:
-    """Changes what one deployment takes live, and sees what it made of it."""
+    """Changes the user_config of deployments and reads the results."""
 
     def __init__(self, running: Running, folder: Path) -> None:
-        self.api, self.folder, self.cluster = running.api, folder, Cluster(running.dashboard)
-        self.config = previous_config(self.cluster.state())
+        self.api, self.folder, self.serve = running.api, folder, ServeApi(running.dashboard)
+        self.config = previous_config(self.serve.state())
 
     def deploy(self) -> None:
-        self.cluster.apply(self.config, 200)
+        self.serve.apply(self.config, 200)
 
     def change(self, app: str, deployment: str, **user_config: object) -> None:
-        """Deploy other values of a user_config."""
+        """Deploy a config with changed user_config values of one deployment."""
         self.config = tuned(self.config, deployment, app, **user_config)
         self.deploy()
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx2.get(f"{self.api}/v1/status", timeout=30).json()
-        return found
+        status: dict[str, Any] = httpx2.get(f"{self.api}/v1/status", timeout=30).json()
+        return status
 
-    def ask(self, **headers: str) -> httpx2.Response:
+    def classify(self, **headers: str) -> httpx2.Response:
         return httpx2.post(f"{self.api}/v1/classify", content=make_photo(), headers=headers, timeout=60)
 
     def wait_for(self, condition: Callable[[], object], timeout_s: float = 60) -> None:
@@ -80,13 +80,13 @@ class Operator:
             time.sleep(0.2)
 
     def version(self) -> str:
-        """Which version answers somebody who names none."""
-        return self.ask().headers["x-model-version"]
+        """The version that answers a request without X-Model."""
+        return self.classify().headers["x-model-version"]
 
 
 @pytest.fixture
 def operator(running: Running, tmp_path: Path) -> Iterator[Operator]:
-    """Of a service with the variants blue and green besides its own; afterwards it is as it was."""
+    """A service with the variants blue and green besides `main`; the config of before returns after the test."""
     operator = Operator(running, tmp_path)
     before = copy.deepcopy(operator.config)
     operator.config["applications"] += [variant(name, demo_as(name, tmp_path)) for name in ("blue", "green")]
@@ -94,28 +94,28 @@ def operator(running: Running, tmp_path: Path) -> Iterator[Operator]:
         operator.deploy()
         yield operator
     finally:
-        operator.cluster.apply(before, 200)
+        operator.serve.apply(before, 200)
 
 
-def check_labels(seen: list[Seen]) -> None:
-    """Each answer is in the words of the version that it names."""
-    for one in seen:
-        assert one.said is not None
-        assert one.said.partition(" by ")[2] == ("" if one.version == "demo-1" else one.version), one
+def check_labels(responses: list[Seen]) -> None:
+    """Each response has the labels of the version that it names."""
+    for response in responses:
+        assert response.said is not None
+        assert response.said.partition(" by ")[2] == ("" if response.version == "demo-1" else response.version)
 
 
 def test_variants_and_weights_change_without_a_failed_request(operator: Operator) -> None:
-    """Own -> blue and green -> green -> blue, other weights, weights that fail: 0 failures, labels of their version."""
+    """Traffic moves main -> both -> green -> blue, then blue changes its weights; labels match the version."""
     load = ConstantLoad(f"{operator.api}/v1/classify", make_photo(), RATE)
     with load.running():
         operator.change("classify", "Ingress", traffic={"blue": 50, "green": 50})
         operator.wait_for(lambda: {operator.version() for _ in range(10)} == {"blue", "green"})
 
-        assert operator.ask(**{"X-Model": "green"}).headers["x-model-version"] == "green"
-        missing = operator.ask(**{"X-Model": "gren"})
+        assert operator.classify(**{"X-Model": "green"}).headers["x-model-version"] == "green"
+        missing = operator.classify(**{"X-Model": "gren"})
         assert (missing.status_code, missing.json()["code"]) == (404, "unknown_model")
-        first = {client: operator.ask(**{"X-Sticky": client}).json()["model"]["version"] for client in "abcdefgh"}
-        again = {client: operator.ask(**{"X-Sticky": client}).json()["model"]["version"] for client in "abcdefgh"}
+        first = {client: operator.classify(**{"X-Sticky": client}).json()["model"]["version"] for client in "abcdefgh"}
+        again = {client: operator.classify(**{"X-Sticky": client}).json()["model"]["version"] for client in "abcdefgh"}
         assert first == again
         assert set(first.values()) == {"blue", "green"}
 
@@ -138,7 +138,7 @@ def test_variants_and_weights_change_without_a_failed_request(operator: Operator
         assert status["model"]["version"] == operator.version() == "teal"
         operator.change("blue", "Classifier", weights=None)
         operator.wait_for(lambda: operator.version() == "blue")
-    assert [dataclasses.asdict(one) for one in load.failed()] == []
+    assert [dataclasses.asdict(response) for response in load.failed()] == []
     check_labels(load.seen)
     assert set(load.versions()) == {"demo-1", "blue", "green", "teal"}
     assert len(load.seen) > RATE * 10

@@ -1,4 +1,4 @@
-"""Deploying by config file: live changes, and weights that must not be replaced by others."""
+"""Configs that Ray applies to a running service: live changes, and weights that fail to load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.release.rollout import failure
+from serve_app.release.rollout import failure_reason
 from serve_app.release.serve_config import Config
 from tests.conftest import make_photo, publish_random
 from tests.support.configs import tuned
@@ -20,12 +20,12 @@ from tests.support.running import Running
 
 @pytest.fixture
 def applications(running: Running) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Reads the state of all applications; afterwards the service is as it was."""
+    """A function that reads the state of all applications; the config of before returns after the test."""
     url = f"{running.dashboard}/api/serve/applications/"
 
     def read() -> dict[str, Any]:
-        found: dict[str, Any] = httpx2.get(url, timeout=30).json()["applications"]
-        return found
+        state: dict[str, Any] = httpx2.get(url, timeout=30).json()["applications"]
+        return state
 
     before = deployed(running)
     yield read
@@ -34,7 +34,7 @@ def applications(running: Running) -> Iterator[Callable[[], dict[str, Any]]]:
 
 
 def deployed(running: Running) -> Config:
-    """The config as `serve config` would print it."""
+    """The running config, as `serve config` prints it."""
     apps = httpx2.get(f"{running.dashboard}/api/serve/applications/", timeout=30).json()["applications"]
     return {"applications": [app["deployed_app_config"] for app in apps.values()]}
 
@@ -53,8 +53,8 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 240) -> Any:
     raise TimeoutError
 
 
-def test_user_config_is_live(running: Running, applications: Callable[[], dict[str, Any]]) -> None:
-    """top_k changes within seconds, without a restart and without a failed request."""
+def test_a_user_config_change_is_live(running: Running, applications: Callable[[], dict[str, Any]]) -> None:
+    """top_k changes without a restart and without a failed request."""
     up_before = httpx2.get(f"{running.api}/v1/status").json()["up_s"]
     deploy(running, tuned(deployed(running), "Ingress", top_k=3, abstain_below=1.0))
 
@@ -68,7 +68,7 @@ def test_user_config_is_live(running: Running, applications: Callable[[], dict[s
 
 
 def spoil(folder: Path) -> dict[str, dict[str, str | None]]:
-    """Weights specs that cannot be served, by what their sentence says."""
+    """Words of the error message -> weights config that fails with it."""
     spec = publish_random(folder)
     Path(spec.source).write_bytes(Path(spec.source).read_bytes()[:-1] + b"\x01")
     return {
@@ -78,22 +78,22 @@ def spoil(folder: Path) -> dict[str, dict[str, str | None]]:
     }
 
 
-def test_bad_weights_fail_their_deployment(
+def test_unusable_weights_fail_their_deployment(
     running: Running, applications: Callable[[], dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Wrong hash, missing file, unknown name: one sentence each, and nothing is served in their place."""
+    """A wrong hash, a missing file and an unknown name fail with one line; no other weights are served instead."""
     config = deployed(running)
     cases = {sentence: (f"bad{i}", weights) for i, (sentence, weights) in enumerate(spoil(tmp_path).items())}
     for name, weights in cases.values():
         app = copy.deepcopy(config["applications"][0])
         app |= {"name": name, "route_prefix": f"/{name}", "args": {"weights": weights}}
-        for one in app["deployments"]:
-            one["ray_actor_options"] = {"num_cpus": 0}
+        for settings in app["deployments"]:
+            settings["ray_actor_options"] = {"num_cpus": 0}
         config["applications"].append(app)
     deploy(running, config)
     for sentence, (name, weights) in cases.items():
         app = wait_for(lambda name=name: (a := applications().get(name)) and a["status"] == "DEPLOY_FAILED" and a)
-        reason = failure(app)
+        reason = failure_reason(app)
         assert reason is not None
         assert "\n" not in reason
         assert reason.startswith(f"weights {weights['source']}: ")

@@ -1,4 +1,4 @@
-"""The deploy command against a running service, under load: what it says happens, and nothing else does."""
+"""`serve-app deploy` against a running service under load: only the announced changes happen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve_app.config import WeightsConfig
 from serve_app.inference.card import DEMO, load_card
 from serve_app.inference.weights import publish
 from serve_app.release.plan import Effect, plan
-from serve_app.release.rollout import Cluster, previous_config
+from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config
 from tests.conftest import LABELS, MEAN, STD, make_photo, publish_random
 from tests.support.configs import changed, tuned, write
@@ -28,29 +28,29 @@ RATE = 15
 
 
 class Command:
-    """Runs the deploy command with a config."""
+    """Runs `serve-app deploy` with a config."""
 
     def __init__(self, running: Running, folder: Path) -> None:
         self._running, self._folder = running, folder
 
     def __call__(self, config: Config, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "serve_app.release.deploy", str(write(config, self._folder))]
+        command = [sys.executable, "-m", "serve_app", "deploy", str(write(config, self._folder))]
         command += ["--address", self._running.dashboard]
         return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture
-def cluster(running: Running) -> Iterator[Cluster]:
-    """Ray; afterwards the service is as it was."""
-    cluster = Cluster(running.dashboard)
-    before = previous_config(cluster.state())
-    yield cluster
-    if previous_config(cluster.state()) != before:
-        cluster.apply(before, 200)
+def serve(running: Running) -> Iterator[ServeApi]:
+    """Ray's REST API of the running service; the config of before returns after the test."""
+    serve = ServeApi(running.dashboard)
+    before = previous_config(serve.state())
+    yield serve
+    if previous_config(serve.state()) != before:
+        serve.apply(before, 200)
 
 
 @pytest.fixture
-def deploy(running: Running, cluster: Cluster, tmp_path: Path) -> Command:
+def deploy(running: Running, serve: ServeApi, tmp_path: Path) -> Command:
     return Command(running, tmp_path)
 
 
@@ -59,32 +59,36 @@ def load(running: Running) -> ConstantLoad:
     return ConstantLoad(f"{running.api}/v1/classify", make_photo(), RATE)
 
 
-def replicas(cluster: Cluster) -> dict[str, set[str]]:
-    """Ids of the replicas of each stage."""
-    deployments = cluster.state()["applications"]["classify"]["deployments"]
-    return {name: {each["replica_id"] for each in one["replicas"]} for name, one in deployments.items()}
+def replicas(serve: ServeApi) -> dict[str, set[str]]:
+    """Deployment -> ids of its replicas."""
+    deployments = serve.state()["applications"]["classify"]["deployments"]
+    return {name: {replica["replica_id"] for replica in live["replicas"]} for name, live in deployments.items()}
 
 
-def test_the_dry_run_is_right(cluster: Cluster, deploy: Command, load: ConstantLoad) -> None:
-    """Live change, more replicas, restart of one stage: the replicas that it says stay, stay, and no request fails."""
-    config = previous_config(cluster.state())
-    more = tuned(changed(config, "Preprocessor", num_replicas=2), "Ingress", top_k=3, max_inflight_groups=3)
+def test_the_dry_run_predicts_which_replicas_stay(serve: ServeApi, deploy: Command, load: ConstantLoad) -> None:
+    """A live change, more replicas and a restart of one stage affect the predicted replicas only; no request fails."""
+    more = tuned(
+        changed(previous_config(serve.state()), "Preprocessor", num_replicas=2),
+        "Ingress",
+        top_k=3,
+        max_inflight_groups=3,
+    )
     restarted = changed(more, "Classifier", ray_actor_options={"num_cpus": 0, "resources": {}})
     steps = [
         (more, {"Ingress": Effect.RECONFIGURE, "Preprocessor": Effect.SETTINGS, "Classifier": Effect.NOTHING}),
         (restarted, {"Ingress": Effect.NOTHING, "Preprocessor": Effect.NOTHING, "Classifier": Effect.RESTART}),
     ]
     with load.running():
-        for wanted, effects in steps:
-            before = replicas(cluster)
-            assert {each.where.split(".")[1]: each.effect for each in plan(cluster.state(), wanted)} == effects
-            dry = deploy(wanted, "--dry-run")
+        for config, effects in steps:
+            before = replicas(serve)
+            assert {change.where.split(".")[1]: change.effect for change in plan(serve.state(), config)} == effects
+            dry = deploy(config, "--dry-run")
             assert (dry.returncode, dry.stderr) == (0, "")
-            assert replicas(cluster) == before, "a dry run changes nothing"
-            done = deploy(wanted)
+            assert replicas(serve) == before, "a dry run changes nothing"
+            done = deploy(config)
             assert done.returncode == 0, done.stderr
             assert done.stdout.startswith(dry.stdout)
-            after = replicas(cluster)
+            after = replicas(serve)
             for stage, effect in effects.items():
                 stayed = before[stage] <= after[stage]
                 assert stayed == (effect is not Effect.RESTART), stage
@@ -94,7 +98,7 @@ def test_the_dry_run_is_right(cluster: Cluster, deploy: Command, load: ConstantL
 
 
 def nan_weights(folder: Path) -> WeightsConfig:
-    """Weights whose numbers are none, correctly signed."""
+    """Weights of NaN with a correct hash."""
     spec = publish_random(folder)
     state = load_file(spec.source)
     state["fc.bias"] = torch.full_like(state["fc.bias"], torch.nan)
@@ -109,7 +113,7 @@ def wrong_hash(folder: Path) -> Config:
     return {"args": {"weights": spec.model_dump()}}
 
 
-def not_a_number(folder: Path) -> Config:
+def weights_of_nan(folder: Path) -> Config:
     return {"args": {"weights": nan_weights(folder).model_dump()}}
 
 
@@ -124,29 +128,29 @@ def does_not_start(_folder: Path) -> Config:
     ("broken", "reason"),
     [
         (wrong_hash, "sha256 is"),
-        (not_a_number, "scores that are not finite"),
+        (weights_of_nan, "scores that are not finite"),
         (does_not_start, "RuntimeError: this version does not start"),
     ],
 )
 def test_a_broken_version_never_answers(
-    cluster: Cluster,
+    serve: ServeApi,
     deploy: Command,
     load: ConstantLoad,
     tmp_path: Path,
     broken: Callable[[Path], Config],
     reason: str,
 ) -> None:
-    """The command says why and exits with 1; the old version has answered every request meanwhile."""
-    before = previous_config(cluster.state())
-    wanted = copy.deepcopy(before)
-    wanted["applications"][0].update(broken(tmp_path / "broken"))
+    """The command exits with 1 and the reason; the old version answers every request."""
+    before = previous_config(serve.state())
+    config = copy.deepcopy(before)
+    config["applications"][0].update(broken(tmp_path / "broken"))
     with load.running():
-        done = deploy(wanted)
+        done = deploy(config)
     assert done.returncode == 1
     assert reason in done.stderr
     assert done.stderr.endswith("; the previous config is live\n")
     assert len(done.stderr.splitlines()) == 1
-    assert previous_config(cluster.state()) == before
+    assert previous_config(serve.state()) == before
     assert load.failed() == []
     assert set(load.versions()) == {"demo-1"}
     assert {one.said for one in load.seen} == {load.seen[0].said}
@@ -154,28 +158,28 @@ def test_a_broken_version_never_answers(
 
 
 def measured(folder: Path, version: str, top1: float) -> Config:
-    """The demo model's numbers under a card that says how good they are on some images."""
+    """Publish the demo model with a card that reports an accuracy; return its weights config."""
     demo = load_card(WeightsConfig(source="demo"))
     state = load_file(DEMO)
-    state["fc.bias"] = state["fc.bias"] + top1 / 100  # a file of its own
+    state["fc.bias"] = state["fc.bias"] + top1 / 100  # changes the hash, not the scores
     card = demo.model_dump(include={"name", "labels", "transform"})
     metrics = {"held-out": {"images": 100, "top1": top1, "fingerprint": "f" * 64}}
     digest = publish(state, card | {"version": version, "metrics": metrics}, folder / version).sha256
     return {"source": str(folder / version / "model.safetensors"), "sha256": digest}
 
 
-def test_weights_that_are_known_to_be_worse_need_force(cluster: Cluster, deploy: Command, tmp_path: Path) -> None:
-    """By the cards of what is served and what is to be; nothing changes before somebody says so."""
-    config = previous_config(cluster.state())
+def test_worse_weights_need_force(serve: ServeApi, deploy: Command, tmp_path: Path) -> None:
+    """Weights whose card shows a lower accuracy than the served model change nothing without --force."""
+    config = previous_config(serve.state())
     good, worse = (measured(tmp_path, version, top1) for version, top1 in (("good", 0.9), ("worse", 0.8)))
     done = deploy(tuned(config, "Classifier", weights=good))
     assert done.returncode == 0, done.stderr
-    before = previous_config(cluster.state())
+    before = previous_config(serve.state())
     refused = deploy(tuned(config, "Classifier", weights=worse))
     assert refused.returncode == 2
-    assert "on held-out worse is right in 80.00%, good (served) in 90.00%: it is worse; --force" in refused.stderr
+    assert "accuracy on held-out: worse 80.00%, good (served) 90.00%; the new weights are worse" in refused.stderr
     assert refused.stderr.endswith("nothing was changed\n")
-    assert previous_config(cluster.state()) == before
+    assert previous_config(serve.state()) == before
     forced = deploy(tuned(config, "Classifier", weights=worse), "--force")
     assert forced.returncode == 0, forced.stderr
     assert "answered by worse" in forced.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.release.rollout import Cluster, previous_config
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.conftest import make_photo
 from tests.support.bad_day import BadDay
 from tests.support.constant_load import ConstantLoad
@@ -23,7 +23,7 @@ STAGES = ("Ingress", "Preprocessor", "Classifier")
 @pytest.fixture
 def bad_day(running: Running, tmp_path: Path) -> Iterator[BadDay]:
     """For a service with two replicas of each stage; afterwards it is as it was."""
-    cluster = Cluster(running.dashboard)
+    cluster = ServeApi(running.dashboard)
     before = previous_config(cluster.state())
     two = copy.deepcopy(before)
     for one in two["applications"][0]["deployments"]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from serve_app.config import WeightsConfig
 from serve_app.inference.card import DEMO, load_card
 from serve_app.inference.weights import publish
-from serve_app.release.rollout import Cluster, previous_config
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.configs import deployments, tuned
 from tests.support.processes import Tree
 
@@ -36,7 +36,7 @@ class BadDay:
         kinds: What it can do, by name.
     """
 
-    def __init__(self, cluster: Cluster, api: str, tree: Tree, folder: Path) -> None:
+    def __init__(self, cluster: ServeApi, api: str, tree: Tree, folder: Path) -> None:
         """Remember how the service is now.
 
         Args:

@@ -11,7 +11,7 @@ import numpy as np
 from serve_app.batcher import MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, IngressConfig, KeysConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
@@ -91,7 +91,7 @@ class LocalService:
 
     def __init__(self, weights: WeightsConfig, limits: LimitsConfig | None = None) -> None:
         self.config = IngressConfig(limits=limits or LimitsConfig(), max_inflight_groups=1, max_group_size=8)
-        self.keys = Keys(KeysConfig())
+        self.keys = ApiKeys(KeysConfig())
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
         self.client = LocalClient(weights)

@@ -328,7 +328,5 @@ def test_a_config_goes_through_tunnels_to_the_deploy_command(monkeypatch: pytest
             launcher.deploy(Path("c.yaml"), Path("p.yaml"))
     else:
         launcher.deploy(Path("c.yaml"), Path("p.yaml"), "--dry-run")
-        expected = (
-            "-m serve_app.release.deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
-        )
+        expected = "-m serve_app deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
         assert " ".join(commands[0]) == expected

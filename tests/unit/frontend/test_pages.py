@@ -18,7 +18,7 @@ from frontend.heatmap import open_upright, overlay
 from serve_app.config import FeedbackConfig, JobsConfig, KeysConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import OverloadedError
 from serve_app.http.app import create_app
-from serve_app.http.auth import Keys, hash_of
+from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.observability.feedback_store import Feedback, labeled, votes
 from tests.conftest import encode, make_photo, make_picture
 from tests.support.local_service import LocalService
@@ -199,7 +199,7 @@ def test_page_when_the_server_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def closed_page(page: AppTest, service: LocalService) -> AppTest:
     """The same, with an API that wants a key which the page does not have."""
-    service.keys = Keys(KeysConfig(hashes={"someone": "0" * 64}))
+    service.keys = ApiKeys(KeysConfig(hashes={"someone": "0" * 64}))
     return page
 
 
@@ -212,7 +212,7 @@ def test_page_without_the_key_that_the_api_wants(closed_page: AppTest) -> None:
 
 def test_the_page_sends_its_key(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is in no snippet; those name the variable that holds it."""
-    service.keys = Keys(KeysConfig(hashes={"page": hash_of("key_of_the_page")}))
+    service.keys = ApiKeys(KeysConfig(hashes={"page": hash_key("key_of_the_page")}))
     monkeypatch.setenv("API_KEY", "key_of_the_page")
     with TestClient(create_app(service)) as http:
         client = Client("http://testserver", transport=http._transport)

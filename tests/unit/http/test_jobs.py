@@ -23,7 +23,7 @@ from serve_app.batch.job_store import Store
 from serve_app.batch.results import Job, Output
 from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
 from serve_app.http.app import create_app
-from serve_app.http.auth import Keys, hash_of
+from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.jobs import allowed
 from serve_app.inference.card import load_card
 from tests.conftest import make_photo
@@ -259,7 +259,7 @@ def test_cancel_and_the_most_that_wait(http: TestClient) -> None:
 
 
 def test_callers_see_their_own_jobs_only(http: TestClient, service: LocalService) -> None:
-    service.keys = Keys(KeysConfig(hashes={"ann": hash_of("a"), "bob": hash_of("b")}))
+    service.keys = ApiKeys(KeysConfig(hashes={"ann": hash_key("a"), "bob": hash_key("b")}))
     ann, bob = ({"x-api-key": key} for key in "ab")
     assert http.post("/v1/jobs", content=zipped(), headers=ZIP).status_code == 401
     mine = http.post("/v1/jobs", content=zipped(), headers=ZIP | ann | {"idempotency-key": "k"}).json()["id"]

@@ -84,9 +84,7 @@ def test_weights_that_cannot_be_had_change_nothing(
 def test_another_crop_is_refused(model: HotSwapModel, tmp_path: Path) -> None:
     """The Preprocessor would continue to make crops of the old size."""
     smaller = publish_random(tmp_path, crop_px=64)
-    with pytest.raises(
-        WeightsError, match="take crops of 64 px from .*, but the Preprocessor makes crops of 96"
-    ):
+    with pytest.raises(WeightsError, match=r"take crops of 64 px from .*, but the Preprocessor makes crops of 96"):
         model.change(ClassifierConfig(weights=smaller))
     assert model.engine.card.transform.crop_px == 96
 

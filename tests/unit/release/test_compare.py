@@ -1,4 +1,4 @@
-"""Weights that are known to be worse than those that are served are not deployed unasked."""
+"""Weights with a lower measured accuracy than the served model need --force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.configs import tuned
 
 
 def measured(folder: Path, version: str, top1: float, fingerprint: str = "f" * 64) -> tuple[Config, dict[str, Any]]:
-    """Weights on disk whose card has a result, and that card as the API tells it."""
+    """Publish weights whose card has a measured accuracy; return their config and the card as the API shows it."""
     spec = publish_random(folder / version, seed=round(top1 * 100), version=version)
     path = folder / version / "model.json"
     card = json.loads(path.read_text())
@@ -29,27 +29,27 @@ def serving(config: Config, weights: Config) -> Config:
     return config | {"applications": [config["applications"][0] | {"args": {"weights": weights}}]}
 
 
-def test_worse_weights_are_refused_with_both_numbers(config: Config, tmp_path: Path) -> None:
-    """In args and in what the Classifier loads live; better ones and those that are served already are not."""
+def test_worse_weights_are_refused_with_both_accuracies(config: Config, tmp_path: Path) -> None:
+    """Worse weights in `args` or in the Classifier's `user_config` are refused; better and unchanged ones pass."""
     old, old_card = measured(tmp_path, "old", 0.9)
     worse, _ = measured(tmp_path, "worse", 0.88)
     better, _ = measured(tmp_path, "better", 0.91)
-    sentence = r"on photos worse is right in 88\.00%, old \(served\) in 90\.00%: it is worse; --force"
+    sentence = r"accuracy on photos: worse 88\.00%, old \(served\) 90\.00%; the new weights are worse: use --force"
     with pytest.raises(RefusedError, match=sentence):
         list(refuse_worse(serving(config, worse), [old_card]))
     live = tuned(serving(config, old), "Classifier", weights=worse)
     with pytest.raises(RefusedError, match=sentence):
         list(refuse_worse(live, [old_card]))
     assert list(refuse_worse(serving(config, better), [old_card])) == [
-        "on photos better is right in 91.00%, old (served) in 90.00%"
+        "accuracy on photos: better 91.00%, old (served) 90.00%"
     ]
     assert list(refuse_worse(serving(config, old), [old_card])) == []
 
 
-def test_what_cannot_be_compared_is_said(config: Config, tmp_path: Path) -> None:
-    """Other test data, or a card that only the cluster's nodes can read: no reason to refuse."""
+def test_weights_that_cannot_be_compared_pass_with_a_note(config: Config, tmp_path: Path) -> None:
+    """Different test data, or a card that only the cluster's nodes can read, refuses nothing."""
     _, old_card = measured(tmp_path, "old", 0.9)
     other, _ = measured(tmp_path, "other", 0.1, fingerprint="e" * 64)
     assert "have no test data in common" in next(refuse_worse(serving(config, other), [old_card]))
     gone = other | {"source": str(tmp_path / "gone.safetensors")}
-    assert "not compared with what is served" in next(refuse_worse(serving(config, gone), [old_card]))
+    assert "not compared with the served model" in next(refuse_worse(serving(config, gone), [old_card]))

@@ -1,10 +1,8 @@
-"""The deploy command without a cluster: what it refuses, waits for, tests, takes back and says."""
+"""The deploy command against a fake Ray: what it rejects, applies, rolls back and prints."""
 
 from __future__ import annotations
 
-import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,65 +10,75 @@ from typing import Any
 import httpx2
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from serve_app.release import deploy as command
+from serve_app.cli.main import app
 from serve_app.release import rollout
-from serve_app.release.rollout import Cluster, DeployError, RefusedError, failure, previous_config, still_missing
+from serve_app.release.deploy import default_api_url, roll_out_or_back
+from serve_app.release.rollout import DeployError, RefusedError, ServeApi, previous_config
 from serve_app.release.serve_config import Config, ConfigError, check
 from tests.support.configs import changed, state_of
 from tests.support.paths import ROOT
 
 
 class FakeRay:
-    """Ray's REST API: takes a config and is at once what ``becomes`` makes of it.
+    """Ray's REST API: stores a config and answers with the state that ``becomes`` makes of it.
 
     Attributes:
-        puts: The configs that were put.
+        puts: The configs of all PUT requests.
+        headers: The headers of all requests.
     """
 
     def __init__(self, running: Config | None, becomes: Callable[[Config, float], dict[str, Any]] = state_of) -> None:
         self._state = state_of(running) if running else {"applications": {}}
-        self._becomes, self._at = becomes, 1.0
+        self._becomes, self._deployed_s = becomes, 1.0
         self.puts: list[Config] = []
         self.headers: list[httpx2.Headers] = []
 
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.headers.append(request.headers)
         if request.method == "PUT":
-            self._at += 1
+            self._deployed_s += 1
             self.puts.append(json.loads(request.content))
-            self._state = self._becomes(self.puts[-1], self._at)
+            self._state = self._becomes(self.puts[-1], self._deployed_s)
         return httpx2.Response(200, json=self._state)
 
-    def cluster(self, token: str | None = None) -> Cluster:
-        return Cluster("http://ray", token, httpx2.MockTransport(self))
+    def client(self, token: str | None = None) -> ServeApi:
+        return ServeApi("http://ray", token, httpx2.MockTransport(self))
 
 
-class FakeService:
-    """An API that classifies, or not, as long as a config is live."""
+class FakeApi:
+    """A deployed API whose smoke tests end as listed: None passes, a string is the reason of the failure."""
 
     def __init__(self, *outcomes: str | None) -> None:
         self._outcomes = list(outcomes)
 
-    def check_there(self) -> None:
+    def check_reachable(self) -> None:
         pass
 
-    def test(self, _state: Any, _config: Config) -> None:
-        if why := self._outcomes.pop(0):
-            raise DeployError(why)
+    def smoke_test(self, _state: Any, _config: Config) -> None:
+        if reason := self._outcomes.pop(0):
+            raise DeployError(reason)
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poll_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "POLL_S", 0.01)
 
 
-def deploy(ray: FakeRay, config: Config, service: FakeService, timeout_s: float = 0.1) -> None:
-    cluster = ray.cluster()
-    command.deploy(cluster, config, cluster.state(), service, timeout_s)  # type: ignore[arg-type] # as much of it as is used
+def deploy(ray: FakeRay, config: Config, api: FakeApi, timeout_s: float = 0.1) -> None:
+    client = ray.client()
+    roll_out_or_back(client, config, client.state(), api, timeout_s)  # type: ignore[arg-type] # has the methods in use
 
 
-# What is refused before anything is touched.
+def batch_of_4(config: Config) -> Config:
+    return changed(config, "Classifier", user_config={"max_batch_size": 4})
+
+
+def saved_config(message: str) -> Path:
+    """The file with the previous config that an error message names."""
+    (path,) = [Path(word.rstrip(",")) for word in message.split() if "previous-" in word]
+    return path
 
 
 @pytest.mark.parametrize(
@@ -92,111 +100,59 @@ def deploy(ray: FakeRay, config: Config, service: FakeService, timeout_s: float 
             {"user_config": {"threads": 2}},
             r"classify\.Preprocessor\.user_config: threads: unknown name",
         ),
-        ("Classifier", {"name": "Clasifier"}, r"classify\.Clasifier: no such deployment; there are Ingress"),
+        (
+            "Ingress",
+            {"user_config": {"door": {}}},
+            r"classify\.Ingress\.user_config: `door` was renamed to `admission`",
+        ),
+        ("Classifier", {"name": "Clasifier"}, r"classify\.Clasifier: no such deployment; .* has Ingress, Prep"),
         ("Ingress", {"num_replicas": -1}, r"num_replicas"),
     ],
 )
-def test_a_bad_file_is_refused_in_one_sentence(config: Config, stage: str, values: Config, sentence: str) -> None:
-    """Where, what, in one line."""
+def test_a_wrong_config_is_rejected_in_one_line(config: Config, stage: str, values: Config, sentence: str) -> None:
+    """The message names the place and the key or value."""
     with pytest.raises(ConfigError, match=sentence) as caught:
         check(changed(config, stage, **values))
     assert "\n" not in str(caught.value)
 
 
-def test_bad_usage_exits_with_2_and_says_that_nothing_changed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """A missing file, an empty token file, and nobody at the address."""
+def test_unusable_arguments_exit_with_2_and_change_nothing(tmp_path: Path) -> None:
+    """A missing config, a missing image, an empty token file and an unreachable dashboard get one line each."""
     local = str(ROOT / "configs" / "local.yaml")
     (tmp_path / "token").write_text("\n")
     for arguments, sentence in (
         ([str(tmp_path / "none.yaml")], "none.yaml cannot be read as a Serve config"),
+        ([local, "--image", str(tmp_path / "none.jpg")], "none.jpg cannot be read (No such file or directory)"),
         ([local, "--token-file", str(tmp_path / "token")], "token holds no token"),
         ([local, "--address", "http://127.0.0.1:9"], "no Ray dashboard answers at http://127.0.0.1:9"),
     ):
-        monkeypatch.setattr(sys, "argv", ["deploy", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            command.main()
-        said = capsys.readouterr().err
-        assert caught.value.code == 2
-        assert sentence in said
-        assert said.endswith("nothing was changed\n")
-        assert len(said.splitlines()) == 1
+        result = CliRunner().invoke(app, ["deploy", *arguments])
+        assert result.exit_code == 2
+        assert sentence in result.stderr
+        assert result.stderr.endswith("nothing was changed\n")
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_the_token_is_sent_and_never_shown(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray's token travels in the Authorization header and appears in no message."""
     ray = FakeRay(config)
-    ray.cluster("s3cret").state()
+    ray.client("s3cret").state()
     assert ray.headers[0]["authorization"] == "Bearer s3cret"
-    refusing = Cluster("http://ray", "s3cret", httpx2.MockTransport(lambda _request: httpx2.Response(401)))
+    refusing = ServeApi("http://ray", "s3cret", httpx2.MockTransport(lambda _request: httpx2.Response(401)))
     with pytest.raises(RefusedError, match="--token-file") as caught:
         refusing.state()
     assert "s3cret" not in str(caught.value) + "".join(capsys.readouterr())
 
 
-# When it is live.
-
-
-def test_running_from_before_is_not_live(config: Config) -> None:
-    """A RUNNING that was read just after the PUT, but is the old config's, does not count."""
-    before = state_of(config, at=1)
-    assert still_missing(before, config, before) == ["classify has not been taken up yet"]
-    assert still_missing(state_of(config, at=2), config, before) == []
-
-
-def test_an_old_replica_that_still_stops_is_not_live(config: Config) -> None:
-    before, after = state_of(config, at=1), state_of(config, at=2)
-    after["applications"]["classify"]["deployments"]["Ingress"]["replicas"].append({"state": "STOPPING"})
-    (missing,) = still_missing(after, config, before)
-    assert "classify.Ingress is HEALTHY (1 of 1 replicas run, 1 start or stop)" in missing
-
-
-def test_an_application_that_has_to_go_is_waited_for(config: Config) -> None:
-    both = copy.deepcopy(config)
-    both["applications"].append({**copy.deepcopy(config["applications"][0]), "name": "old", "route_prefix": "/old"})
-    before = state_of(both)
-    after = state_of(config, at=2)
-    after["applications"]["old"] = before["applications"]["old"]
-    assert still_missing(after, config, before) == ["old is not gone yet"]
-
-
-def test_a_failed_deployment_is_one_sentence() -> None:
-    """Ray's traceback is long; what was wrong stands at its end."""
-    trace = (
-        "Failed to update\nRayTaskError\n  File x\nserve_app.errors.WeightsError: weights x: sha256 is 1, expected 2\n"
-    )
-    app: dict[str, Any] = {
-        "status": "DEPLOYING",
-        "message": "",
-        "deployments": {"Classifier": {"status": "UPDATING", "message": trace}},
-    }
-    assert failure(app) == "weights x: sha256 is 1, expected 2"
-    assert failure({"status": "DEPLOYING", "message": "", "deployments": {}}) is None
-    assert failure({"status": "DEPLOY_FAILED", "message": "why", "deployments": {}}) == "why"
-    code = "Retrying. Error:\nray::Replica()\n  File x\nRuntimeError: boom\n"
-    app["deployments"]["Classifier"] = {"status": "DEPLOY_FAILED", "message": code}
-    assert failure(app | {"status": "DEPLOY_FAILED"}) == "RuntimeError: boom"
-
-
-def test_a_failure_left_from_before_does_not_count() -> None:
-    """Until Ray takes a config up, its deployments still show the message of the one before."""
-    trace = "serve_app.errors.WeightsError: weights x: sha256 is 1, expected 2"
-    stale = {"Classifier": {"status": "HEALTHY", "message": trace}}
-    assert failure({"status": "DEPLOYING", "message": "", "deployments": stale}) is None
-
-
-# The way there, and the way back.
-
-
-def test_a_config_goes_live(config: Config) -> None:
-    ray, new = FakeRay(config), changed(config, "Classifier", user_config={"max_batch_size": 4})
-    deploy(ray, new, FakeService(None))
+def test_a_good_config_is_applied_once(config: Config) -> None:
+    ray, new = FakeRay(config), batch_of_4(config)
+    deploy(ray, new, FakeApi(None))
     assert ray.puts == [new]
 
 
-def failing(config: Config, at: float) -> dict[str, Any]:
-    """Fails whatever wants a batch of 4."""
-    state = state_of(config, at)
+def fail_batch_of_4(config: Config, deployed_s: float) -> dict[str, Any]:
+    """A Ray on which a maximum batch size of 4 fails."""
+    state = state_of(config, deployed_s)
     if "'max_batch_size': 4" in str(config):
         app = state["applications"]["classify"]
         app["status"] = "DEPLOY_FAILED"
@@ -205,63 +161,58 @@ def failing(config: Config, at: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cause", ["failed", "late", "smoke test"])
-def test_the_previous_config_comes_back(config: Config, cause: str) -> None:
-    """Whether Ray gives up, time runs out or the service does not classify: the old config is put back."""
+def test_a_failed_rollout_restores_the_previous_config(config: Config, cause: str) -> None:
+    """The previous config returns whether Ray gives up, time runs out or the smoke test fails."""
 
-    def late(config: Config, at: float) -> dict[str, Any]:
-        return state_of(config, at, "DEPLOYING" if "'max_batch_size': 4" in str(config) else "RUNNING")
+    def late(config: Config, deployed_s: float) -> dict[str, Any]:
+        return state_of(config, deployed_s, "DEPLOYING" if "'max_batch_size': 4" in str(config) else "RUNNING")
 
-    ray = FakeRay(config, {"failed": failing, "late": late, "smoke test": state_of}[cause])
-    service = FakeService("scores are not finite", None) if cause == "smoke test" else FakeService(None)
+    ray = FakeRay(config, {"failed": fail_batch_of_4, "late": late, "smoke test": state_of}[cause])
+    api = FakeApi("scores are not finite", None) if cause == "smoke test" else FakeApi(None)
     reason = {"failed": "boom", "late": "not live within 0 s: classify is DEPLOYING", "smoke test": "not finite"}[cause]
     with pytest.raises(DeployError, match=rf"{reason}.*; the previous config is live$"):
-        deploy(ray, changed(config, "Classifier", user_config={"max_batch_size": 4}), service)
+        deploy(ray, batch_of_4(config), api)
     assert ray.puts[1] == previous_config(state_of(config))
 
 
-def test_a_way_back_that_fails_too_is_said(config: Config) -> None:
-    """With the file that holds the previous config, readable by its owner alone."""
+def test_a_failed_rollback_leaves_a_file(config: Config) -> None:
+    """The message names a file with the previous config that only its owner can read."""
     ray = FakeRay(config)
-    with pytest.raises(
-        DeployError, match=r"no answer; and the previous config, in (\S+), is not live either: none"
-    ) as e:
-        deploy(
-            ray,
-            changed(config, "Classifier", user_config={"max_batch_size": 4}),
-            FakeService("no answer", "none either"),
-        )
-    (path,) = [Path(word.rstrip(",")) for word in str(e.value).split() if "previous-" in word]
+    message = r"no answer; the previous config, in (\S+), is not live either: none"
+    with pytest.raises(DeployError, match=message) as caught:
+        deploy(ray, batch_of_4(config), FakeApi("no answer", "none either"))
+    path = saved_config(str(caught.value))
     assert yaml.safe_load(path.read_text()) == previous_config(state_of(config))
     assert path.stat().st_mode & 0o077 == 0
     path.unlink()
 
 
-def test_a_first_deployment_that_fails_leaves_nothing(config: Config) -> None:
-    ray = FakeRay(None, failing)
+def test_a_failed_first_deployment_is_removed(config: Config) -> None:
+    """Without a previous config the rollback deploys an empty list of applications."""
+    ray = FakeRay(None, fail_batch_of_4)
     with pytest.raises(DeployError, match="boom; nothing runs"):
-        deploy(ray, changed(config, "Classifier", user_config={"max_batch_size": 4}), FakeService(None))
+        deploy(ray, batch_of_4(config), FakeApi(None))
     assert ray.puts[1] == {"applications": []}
 
 
-def test_ctrl_c_says_what_it_leaves(config: Config) -> None:
-    """Ray goes on with what it has been given; the way back is a file."""
+def test_ctrl_c_leaves_the_new_config_and_a_file(config: Config) -> None:
+    """Ray continues with the new config; the message names a file with the previous config."""
 
-    class Interrupted(FakeService):
-        def test(self, _state: Any, _config: Config) -> None:
+    class InterruptedApi(FakeApi):
+        def smoke_test(self, _state: Any, _config: Config) -> None:
             raise KeyboardInterrupt
 
     ray = FakeRay(config)
-    with pytest.raises(
-        DeployError, match=r"^interrupted: Ray goes on with the new config; the previous one is in "
-    ) as e:
-        deploy(ray, changed(config, "Classifier", user_config={"max_batch_size": 4}), Interrupted())
+    with pytest.raises(DeployError, match=r"^interrupted: Ray continues with the new config; to roll back,") as caught:
+        deploy(ray, batch_of_4(config), InterruptedApi())
     assert len(ray.puts) == 1
-    (path,) = [Path(word.rstrip(",")) for word in str(e.value).split() if "previous-" in word]
+    path = saved_config(str(caught.value))
     assert yaml.safe_load(path.read_text()) == previous_config(state_of(config))
     path.unlink()
 
 
-def test_the_service_is_looked_for_next_to_the_dashboard(config: Config) -> None:
-    assert command.api_address("http://127.0.0.1:8265", state_of(config), config) == "http://127.0.0.1:8000"
+def test_the_default_api_url_has_the_dashboards_host(config: Config) -> None:
+    """Serve's port comes from the running Serve, else from the config."""
+    assert default_api_url("http://127.0.0.1:8265", state_of(config), config) == "http://127.0.0.1:8000"
     state = state_of(config) | {"http_options": {"port": 8123}}
-    assert command.api_address("https://head:8265", state, config) == "http://head:8123"
+    assert default_api_url("https://head:8265", state, config) == "http://head:8123"

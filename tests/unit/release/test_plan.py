@@ -1,4 +1,4 @@
-"""What the dry run says. tests/service/test_deploy_command.py compares it with what Ray does."""
+"""The effects that the dry run predicts. tests/service/test_deploy_command.py compares them with Ray's actions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES = ("Ingress", "Preprocessor", "Classifier")
     ("stage", "values", "effect"),
     [
         ("Classifier", {}, Effect.NOTHING),
-        ("Classifier", {"max_ongoing_requests": 64}, Effect.NOTHING),  # as the code says already
+        ("Classifier", {"max_ongoing_requests": 64}, Effect.NOTHING),  # equals the default in the code
         ("Classifier", {"max_ongoing_requests": 65}, Effect.RECONFIGURE),
         ("Classifier", {"user_config": {"max_batch_size": 4}}, Effect.RECONFIGURE),
         ("Classifier", {"max_queued_requests": 9}, Effect.SETTINGS),
@@ -27,15 +27,16 @@ STAGES = ("Ingress", "Preprocessor", "Classifier")
         ("Classifier", {"max_replicas_per_node": 1}, Effect.RESTART),
     ],
 )
-def test_the_dry_run_knows_what_a_key_does(config: Config, stage: str, values: Config, effect: Effect) -> None:
+def test_a_changed_key_affects_its_deployment_only(config: Config, stage: str, values: Config, effect: Effect) -> None:
+    """Each kind of key has the effect that Ray gives it."""
     changes = {each.where: each for each in plan(state_of(config), changed(config, stage, **values))}
     assert {where: each.effect for where, each in changes.items()} == {
         f"classify.{each}": effect if each == stage else Effect.NOTHING for each in STAGES
     }
 
 
-def test_args_restart_everything(config: Config) -> None:
-    """And it is said whether anybody serves meanwhile."""
+def test_args_restart_every_deployment(config: Config) -> None:
+    """Each line says whether old replicas serve until new ones are up."""
     new = copy.deepcopy(config)
     new["applications"][0]["args"] = {"weights": "imagenet"}
     for one in new["applications"][0]["deployments"]:
@@ -49,7 +50,8 @@ def test_args_restart_everything(config: Config) -> None:
     assert "OLD REPLICAS STOP BEFORE NEW ONES START" in lines["classify.Ingress"]
 
 
-def test_the_dry_run_counts_replicas_and_applications(config: Config) -> None:
+def test_the_plan_counts_replicas_and_applications(config: Config) -> None:
+    """More replicas, a new application and a removed application have a line each."""
     more = changed(config, "Preprocessor", num_replicas=3)
     more["applications"].append({**copy.deepcopy(config["applications"][0]), "name": "new", "route_prefix": "/new"})
     lines = [str(each) for each in plan(state_of(config), more)]
@@ -59,14 +61,15 @@ def test_the_dry_run_counts_replicas_and_applications(config: Config) -> None:
     assert "new: removed" in lines
 
 
-def test_the_port_cannot_change_while_serve_runs(config: Config) -> None:
+def test_a_new_port_is_ignored_while_serve_runs(config: Config) -> None:
+    """Ray reads http_options only when Serve starts."""
     new = {**config, "http_options": {"host": "127.0.0.1", "port": 9000}}
     assert str(plan(state_of(config), new)[0]) == "http_options: ignored until Serve is shut down and started again"
 
 
-def test_the_keys_are_classified_by_ray_itself() -> None:
-    """One of each kind, so that a newer Ray that names its kinds otherwise is noticed."""
-    kinds = {
+def test_ray_classifies_the_keys() -> None:
+    """One key of each update type: fails first if a newer Ray renames its update types."""
+    effects = {
         "num_replicas": Effect.SETTINGS,
         "autoscaling_config": Effect.SETTINGS,
         "graceful_shutdown_timeout_s": Effect.SETTINGS,
@@ -77,5 +80,5 @@ def test_the_keys_are_classified_by_ray_itself() -> None:
         "placement_group_bundles": Effect.RESTART,
         "gang_scheduling_config": Effect.RESTART,
     }
-    assert {key: effect_of(key) for key in kinds} == kinds
-    assert set(kinds) <= set(DeploymentSchema.model_fields)
+    assert {key: effect_of(key) for key in effects} == effects
+    assert set(effects) <= set(DeploymentSchema.model_fields)

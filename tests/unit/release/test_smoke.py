@@ -1,4 +1,4 @@
-"""What the deploy command's smoke test takes for an answer."""
+"""The responses that the smoke test of `serve-app deploy` accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve_app.release import smoke
 from serve_app.release.serve_config import Config
 
 
-def answer(scores: list[Any], version: str = "v", status: int = 200) -> httpx2.Response:
+def response_with(scores: list[Any], version: str = "v", status: int = 200) -> httpx2.Response:
     predictions = [{"label": "cat", "class_id": 0, "score": score} for score in scores]
     body = {"model": {"name": "m", "version": version, "sha256": "a"}, "results": [{"predictions": predictions}]}
     return httpx2.Response(status, json=body, headers={"X-Model-Version": "v"})
@@ -23,26 +23,32 @@ def answer(scores: list[Any], version: str = "v", status: int = 200) -> httpx2.R
 @pytest.mark.parametrize(
     ("response", "args", "sentence"),
     [
-        (answer([0.9, 0.05]), {}, None),
-        (answer([0.9, 0.05]), {"weights": {"source": "x", "sha256": "a"}}, None),
-        (answer([0.9, 0.05]), {"weights": {"source": "x", "sha256": "b"}}, "weights a answer, b are configured"),
-        (answer([0.9], version="w"), {}, "X-Model-Version is v, the answer's w"),
-        (answer([None, None]), {}, "not finite"),  # NaN, as JSON has it
-        (answer([0.2, 0.9]), {}, "no probabilities"),
-        (answer([0.9, 0.9]), {}, "no probabilities"),
-        (answer([0.4, 0.3, 0.2, 0.1]), {}, "4 predictions"),
-        (answer([]), {}, "0 predictions"),
+        (response_with([0.9, 0.05]), {}, None),
+        (response_with([0.9, 0.05]), {"weights": {"source": "x", "sha256": "a"}}, None),
+        (
+            response_with([0.9, 0.05]),
+            {"weights": {"source": "x", "sha256": "b"}},
+            "weights a answered, but b are configured",
+        ),
+        (response_with([0.9], version="w"), {}, "X-Model-Version is v, the body's version w"),
+        (response_with([None, None]), {}, "not finite"),  # JSON has null for NaN
+        (response_with([0.2, 0.9]), {}, "not probabilities"),
+        (response_with([0.9, 0.9]), {}, "not probabilities"),
+        (response_with([0.4, 0.3, 0.2, 0.1]), {}, "4 predictions"),
+        (response_with([]), {}, "0 predictions"),
         (httpx2.Response(503, text="starting"), {}, "status 503 (starting)"),
-        (httpx2.Response(200, text="<html>"), {}, "no answer of this API"),
+        (httpx2.Response(200, text="<html>"), {}, "not a response of this API"),
     ],
 )
-def test_only_a_real_answer_passes(response: httpx2.Response, args: Config, sentence: str | None) -> None:
-    found = "; ".join(smoke.problems(response, {"args": args}))
-    assert found == "" if sentence is None else sentence in found
+def test_only_a_valid_classification_passes(response: httpx2.Response, args: Config, sentence: str | None) -> None:
+    """Wrong weights, versions, scores or statuses are named in the problem."""
+    problems = "; ".join(smoke.find_problems(response, {"args": args}))
+    assert problems == "" if sentence is None else sentence in problems
 
 
-def test_the_image_made_here_is_one() -> None:
+def test_the_generated_image_can_be_classified() -> None:
+    """The image decodes and has contrast."""
     transform = ImageTransform(resize_px=64, crop_px=64, mean=(0, 0, 0), std=(1, 1, 1))
-    pixels = preprocess(smoke.known_image(), transform, 10**6).pixels
+    pixels = preprocess(smoke.generate_image(), transform, 10**6).pixels
     assert pixels.std() > 30
     assert math.isfinite(pixels.mean())
