@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cluster import launcher
 from cluster.aws import Account
 from cluster.costs import cost_table
-from cluster.settings import ClusterError, Settings, read_settings
+from cluster.settings import ClusterError, read_settings
 from serve_app.console import say
 from serve_app.paths import ROOT
 
@@ -68,11 +68,10 @@ def up(
     keep: Annotated[bool, typer.Option("--keep", help="Leave new nodes running when the launch fails.")] = False,
 ) -> None:
     """Launch the image on new nodes, test them, move the clients there, then end the nodes of older images."""
-    settings = read_settings(settings_file, overrides)
-    launcher.check_tools()
+    account = connect(settings_file, overrides)
+    settings = account.settings
     print(cost_table(launcher.read_template(), settings))
     confirm(f"launch {settings.cluster}?", yes)
-    account = Account(settings)
     say("creating or updating the stack")
     account.put_stack()
     running_before = account.clusters()
@@ -80,7 +79,7 @@ def up(
     say(f"launching the nodes of {settings.cluster}")
     try:
         # --no-restart: nodes that already run keep serving; only their number changes.
-        launcher.run_ray("up", ray_config, "--yes", "--no-restart", "--no-config-cache")
+        launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", ray_config)
         if settings.page_image:
             launcher.start_page(ray_config, settings.page_image)
         say(f"deploying {config.name}")
@@ -89,11 +88,11 @@ def up(
     except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
         if settings.cluster not in running_before and not keep:
             say("the launch failed; ending the new nodes")
-            launcher.run_ray("down", ray_config, "--yes")
+            launcher.run_ray("down", "--yes", ray_config)
         raise
     for old_cluster in sorted(running_before - {settings.cluster}):
         say(f"ending {old_cluster}")
-        launcher.run_ray("down", write_ray_config(account, old_cluster), "--yes")
+        launcher.run_ray("down", "--yes", write_ray_config(account, old_cluster))
     address = account.outputs().get("Address")
     say(f"up; point the certificate's DNS name at {address}" if address else "up, without a load balancer")
 
@@ -106,51 +105,54 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
 ) -> None:
     """Deploy a Serve config to the running nodes."""
-    settings = read_settings(settings_file, overrides)
-    launcher.check_tools()
-    launcher.deploy(running_config(Account(settings), settings), config, *(["--dry-run"] if dry_run else []))
+    ray_config = running_config(connect(settings_file, overrides))
+    launcher.deploy(ray_config, config, *(["--dry-run"] if dry_run else []))
 
 
 @app.command()
 def status(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None) -> None:
     """Print the EC2 instances, then Ray's and Serve's status."""
-    settings = read_settings(settings_file, overrides)
-    launcher.check_tools()
-    account = Account(settings)
-    ray_config = running_config(account, settings)
+    account = connect(settings_file, overrides)
+    ray_config = running_config(account)
     for node in account.nodes():
         print(f"{node.cluster}  {node.group}  {node.instance_type}  {node.market}  {node.address}  {node.instance_id}")
-    launcher.run_on_head(ray_config, "ray status; serve status")
+    launcher.run_ray("exec", "--no-config-cache", "--run-env", "docker", ray_config, "ray status; serve status")
 
 
 @app.command()
 def down(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None, yes: Yes = False) -> None:
     """End all nodes and delete stack and ssh key; the bucket stays."""
-    settings = read_settings(settings_file, overrides)
-    launcher.check_tools()
-    account = Account(settings)
+    account = connect(settings_file, overrides)
     bucket = account.outputs()["Bucket"]
     clusters = sorted(account.clusters())
-    confirm(f"end {', '.join(clusters) or 'no nodes'} and delete stack {settings.name}?", yes)
+    confirm(f"end {', '.join(clusters) or 'no nodes'} and delete stack {account.settings.name}?", yes)
     for cluster in clusters:
-        launcher.run_ray("down", write_ray_config(account, cluster), "--yes")
+        launcher.run_ray("down", "--yes", write_ray_config(account, cluster))
     say("deleting the stack")
     account.delete_stack()
     say(f"down; the bucket {bucket} stays")
 
 
-def running_config(account: Account, settings: Settings) -> Path:
-    """Write and return the Ray config of the settings' image, if its nodes run.
+def connect(settings_file: Path, overrides: list[str] | None) -> Account:
+    """Return the AWS account of the settings, once every program that Ray's launcher calls is found."""
+    settings = read_settings(settings_file, overrides)
+    launcher.check_tools()
+    return Account(settings)
+
+
+def running_config(account: Account) -> Path:
+    """Write the Ray config of the settings' image and return its path.
 
     Raises:
         ClusterError: No node of that image runs.
     """
-    if settings.cluster not in (running := account.clusters()):
+    cluster = account.settings.cluster
+    if cluster not in (running := account.clusters()):
         raise ClusterError(
-            f"{settings.cluster} does not run (running: {', '.join(sorted(running)) or 'nothing'}): "
+            f"{cluster} does not run (running: {', '.join(sorted(running)) or 'nothing'}): "
             "launch it with `python -m cluster up`"
         )
-    return write_ray_config(account, settings.cluster)
+    return write_ray_config(account, cluster)
 
 
 def write_ray_config(account: Account, cluster: str) -> Path:

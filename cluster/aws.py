@@ -18,25 +18,15 @@ STACK_TEMPLATE = Path(__file__).with_name("ec2-stack.yaml")
 
 @dataclass(frozen=True)
 class Node:
-    """One EC2 instance of a Ray cluster.
+    """One EC2 instance of a Ray cluster."""
 
-    Attributes:
-        cluster: Name of the Ray cluster, one per image.
-        role: Ray's node type: `head` or `worker`.
-        group: Key in `available_node_types` of ec2.yaml.
-        instance_id: EC2's id, `i-…`.
-        instance_type: For example `m7i.xlarge`.
-        address: Private IP address.
-        market: `on-demand` or `spot`.
-    """
-
-    cluster: str
-    role: str
-    group: str
+    cluster: str  # one per image
+    role: str  # Ray's node type, `head` or `worker`
+    group: str  # key in available_node_types of ec2.yaml
     instance_id: str
     instance_type: str
-    address: str
-    market: str
+    address: str  # private IP address
+    market: str  # `on-demand` or `spot`
 
 
 class Account:

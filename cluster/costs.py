@@ -25,15 +25,7 @@ def cost_table(config: dict[str, Any], settings: Settings) -> str:
         ClusterError: prices.yaml has no price for an instance type.
     """
     prices = yaml.safe_load(PRICES.read_text())
-    rows = [("", "each", "at start", "at most")]
-    total_at_start = total_at_most = 0.0
-
-    def add(label: str, price: float, at_start: int, at_most: int) -> None:
-        nonlocal total_at_start, total_at_most
-        rows.append((label, f"${price:.3f}", f"x {at_start}", f"x {at_most}"))
-        total_at_start += at_start * price
-        total_at_most += at_most * price
-
+    items: list[tuple[str, float, int, int]] = []
     for name, group in config["available_node_types"].items():
         node = group["node_config"]
         instance_type = node["InstanceType"]
@@ -46,10 +38,13 @@ def cost_table(config: dict[str, Any], settings: Settings) -> str:
         spot = " (spot: less)" if "InstanceMarketOptions" in node else ""
         is_head = name == config["head_node_type"]
         at_start, at_most = (1, 1) if is_head else (group["min_workers"], group["max_workers"])
-        add(f"{name}: {instance_type}, {disk_gb} GB{spot}", price, at_start, at_most)
+        items.append((f"{name}: {instance_type}, {disk_gb} GB{spot}", price, at_start, at_most))
     if settings.certificate:
-        add("load balancer, without traffic", prices["load_balancer_hour"], 1, 1)
-    rows.append(("per hour", "", f"${total_at_start:.2f}", f"${total_at_most:.2f}"))
+        items.append(("load balancer, without traffic", prices["load_balancer_hour"], 1, 1))
+    at_start, at_most = (sum(item[1] * item[column] for item in items) for column in (2, 3))
+    rows = [("", "each", "at start", "at most")]
+    rows += [(label, f"${price:.3f}", f"x {start}", f"x {most}") for label, price, start, most in items]
+    rows.append(("per hour", "", f"${at_start:.2f}", f"${at_most:.2f}"))
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}  {row[1]:>8}  {row[2]:>8}  {row[3]:>8}" for row in rows]
     other_region = "" if settings.region == prices["region"] else f"; prices in {settings.region} differ"

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
-from serve_app.launcher.environment import every_node
+from serve_app.launcher.environment import every_node, free_port
 from serve_app.paths import ROOT
 
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
@@ -61,29 +61,19 @@ def render_config(settings: Settings, outputs: Mapping[str, str], private_key: P
         cluster: Name of the Ray cluster.
 
     Raises:
-        ClusterError: The stack lacks an output, a placeholder has no value, or Ray rejects the result.
+        ClusterError: A placeholder is not a setting or output, or Ray rejects the result.
     """
-    values = {
-        "cluster": cluster,
-        "private_key": str(private_key),
-        "subnets": json.dumps(settings.subnets),
-        **{name: getattr(settings, name) for name in ("name", "region", "image", "ami")},
-    }
-    try:
-        values |= {
-            "endpoint": outputs["Endpoint"],
-            "security_group": outputs["SecurityGroup"],
-            "head_profile": outputs["HeadProfile"],
-            "worker_profile": outputs["WorkerProfile"],
-        }
-    except KeyError as error:
-        raise ClusterError(
-            f"stack {settings.name} has no output {error}: update it with `python -m cluster up`"
-        ) from None
+    values = {**settings.model_dump(), **outputs, "cluster": cluster, "private_key": str(private_key)}
+    values["subnets"] = json.dumps(settings.subnets)
     try:
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
-    except (KeyError, ValueError) as error:
-        raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
+    except KeyError as error:
+        raise ClusterError(
+            f"{TEMPLATE.name}: {error} is neither a setting nor an output of stack {settings.name}: "
+            "correct the placeholder, or update the stack with `python -m cluster up`"
+        ) from None
+    except ValueError as error:
+        raise ClusterError(f"{TEMPLATE.name}: {error}: write $$ for a plain $") from None
     environment = (f"--env={name}={value}" for name, value in every_node().items())
     config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray joins the options into one shell command
     return validate(config)
@@ -105,26 +95,18 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def run_ray(command: str, config: Path, *arguments: str) -> None:
-    """Run `ray up` or `ray down`; its output goes to the operator's terminal.
+def run_ray(command: str, *arguments: str | Path) -> None:
+    """Run a command of Ray's cluster launcher; its output goes to the operator's terminal.
+
+    Args:
+        command: `up`, `down` or `exec`.
+        arguments: Options, then the config file, then for `exec` the shell command.
 
     Raises:
         ClusterError: The command failed.
     """
-    if subprocess.run([*RAY_CLI, command, *arguments, str(config)], env=ray_environment()).returncode:
-        raise ClusterError(f"`ray {command} {config}` failed; its output is above")
-
-
-def run_on_head(config: Path, shell: str, on_host: bool = False) -> None:
-    """Run a shell command on the head: in its container, or with `on_host` beside the container.
-
-    Raises:
-        ClusterError: The command failed.
-    """
-    place = "host" if on_host else "docker"
-    command = [*RAY_CLI, "exec", "--no-config-cache", "--run-env", place, str(config), shell]
-    if subprocess.run(command, env=ray_environment()).returncode:
-        raise ClusterError(f"`{shell.split(';')[-1].strip()[:60]} …` failed on the head; its output is above")
+    if subprocess.run([*RAY_CLI, command, *map(str, arguments)], env=ray_environment()).returncode:
+        raise ClusterError(f"`ray {command}` failed; its output is above")
 
 
 def ray_environment() -> dict[str, str]:
@@ -139,9 +121,7 @@ def tunnel(config: Path, remote_port: int) -> Iterator[str]:
     Raises:
         ClusterError: The tunnel did not open within a minute.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [*RAY_CLI, "dashboard", "--no-config-cache", "--port", str(port), "--remote-port", str(remote_port)]
     process = subprocess.Popen(
         [*command, str(config)],
@@ -184,5 +164,5 @@ def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
 
 
 def start_page(config: Path, image: str) -> None:
-    """Start the page's container on the head, in place of one that runs there."""
-    run_on_head(config, START_PAGE.format(image=image), on_host=True)
+    """Start the page's container on the head's host, in place of one that runs there."""
+    run_ray("exec", "--no-config-cache", "--run-env", "host", config, START_PAGE.format(image=image))

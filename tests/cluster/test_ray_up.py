@@ -130,7 +130,7 @@ def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     account = MockedAccount(settings)
     account.put_stack()
     config = cli.write_ray_config(account, settings.cluster)
-    launcher.run_ray("up", config, "--yes", "--no-restart", "--no-config-cache")
+    launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", config)
     return Launched(account, config, folder)
 
 
@@ -277,7 +277,7 @@ def test_another_operator_gets_the_same_key(launched: Launched, tmp_path: Path) 
 def test_down_leaves_the_bucket_and_nothing_else(launched: Launched) -> None:
     """Ends nodes, stack and key. Last in this file, because the other tests read what it deletes."""
     account, bucket = launched.account, launched.account.outputs()["Bucket"]
-    launcher.run_ray("down", launched.config, "--yes")
+    launcher.run_ray("down", "--yes", launched.config)
     assert account.nodes() == []
     account.delete_stack()
     with pytest.raises(ClusterError, match="stack classify does not exist"):

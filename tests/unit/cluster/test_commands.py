@@ -18,8 +18,9 @@ OLD = "classify-aaaaaaaaaaaa"
 class FakeAccount:
     """AWS with one older cluster, which serves the clients."""
 
-    def __init__(self, settings: Settings, outputs: dict[str, str]) -> None:
-        self.settings = settings
+    settings: Settings
+
+    def __init__(self, outputs: dict[str, str]) -> None:
         self.running = {OLD}
         self.target = OLD
         self.outputs = lambda: outputs
@@ -38,16 +39,19 @@ class FakeAccount:
 
 
 @pytest.fixture
-def account(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Settings, outputs: dict[str, str]
-) -> FakeAccount:
+def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outputs: dict[str, str]) -> FakeAccount:
     """`ray up` and `ray down` start and end clusters of this account; a deployment succeeds."""
-    fake = FakeAccount(settings, outputs)
+    fake = FakeAccount(outputs)
 
-    def run_ray(command: str, config: Path, *_arguments: str) -> None:
+    def open_account(settings: Settings) -> FakeAccount:
+        fake.settings = settings
+        return fake
+
+    def run_ray(command: str, *arguments: str | Path) -> None:
+        config = Path(arguments[-1])
         (fake.running.add if command == "up" else fake.running.discard)(config.stem)
 
-    monkeypatch.setattr(cli, "Account", lambda _settings: fake)
+    monkeypatch.setattr(cli, "Account", open_account)
     monkeypatch.setattr(cli, "WORK_FOLDER", tmp_path / "work")
     monkeypatch.setattr(launcher, "run_ray", run_ray)
     monkeypatch.setattr(launcher, "check_tools", lambda: None)

@@ -31,8 +31,8 @@ def test_the_error_names_the_key_that_ray_rejects(config: dict[str, Any]) -> Non
 
 
 def test_the_error_names_the_output_that_the_stack_lacks(settings: Settings) -> None:
-    """An outdated stack is reported as such, before Ray gets anything."""
-    with pytest.raises(ClusterError, match="has no output 'Endpoint'"):
+    """An outdated stack is reported, with the command that updates it, before Ray gets anything."""
+    with pytest.raises(ClusterError, match=r"'Endpoint' is neither .*stack classify: .*python -m cluster up"):
         launcher.render_config(settings, {}, Path("/key.pem"), settings.cluster)
 
 
