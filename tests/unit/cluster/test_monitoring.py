@@ -108,7 +108,7 @@ FAULTS = {
 
 @needs_promtool
 def test_each_alert_fires_for_its_own_fault_only(tmp_path: Path) -> None:
-    """Prometheus evaluates the rules on synthetic series of 26 hours, one sample a minute; none fires without a fault."""
+    """Prometheus evaluates the rules on 26 hours of synthetic series; without a fault none fires."""
     names = [rule["alert"] for rule in rules()]
     assert {"MetricsMissing", *FAULTS} == set(names)
     without_ray = {name: values for name, values in NORMAL.items() if "replica_healthy" not in name}
