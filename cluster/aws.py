@@ -163,17 +163,19 @@ class Account:
         return {node.cluster for node in self.nodes()}
 
     def move_clients_to(self, cluster: str) -> None:
-        """Make a cluster's head the load balancer's only target.
+        """Make a cluster's head the load balancer's only target; without a load balancer do nothing.
 
-        The head is registered first; older heads are deregistered once the new one is healthy, and drained before
-        this method returns. Without a load balancer nothing happens.
+        Older heads are deregistered once the new one is healthy for both API and page: a failure before leaves
+        them serving. They have finished their requests when this method returns.
         """
         outputs = self.outputs()
         heads = [{"Id": node.instance_id} for node in self.nodes() if (node.cluster, node.role) == (cluster, "head")]
         names = ["ApiTargets", *(["PageTargets"] if self.settings.page_image else [])]
-        for group in (outputs[name] for name in names if name in outputs):
+        groups = [outputs[name] for name in names if name in outputs]
+        for group in groups:
             self.elb.register_targets(TargetGroupArn=group, Targets=heads)
             self.elb.get_waiter("target_in_service").wait(TargetGroupArn=group, Targets=heads)
+        for group in groups:
             health = self.elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
             targets = [{"Id": description["Target"]["Id"]} for description in health]
             if old_heads := [target for target in targets if target not in heads]:
