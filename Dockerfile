@@ -65,9 +65,9 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
  && rm -r /tmp/install
 # A new volume takes its owner from the folder on which it is mounted.
 RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
+COPY LICENSE .
 COPY configs configs
 COPY serve_app serve_app
-COPY LICENSE .
 # configs/ray.env, for whatever starts Ray here (the launcher reads the file as well); a test compares them.
 ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" \

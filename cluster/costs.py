@@ -41,10 +41,11 @@ def cost_table(config: dict[str, Any], settings: Settings) -> str:
         items.append((f"{name}: {instance_type}, {disk_gb} GB{spot}", price, at_start, at_most))
     if settings.certificate:
         items.append(("load balancer, without traffic", prices["load_balancer_hour"], 1, 1))
-    at_start, at_most = (sum(item[1] * item[column] for item in items) for column in (2, 3))
+    total_at_start = sum(price * start for _, price, start, _ in items)
+    total_at_most = sum(price * most for _, price, _, most in items)
     rows = [("", "each", "at start", "at most")]
     rows += [(label, f"${price:.3f}", f"x {start}", f"x {most}") for label, price, start, most in items]
-    rows.append(("per hour", "", f"${at_start:.2f}", f"${at_most:.2f}"))
+    rows.append(("per hour", "", f"${total_at_start:.2f}", f"${total_at_most:.2f}"))
     width = max(len(row[0]) for row in rows)
     lines = [f"{row[0]:<{width}}  {row[1]:>8}  {row[2]:>8}  {row[3]:>8}" for row in rows]
     other_region = "" if settings.region == prices["region"] else f"; prices in {settings.region} differ"
