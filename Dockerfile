@@ -1,9 +1,11 @@
-# Two images from one file:
+# Builds two images:
 #   docker build --target serve --tag serve-app .            a Ray node: API, preprocessing, model
-#   docker build --target page --tag serve-app-page .        the page, without Ray or torch
-# Arguments: PYTHON_IMAGE and PYTHON_DIGEST (sha256:…) choose and pin the base, WHEEL_INDEX names PyTorch's
-# CPU-only index (without it torch brings CUDA), BAKE_WEIGHTS=imagenet downloads those weights into the image,
-# GIT_SHA is the commit built.
+#   docker build --target page --tag serve-app-page .        the page, without Ray and torch
+# Build arguments:
+#   PYTHON_IMAGE, PYTHON_DIGEST (sha256:…)   base image, and the digest that pins it
+#   WHEEL_INDEX                              PyTorch's CPU-only index; without it torch brings CUDA
+#   BAKE_WEIGHTS=imagenet                    download the ImageNet weights into the image
+#   GIT_SHA                                  the commit that is built
 ARG PYTHON_IMAGE=python:3.11-slim
 ARG PYTHON_DIGEST=
 
@@ -14,16 +16,16 @@ RUN apt-get update \
 RUN useradd --create-home --uid 1000 --shell /bin/bash ray
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
-# Signals and orphans are tini's: Python as process 1 would reap none of HAProxy's.
+# tini forwards signals and reaps orphans. Python as process 1 would not reap HAProxy's processes.
 ENTRYPOINT ["tini", "--"]
 
-# What pyproject.toml asks for, as two files: a change of anything else in it installs nothing again.
+# Extracts the requirements from pyproject.toml: a change of anything else in that file does not repeat the installation.
 FROM base AS requirements
 COPY pyproject.toml .
 RUN python -c "import pathlib, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-wanted = {'serve': project['dependencies'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
-[pathlib.Path(name + '.txt').write_text('\n'.join(lines)) for name, lines in wanted.items()]"
+requirements = {'serve': project['dependencies'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
+[pathlib.Path(name + '.txt').write_text('\n'.join(lines)) for name, lines in requirements.items()]"
 
 FROM base AS page
 COPY --from=requirements /app/page.txt /tmp/install/
@@ -32,6 +34,7 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
  && rm -r /tmp/install
 COPY .streamlit .streamlit
 COPY frontend frontend
+COPY LICENSE .
 ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0
 USER ray
 EXPOSE 8501
@@ -44,12 +47,13 @@ ARG GIT_SHA=unknown
 ENV GIT_SHA=$GIT_SHA
 LABEL org.opencontainers.image.title="serve-app page" \
       org.opencontainers.image.description="The Streamlit page of the image-classification service" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name=$PYTHON_IMAGE \
       org.opencontainers.image.base.digest=$PYTHON_DIGEST \
       org.opencontainers.image.revision=$GIT_SHA
 
 FROM base AS serve
-# The cluster launcher copies files with rsync and reaches workers with ssh; KubeRay's probes call wget.
+# Ray's cluster launcher needs rsync and ssh; KubeRay's probes need wget.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends openssh-client rsync \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
@@ -59,8 +63,9 @@ COPY constraints.txt /tmp/install/
 RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/install/serve.txt \
       ${WHEEL_INDEX:+--extra-index-url "$WHEEL_INDEX"} \
  && rm -r /tmp/install
-# Volumes take their owner from the folder that they cover.
+# A new volume takes its owner from the folder on which it is mounted.
 RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
+COPY LICENSE .
 COPY configs configs
 COPY serve_app serve_app
 # configs/ray.env, for whatever starts Ray here (the launcher reads the file as well); a test compares them.
@@ -80,10 +85,10 @@ ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
 # Before the first request, HAProxy's configuration is completed.
 RUN python -m serve_app.launcher.haproxy /usr/local/bin/serve-haproxy
 ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
-# `ray start` puts no folder of ours on the path of its workers; PYTHONPATH does, whoever starts it.
+# `ray start` does not put /app on the import path of its workers; PYTHONPATH does, whichever command starts Ray.
 ENV PYTHONPATH=/app TORCH_HOME=/weights
 USER ray
-# The demo model is part of the code; ImageNet's weights come from a volume, or into the image if asked for.
+# The demo model is part of the package. ImageNet weights come from the volume, or with BAKE_WEIGHTS from the image.
 ARG BAKE_WEIGHTS=
 RUN if [ "$BAKE_WEIGHTS" = imagenet ]; then python -m serve_app.launcher.imagenet; fi
 EXPOSE 8000
@@ -95,7 +100,8 @@ ARG PYTHON_DIGEST
 ARG GIT_SHA=unknown
 ENV GIT_SHA=$GIT_SHA
 LABEL org.opencontainers.image.title="serve-app" \
-      org.opencontainers.image.description="ResNet-18 image classification on Ray Serve: a Ray node" \
+      org.opencontainers.image.description="Ray node of the image-classification service: ResNet-18 on Ray Serve" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name=$PYTHON_IMAGE \
       org.opencontainers.image.base.digest=$PYTHON_DIGEST \
       org.opencontainers.image.revision=$GIT_SHA

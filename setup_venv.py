@@ -1,7 +1,7 @@
-"""Make .venv and install the pinned packages into it. Runs on any Python 3, to say when it is too old.
+"""Create .venv and install the pinned packages into it. Runs on any Python 3, to say when that is too old.
 
-Environment: WHEEL_INDEX names another wheel index to look at as well, for example PyTorch's
-CPU-only one, which saves 5 GB of downloads where there is no GPU.
+Environment: WHEEL_INDEX names an additional wheel index, for example PyTorch's CPU-only index,
+which avoids a 5 GB download on a machine without a GPU.
 """
 
 import hashlib
@@ -12,46 +12,45 @@ import sys
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
 VENV = os.path.join(ROOT, ".venv")
-STAMP = os.path.join(VENV, "installed")
-NEEDED_GB = 9
-PYTHON = (3, 11)
+STAMP = os.path.join(VENV, "installed")  # fingerprint of the last installation that succeeded
+REQUIRED_GB = 9
+MINIMUM_PYTHON = (3, 11)
 
 
 def main():
-    """Do what is missing; a second run takes no time."""
-    wanted = fingerprint()
+    """Create and install what is missing; return at once when everything is up to date."""
+    current = fingerprint()
     if os.path.exists(STAMP):
         with open(STAMP) as stamp:
-            if stamp.read() == wanted:
+            if stamp.read() == current:
                 return
-    if sys.version_info < PYTHON:
+    if sys.version_info < MINIMUM_PYTHON:
         sys.exit(
-            "error: Python {}.{} or newer is needed, {} is {}.{}: install one, or name it with "
-            "`make PYTHON=python3.12 …`".format(*PYTHON, sys.executable, *sys.version_info[:2])
+            "error: Python {}.{} or newer is needed, but {} is {}.{}: install a newer one, or name it with "
+            "`make PYTHON=python3.12 …`".format(*MINIMUM_PYTHON, sys.executable, *sys.version_info[:2])
         )
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < NEEDED_GB and not os.environ.get("WHEEL_INDEX"):
+    free_gb = shutil.disk_usage(ROOT).free / 1e9
+    if free_gb < REQUIRED_GB and not os.environ.get("WHEEL_INDEX"):
         sys.exit(
-            "error: {:.1f} GB of disk are free, the packages need {} (with CUDA; 3 with WHEEL_INDEX set to a "
-            "CPU-only index): free some space".format(free, NEEDED_GB)
+            "error: {:.1f} GB of disk are free, the packages need {} GB (3 GB with WHEEL_INDEX set to a CPU-only "
+            "index): free some space".format(free_gb, REQUIRED_GB)
         )
     python = os.path.join(VENV, "bin", "python")
     if not os.path.exists(python):
-        say("making the virtual environment .venv")
-        failure = "a virtual environment cannot be made (on Debian: apt install python3-venv)"
-        run([sys.executable, "-m", "venv", VENV], failure)
-    say("installing pinned packages into .venv (a few minutes the first time; torch with CUDA is large)")
+        print("· creating the virtual environment .venv", flush=True)
+        run([sys.executable, "-m", "venv", VENV], "cannot create .venv: on Debian, `apt install python3-venv`")
+    print("· installing the pinned packages into .venv (the first time takes a few minutes)", flush=True)
     command = [python, "-m", "pip", "install", "--disable-pip-version-check"]
     command += ["--constraint", os.path.join(ROOT, "constraints.txt"), "--editable", ROOT + "[page,train,test]"]
     if os.environ.get("WHEEL_INDEX"):
         command += ["--extra-index-url", os.environ["WHEEL_INDEX"]]
-    run(command, "the packages could not be installed; pip's message above says why")
+    run(command, "the packages could not be installed: see pip's message above")
     with open(STAMP, "w") as stamp:
-        stamp.write(wanted)
+        stamp.write(current)
 
 
 def fingerprint():
-    """A hash of everything that decides what is installed."""
+    """Return a hash of everything that decides which packages are installed."""
     digest = hashlib.sha256(os.environ.get("WHEEL_INDEX", "").encode())
     for name in ("constraints.txt", "pyproject.toml"):
         with open(os.path.join(ROOT, name), "rb") as file:
@@ -60,14 +59,9 @@ def fingerprint():
 
 
 def run(command, failure):
-    """Run a command; when it fails, end with one sentence."""
+    """Run a command; if it fails, exit with one sentence."""
     if subprocess.call(command) != 0:
         sys.exit("error: " + failure)
-
-
-def say(what):
-    """Tell the user what is being done."""
-    print("· " + what, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,182 +1,182 @@
-"""Launch, update, look at and take down the service on EC2."""
+"""`python -m cluster COMMAND`: launch, update, inspect and delete the service on EC2."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import typer
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cluster import launcher
 from cluster.aws import Account
 from cluster.costs import cost_table
-from cluster.settings import ClusterError, Settings, read_settings
+from cluster.settings import ClusterError, read_settings
+from serve_app.console import say
+from serve_app.paths import ROOT
 
-FOLDER = launcher.ROOT / ".cluster"
-LAUNCH_TIMEOUT_S = 1800  # nodes have to start and to pull the image before replicas can
+WORK_FOLDER = ROOT / ".cluster"  # the ssh key and one Ray config per cluster
+SETTINGS_FILE = ROOT / "cluster" / "settings.yaml"
+SERVE_CONFIG = ROOT / "configs" / "production.yaml"
+LAUNCH_TIMEOUT_S = 1800  # replicas wait until nodes have started and pulled the image
+INTERRUPTED = 130  # Typer's exit code after Ctrl-C
+
+SettingsFile = Annotated[Path, typer.Option("--settings", metavar="FILE", help="Settings of this installation.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Replace one setting; may be repeated.")
+]
+ServeConfig = Annotated[Path, typer.Option("--config", metavar="FILE", help="Serve config to deploy.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+
+app = typer.Typer(
+    name="python -m cluster",
+    help="Launch, update, inspect and delete the service on EC2.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 def main() -> None:
-    """Command line."""
-    options = parser().parse_args()
+    """Run the command that the arguments name; print each failure as one sentence."""
     try:
-        settings = read_settings(options.settings, options.set)
-        verbs: dict[str, Callable[[Settings, argparse.Namespace], None]]
-        verbs = {"cost": cost, "up": up, "deploy": deploy, "status": status, "down": down}
-        verbs[options.verb](settings, options)
+        app()
     except (ClientError, BotoCoreError) as error:
         sys.exit(f"error: AWS: {' '.join(str(error).split())}")
     except ClusterError as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; `python -m cluster status` says what runs")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The verbs and their flags."""
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--settings", type=Path, default=Path(__file__).with_name("settings.yaml"), metavar="FILE")
-    shared.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="instead of the file's")
-    serve = argparse.ArgumentParser(add_help=False)
-    serve.add_argument("--config", type=Path, default=launcher.ROOT / "configs" / "production.yaml", metavar="FILE")
-    asking = argparse.ArgumentParser(add_help=False)
-    asking.add_argument("--yes", action="store_true", help="do not ask")
-    made = argparse.ArgumentParser(prog="python -m cluster", description=__doc__)
-    verbs = made.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("cost", parents=[shared], help="price per hour; asks AWS nothing")
-    launch = verbs.add_parser(
-        "up", parents=[shared, serve, asking], help="launch; with another image running, replace it once proven"
-    )
-    launch.add_argument("--keep", action="store_true", help="leave new nodes up when they fail, to look at them")
-    live = verbs.add_parser("deploy", parents=[shared, serve], help="apply a Serve config to what runs")
-    live.add_argument("--dry-run", action="store_true", help="say what would change")
-    verbs.add_parser("status", parents=[shared], help="nodes, Ray, Serve")
-    verbs.add_parser("down", parents=[shared, asking], help="end all nodes and delete the stack; the bucket stays")
-    return made
-
-
-def cost(settings: Settings, _options: argparse.Namespace) -> None:
-    """Print what it costs."""
-    print(cost_table(launcher.template(), settings.region, load_balancer=bool(settings.certificate)))
-
-
-def up(settings: Settings, options: argparse.Namespace) -> None:
-    """Launch the settings' image on nodes of its own, prove it, send clients there, then end older nodes.
-
-    Raises:
-        ClusterError: It failed; what served before still does, and new nodes are gone again.
-    """
-    launcher.check_tools()
-    cost(settings, options)
-    confirm(f"launch {settings.cluster}?", options.yes)
-    account = Account(settings)
-    say("stack")
-    account.put_stack()
-    before = account.clusters()
-    config = ray_config(account, settings.cluster)
-    say(f"nodes of {settings.cluster}")
-    try:
-        # What runs already is not restarted: only its capacity changes.
-        launcher.ray("up", config, "--yes", "--no-restart", "--no-config-cache")
-        if settings.page_image:
-            launcher.start_page(config, settings.page_image)
-        say(f"deploying {options.config.name}")
-        launcher.deploy(config, options.config, "--timeout-s", str(LAUNCH_TIMEOUT_S))
-        account.send_clients_to(settings.cluster)
-    except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
-        if settings.cluster not in before and not options.keep:
-            say("that failed; ending the new nodes")
-            launcher.ray("down", config, "--yes")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("error: interrupted; `python -m cluster status` shows what still runs", file=sys.stderr)
         raise
-    for old in sorted(before - {settings.cluster}):
-        say(f"ending {old}")
-        launcher.ray("down", ray_config(account, old), "--yes")
+
+
+@app.command()
+def cost(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None) -> None:
+    """Print the price per hour; makes no call to AWS."""
+    print(cost_table(launcher.read_template(), read_settings(settings_file, overrides)))
+
+
+@app.command()
+def up(
+    settings_file: SettingsFile = SETTINGS_FILE,
+    overrides: Overrides = None,
+    config: ServeConfig = SERVE_CONFIG,
+    yes: Yes = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave new nodes running when the launch fails.")] = False,
+) -> None:
+    """Launch the image on new nodes, test them, move the clients there, then end the nodes of older images."""
+    account = connect(settings_file, overrides)
+    settings = account.settings
+    print(cost_table(launcher.read_template(), settings))
+    confirm(f"launch {settings.cluster}?", yes)
+    say("creating or updating the stack")
+    account.put_stack()
+    running_before = account.clusters()
+    ray_config = write_ray_config(account, settings.cluster)
+    say(f"launching the nodes of {settings.cluster}")
+    try:
+        # --no-restart: nodes that already run keep serving; only their number changes.
+        launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", ray_config)
+        if settings.page_image:
+            launcher.start_page(ray_config, settings.page_image)
+        say(f"deploying {config.name}")
+        launcher.deploy(ray_config, config, "--timeout-s", str(LAUNCH_TIMEOUT_S))
+        account.move_clients_to(settings.cluster)
+    except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
+        if settings.cluster not in running_before and not keep:
+            say("the launch failed; ending the new nodes")
+            launcher.run_ray("down", "--yes", ray_config)
+        raise
+    for old_cluster in sorted(running_before - {settings.cluster}):
+        say(f"ending {old_cluster}")
+        launcher.run_ray("down", "--yes", write_ray_config(account, old_cluster))
     address = account.outputs().get("Address")
-    say(f"up; point the certificate's name at {address}" if address else "up, without a load balancer")
+    say(f"up; point the certificate's DNS name at {address}" if address else "up, without a load balancer")
 
 
-def deploy(settings: Settings, options: argparse.Namespace) -> None:
-    """Apply a Serve config through the tunnel.
+@app.command()
+def deploy(
+    settings_file: SettingsFile = SETTINGS_FILE,
+    overrides: Overrides = None,
+    config: ServeConfig = SERVE_CONFIG,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
+) -> None:
+    """Deploy a Serve config to the running nodes."""
+    ray_config = running_config(connect(settings_file, overrides))
+    launcher.deploy(ray_config, config, *(["--dry-run"] if dry_run else []))
 
-    Raises:
-        ClusterError: It was not deployed.
-    """
-    launcher.check_tools()
-    flags = ["--dry-run"] if options.dry_run else []
-    launcher.deploy(running_config(Account(settings), settings), options.config, *flags)
 
-
-def status(settings: Settings, _options: argparse.Namespace) -> None:
-    """Print nodes, Ray's view and Serve's view.
-
-    Raises:
-        ClusterError: Nothing runs.
-    """
-    launcher.check_tools()
-    account = Account(settings)
-    config = running_config(account, settings)
+@app.command()
+def status(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None) -> None:
+    """Print the EC2 instances, then Ray's and Serve's status."""
+    account = connect(settings_file, overrides)
+    ray_config = running_config(account)
     for node in account.nodes():
-        print("  ".join(node[name] for name in ("cluster", "type", "instance", "market", "address", "id")))
-    launcher.execute(config, "ray status; serve status")
+        print(f"{node.cluster}  {node.group}  {node.instance_type}  {node.market}  {node.address}  {node.instance_id}")
+    launcher.run_ray("exec", "--no-config-cache", "--run-env", "docker", ray_config, "ray status; serve status")
 
 
-def down(settings: Settings, options: argparse.Namespace) -> None:
-    """End every node, then delete stack and key."""
-    launcher.check_tools()
-    account = Account(settings)
-    outputs = account.outputs()
+@app.command()
+def down(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None, yes: Yes = False) -> None:
+    """End all nodes and delete stack and ssh key; the bucket stays."""
+    account = connect(settings_file, overrides)
+    bucket = account.outputs()["Bucket"]
     clusters = sorted(account.clusters())
-    confirm(f"end {', '.join(clusters) or 'no nodes'} and delete stack {settings.name}?", options.yes)
+    confirm(f"end {', '.join(clusters) or 'no nodes'} and delete stack {account.settings.name}?", yes)
     for cluster in clusters:
-        launcher.ray("down", ray_config(account, cluster), "--yes")
+        launcher.run_ray("down", "--yes", write_ray_config(account, cluster))
     say("deleting the stack")
     account.delete_stack()
-    say(f"down; the bucket stays: {outputs['Bucket']}")
+    say(f"down; the bucket {bucket} stays")
 
 
-def running_config(account: Account, settings: Settings) -> Path:
-    """Ray's config of the settings' image.
+def connect(settings_file: Path, overrides: list[str] | None) -> Account:
+    """Return the AWS account of the settings, once every program that Ray's launcher calls is found."""
+    settings = read_settings(settings_file, overrides)
+    launcher.check_tools()
+    return Account(settings)
+
+
+def running_config(account: Account) -> Path:
+    """Write the Ray config of the settings' image and return its path.
 
     Raises:
-        ClusterError: It does not run.
+        ClusterError: No node of that image runs.
     """
-    if settings.cluster not in (running := account.clusters()):
+    cluster = account.settings.cluster
+    if cluster not in (running := account.clusters()):
         raise ClusterError(
-            f"{settings.cluster} does not run (running: {', '.join(sorted(running)) or 'nothing'}): "
-            "`python -m cluster up` launches it"
+            f"{cluster} does not run (running: {', '.join(sorted(running)) or 'nothing'}): "
+            "launch it with `python -m cluster up`"
         )
-    return ray_config(account, settings.cluster)
+    return write_ray_config(account, cluster)
 
 
-def ray_config(account: Account, cluster: str) -> Path:
-    """Write Ray's config file of one cluster, and the key that it names."""
-    FOLDER.mkdir(mode=0o700, exist_ok=True)
-    key = account.private_key(FOLDER)
-    path = FOLDER / f"{cluster}.yaml"
-    path.write_text(yaml.safe_dump(launcher.render(account.settings, account.outputs(), key, cluster), sort_keys=False))
+def write_ray_config(account: Account, cluster: str) -> Path:
+    """Write the config file that `ray up` reads for one cluster, and the ssh key that it names; return its path."""
+    WORK_FOLDER.mkdir(mode=0o700, exist_ok=True)
+    private_key = account.write_private_key(WORK_FOLDER)
+    config = launcher.render_config(account.settings, account.outputs(), private_key, cluster)
+    path = WORK_FOLDER / f"{cluster}.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Go on only if the operator agrees.
+    """Return if the operator agrees.
 
     Raises:
-        ClusterError: Not agreed, or nobody to ask.
+        ClusterError: The operator declined, or there is no terminal to ask on.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise ClusterError(f"{question} nobody to ask: add --yes")
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ClusterError("not done")
-
-
-def say(what: str) -> None:
-    """Tell the operator what is being done."""
-    print(f"· {what}", flush=True)
+        raise ClusterError(f"cannot ask {question!r} without a terminal: add --yes")
+    if not typer.confirm(question):
+        raise ClusterError("nothing was changed, because you did not confirm")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The stack around the nodes, the key that opens them, and where the load balancer sends clients."""
+"""The CloudFormation stack around the nodes, the nodes' ssh key, and the load balancer's targets."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,27 @@ from botocore.exceptions import ClientError
 
 from cluster.settings import ClusterError, Settings
 
-TEMPLATE = Path(__file__).with_name("ec2-stack.yaml")
+STACK_TEMPLATE = Path(__file__).with_name("ec2-stack.yaml")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One EC2 instance of a Ray cluster."""
+
+    cluster: str  # one per image
+    role: str  # Ray's node type, `head` or `worker`
+    group: str  # key in available_node_types of ec2.yaml
+    instance_id: str
+    instance_type: str
+    address: str  # private IP address
+    market: str  # `on-demand` or `spot`
 
 
 class Account:
-    """One installation as AWS sees it."""
+    """One installation of the service in one AWS account and region."""
 
     def __init__(self, settings: Settings) -> None:
-        """Nothing is asked of AWS yet."""
+        """Create the clients; no call is made yet."""
         self.settings = settings
         session = boto3.Session(region_name=settings.region)
         self.cloudformation = session.client("cloudformation")
@@ -27,8 +41,8 @@ class Account:
         self.ssm = session.client("ssm")
         self.elb = session.client("elbv2")
 
-    def put_stack(self) -> dict[str, str]:
-        """Make the stack or bring it up to date; returns its outputs."""
+    def put_stack(self) -> None:
+        """Create the stack or update it, and wait until CloudFormation is done."""
         settings = self.settings
         parameters = {
             "Name": settings.name,
@@ -39,32 +53,33 @@ class Account:
         }
         request: dict[str, Any] = {
             "StackName": settings.name,
-            "TemplateBody": TEMPLATE.read_text(),
+            "TemplateBody": STACK_TEMPLATE.read_text(),
             "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
             "Capabilities": ["CAPABILITY_IAM"],
         }
         if self._stack() is None:
             self.cloudformation.create_stack(**request)
             self.cloudformation.get_waiter("stack_create_complete").wait(StackName=settings.name)
-        else:
-            try:
-                self.cloudformation.update_stack(**request)
-                self.cloudformation.get_waiter("stack_update_complete").wait(StackName=settings.name)
-            except ClientError as error:
-                if "No updates" not in str(error):
-                    raise
-        return self.outputs()
+            return
+        try:
+            self.cloudformation.update_stack(**request)
+        except ClientError as error:
+            if "No updates" in str(error):
+                return
+            raise
+        self.cloudformation.get_waiter("stack_update_complete").wait(StackName=settings.name)
 
     def outputs(self) -> dict[str, str]:
-        """What the stack has made.
+        """Return the stack's outputs by name.
 
         Raises:
-            ClusterError: There is no stack.
+            ClusterError: The stack does not exist.
         """
         stack = self._stack()
         if stack is None:
             raise ClusterError(
-                f"no stack {self.settings.name} in {self.settings.region}: `python -m cluster up` makes it"
+                f"stack {self.settings.name} does not exist in {self.settings.region}: "
+                "create it with `python -m cluster up`"
             )
         return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
@@ -77,7 +92,7 @@ class Account:
             raise
 
     def delete_stack(self) -> None:
-        """Delete stack and key; the bucket stays."""
+        """Delete the stack and the ssh key, and wait until CloudFormation is done; the bucket stays."""
         self.cloudformation.delete_stack(StackName=self.settings.name)
         self.cloudformation.get_waiter("stack_delete_complete").wait(StackName=self.settings.name)
         self.ec2.delete_key_pair(KeyName=self.settings.name)
@@ -87,72 +102,82 @@ class Account:
     def _key_parameter(self) -> str:
         return f"/{self.settings.name}/ssh-key"
 
-    def private_key(self, folder: Path) -> Path:
-        """Write the key that opens the nodes to a file that only its owner reads.
+    def write_private_key(self, folder: Path) -> Path:
+        """Write the nodes' ssh key to a file that only its owner can read, and return its path.
 
-        It is made once and kept encrypted in Parameter Store, so that every operator with the right to read it can
-        work on the same nodes.
+        The key pair is created once. Its private half is stored encrypted in Parameter Store, so that every
+        operator who may read that parameter can work on the same nodes.
 
         Raises:
-            ClusterError: The key pair exists but its private half does not.
+            ClusterError: EC2 has the key pair, but Parameter Store does not have its private half.
         """
         name = self.settings.name
         try:
-            material = self.ssm.get_parameter(Name=self._key_parameter, WithDecryption=True)["Parameter"]["Value"]
+            private_key = self.ssm.get_parameter(Name=self._key_parameter, WithDecryption=True)["Parameter"]["Value"]
         except self.ssm.exceptions.ParameterNotFound:
             try:
-                material = self.ec2.create_key_pair(KeyName=name, KeyType="ed25519")["KeyMaterial"]
+                private_key = self.ec2.create_key_pair(KeyName=name, KeyType="ed25519")["KeyMaterial"]
             except ClientError as error:
                 if error.response["Error"]["Code"] != "InvalidKeyPair.Duplicate":
                     raise
                 raise ClusterError(
-                    f"key pair {name} exists but its private half is not in {self._key_parameter}: delete the key pair"
+                    f"key pair {name} exists in EC2, but Parameter Store has no {self._key_parameter} with its "
+                    "private half: delete the key pair, then run this command again"
                 ) from None
-            self.ssm.put_parameter(Name=self._key_parameter, Value=material, Type="SecureString")
+            self.ssm.put_parameter(Name=self._key_parameter, Value=private_key, Type="SecureString")
         path = folder / f"{name}.pem"
         path.unlink(missing_ok=True)
         with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(material)
+            file.write(private_key)
         return path
 
-    def nodes(self) -> list[dict[str, str]]:
-        """Every node that runs or starts: cluster, type, id, address and market."""
+    def nodes(self) -> list[Node]:
+        """Return the nodes of every image that are starting or running."""
         pages = self.ec2.get_paginator("describe_instances").paginate(
             Filters=[
                 {"Name": "tag:ray-cluster-name", "Values": [f"{self.settings.name}-*"]},
                 {"Name": "instance-state-name", "Values": ["pending", "running"]},
             ]
         )
-        found = []
-        for instance in (i for page in pages for each in page["Reservations"] for i in each["Instances"]):
+        reservations = (reservation for page in pages for reservation in page["Reservations"])
+        nodes = []
+        for instance in (instance for reservation in reservations for instance in reservation["Instances"]):
             tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+            # The filter's * also matches clusters of another installation whose name starts like this one's.
             if re.fullmatch(rf"{self.settings.name}-[0-9a-f]{{12}}", tags["ray-cluster-name"]):
-                found.append(
-                    {
-                        "cluster": tags["ray-cluster-name"],
-                        "kind": tags["ray-node-type"],
-                        "type": tags["ray-user-node-type"],
-                        "id": instance["InstanceId"],
-                        "instance": instance["InstanceType"],
-                        "address": instance["PrivateIpAddress"],
-                        "market": instance.get("InstanceLifecycle", "on-demand"),
-                    }
+                nodes.append(
+                    Node(
+                        cluster=tags["ray-cluster-name"],
+                        role=tags["ray-node-type"],
+                        group=tags["ray-user-node-type"],
+                        instance_id=instance["InstanceId"],
+                        instance_type=instance["InstanceType"],
+                        address=instance["PrivateIpAddress"],
+                        market=instance.get("InstanceLifecycle", "on-demand"),
+                    )
                 )
-        return found
+        return nodes
 
     def clusters(self) -> set[str]:
-        """Names of the Ray clusters that have nodes."""
-        return {node["cluster"] for node in self.nodes()}
+        """Return the names of the Ray clusters that have nodes."""
+        return {node.cluster for node in self.nodes()}
 
-    def send_clients_to(self, cluster: str) -> None:
-        """Let the load balancer know a cluster's head, and once it is healthy no other; nothing without a balancer."""
+    def move_clients_to(self, cluster: str) -> None:
+        """Make a cluster's head the load balancer's only target; without a load balancer do nothing.
+
+        Older heads are deregistered once the new one is healthy for both API and page: a failure before leaves
+        them serving. They have finished their requests when this method returns.
+        """
         outputs = self.outputs()
-        heads = [{"Id": node["id"]} for node in self.nodes() if (node["cluster"], node["kind"]) == (cluster, "head")]
-        wanted = ["ApiTargets", *(["PageTargets"] if self.settings.page_image else [])]
-        for group in (outputs[name] for name in wanted if name in outputs):
+        heads = [{"Id": node.instance_id} for node in self.nodes() if (node.cluster, node.role) == (cluster, "head")]
+        names = ["ApiTargets", *(["PageTargets"] if self.settings.page_image else [])]
+        groups = [outputs[name] for name in names if name in outputs]
+        for group in groups:
             self.elb.register_targets(TargetGroupArn=group, Targets=heads)
             self.elb.get_waiter("target_in_service").wait(TargetGroupArn=group, Targets=heads)
+        for group in groups:
             health = self.elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
-            if others := [{"Id": each["Target"]["Id"]} for each in health if each["Target"]["Id"] != heads[0]["Id"]]:
-                self.elb.deregister_targets(TargetGroupArn=group, Targets=others)
-                self.elb.get_waiter("target_deregistered").wait(TargetGroupArn=group, Targets=others)
+            targets = [{"Id": description["Target"]["Id"]} for description in health]
+            if old_heads := [target for target in targets if target not in heads]:
+                self.elb.deregister_targets(TargetGroupArn=group, Targets=old_heads)
+                self.elb.get_waiter("target_deregistered").wait(TargetGroupArn=group, Targets=old_heads)

@@ -1,4 +1,4 @@
-"""Ray's cluster launcher: its config file made from ec2.yaml, its commands, and tunnels to the head."""
+"""Ray's cluster launcher: the config file rendered from ec2.yaml, the `ray` commands, ssh tunnels to the head."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
-from serve_app.launcher.environment import every_node
+from serve_app.launcher.environment import every_node, free_port
+from serve_app.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
+RAY_CLI = (sys.executable, "-m", "ray.scripts.scripts")
 TUNNEL_TIMEOUT_S = 60
-PAGE = (
+TOOLS = {"aws": "the AWS command line, version 2", "ssh": "OpenSSH", "rsync": "rsync"}
+START_PAGE = (
     "docker rm --force page >/dev/null 2>&1; docker run --detach --name page --restart unless-stopped --net host "
     "--cap-drop ALL --security-opt no-new-privileges --read-only --tmpfs /tmp --log-opt max-size=50m "
     "--env API_URL=http://127.0.0.1:8000 --env STREAMLIT_SERVER_ADDRESS=0.0.0.0 "
@@ -35,62 +36,54 @@ PAGE = (
 
 
 def check_tools() -> None:
-    """Find out that the launcher's programs are here before anything costs money.
+    """Check that the programs which Ray's launcher calls are installed, before anything costs money.
 
     Raises:
-        ClusterError: Names the one that is missing.
+        ClusterError: Names the missing program and what to install.
     """
-    for tool, what in (("aws", "the AWS command line, version 2"), ("ssh", "OpenSSH"), ("rsync", "rsync")):
+    for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
-            raise ClusterError(f"`{tool}` is not on PATH: install {what}, the nodes are reached with it")
+            raise ClusterError(f"`{tool}` is not on PATH: install {package}; Ray reaches the nodes with it")
 
 
-def template() -> dict[str, Any]:
-    """ec2.yaml with its placeholders."""
+def read_template() -> dict[str, Any]:
+    """Return ec2.yaml with its placeholders not filled in."""
     return dict(yaml.safe_load(TEMPLATE.read_text()))
 
 
-def render(settings: Settings, outputs: Mapping[str, str], private_key: Path, cluster: str) -> dict[str, Any]:
-    """Fill in ec2.yaml and let Ray check it.
+def render_config(settings: Settings, outputs: Mapping[str, str], private_key: Path, cluster: str) -> dict[str, Any]:
+    """Return the config of `ray up`: ec2.yaml with its placeholders filled in, validated by Ray.
 
     Args:
         settings: Of this installation.
         outputs: Of the stack.
-        private_key: What opens the nodes.
+        private_key: The nodes' ssh key.
         cluster: Name of the Ray cluster.
 
     Raises:
-        ClusterError: The stack lacks an output, or Ray refuses the result.
+        ClusterError: A placeholder is not a setting or output, or Ray rejects the result.
     """
-    values = {
-        "cluster": cluster,
-        "private_key": str(private_key),
-        "subnets": json.dumps(settings.subnets),
-        **{name: getattr(settings, name) for name in ("name", "region", "image", "ami")},
-    }
-    try:
-        values |= {
-            "endpoint": outputs["Endpoint"],
-            "security_group": outputs["SecurityGroup"],
-            "head_profile": outputs["HeadProfile"],
-            "worker_profile": outputs["WorkerProfile"],
-        }
-    except KeyError as error:
-        raise ClusterError(f"stack {settings.name} has no output {error}: run `python -m cluster up`") from None
+    values = {**settings.model_dump(), **outputs, "cluster": cluster, "private_key": str(private_key)}
+    values["subnets"] = json.dumps(settings.subnets)
     try:
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
-    except (KeyError, ValueError) as error:
-        raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
+    except KeyError as error:
+        raise ClusterError(
+            f"{TEMPLATE.name}: {error} is neither a setting nor an output of stack {settings.name}: "
+            "correct the placeholder, or update the stack with `python -m cluster up`"
+        ) from None
+    except ValueError as error:
+        raise ClusterError(f"{TEMPLATE.name}: {error}: write $$ for a plain $") from None
     environment = (f"--env={name}={value}" for name, value in every_node().items())
-    config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray makes one line of them for a shell
-    return check(config)
+    config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray joins the options into one shell command
+    return validate(config)
 
 
-def check(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config if Ray's own validation accepts it.
+def validate(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config unchanged if Ray's own validation accepts it.
 
     Raises:
-        ClusterError: It does not.
+        ClusterError: Ray rejects it.
     """
     from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -98,96 +91,78 @@ def check(config: dict[str, Any]) -> dict[str, Any]:
         validate_config(prepare_config(config))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ClusterError(f"{TEMPLATE.name}: Ray refuses it: {reason}") from None
+        raise ClusterError(f"{TEMPLATE.name}: Ray rejects it: {reason}") from None
     return config
 
 
-def ray(command: str, config: Path, *arguments: str) -> None:
-    """Run one of Ray's cluster commands; its output is the operator's.
+def run_ray(command: str, *arguments: str | Path) -> None:
+    """Run a command of Ray's cluster launcher; its output goes to the operator's terminal.
+
+    Args:
+        command: `up`, `down` or `exec`.
+        arguments: Options, then the config file, then for `exec` the shell command.
 
     Raises:
-        ClusterError: It failed.
+        ClusterError: The command failed.
     """
-    if subprocess.run([*RAY, command, *arguments, str(config)], env=environment()).returncode:
-        raise ClusterError(f"`ray {command} {config}` failed; its output is above")
+    if subprocess.run([*RAY_CLI, command, *map(str, arguments)], env=ray_environment()).returncode:
+        raise ClusterError(f"`ray {command}` failed; its output is above")
 
 
-def execute(config: Path, shell: str, on_host: bool = False) -> None:
-    """Run a shell command on the head, in its container unless told otherwise.
-
-    Raises:
-        ClusterError: It failed.
-    """
-    where = "host" if on_host else "docker"
-    command = [*RAY, "exec", "--no-config-cache", "--run-env", where, str(config), shell]
-    if subprocess.run(command, env=environment()).returncode:
-        raise ClusterError(f"a command failed on the head ({shell.split(';')[-1].strip()[:60]} …); its output is above")
-
-
-def environment() -> dict[str, str]:
-    """Of Ray's commands here: no usage statistics, and no question about them."""
+def ray_environment() -> dict[str, str]:
+    """Return this process's environment with Ray's usage statistics off, so that `ray` does not ask about them."""
     return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @contextlib.contextmanager
 def tunnel(config: Path, remote_port: int) -> Iterator[str]:
-    """Reach a port of the head through ssh; gives its address here.
+    """Forward a free local port to a port of the head through ssh; yield its URL.
 
     Raises:
-        ClusterError: The tunnel does not open.
+        ClusterError: The tunnel did not open within a minute.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*RAY, "dashboard", "--no-config-cache", "--port", str(port), "--remote-port", str(remote_port)]
+    port = free_port()
+    command = [*RAY_CLI, "dashboard", "--no-config-cache", "--port", str(port), "--remote-port", str(remote_port)]
     process = subprocess.Popen(
         [*command, str(config)],
-        env=environment(),
+        env=ray_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
         deadline = time.monotonic() + TUNNEL_TIMEOUT_S
-        while not listens(port):
+        while not accepts_connections(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ClusterError(f"no tunnel to port {remote_port} of the head: try `ray exec {config} true`")
+                raise ClusterError(
+                    f"no ssh tunnel to port {remote_port} of the head: see why with `ray exec {config} true`"
+                )
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # ssh is Ray's child
+            os.killpg(process.pid, signal.SIGTERM)  # ends ssh too, which is a child of `ray dashboard`
         process.wait()
 
 
-def listens(port: int) -> bool:
-    """Whether something takes connections on a port of this machine."""
+def accepts_connections(port: int) -> bool:
+    """Return whether a process on this machine listens on a TCP port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
-    """Hand a Serve config to the head with the project's deploy command, which waits, tries and rolls back.
+    """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back.
 
     Raises:
-        ClusterError: The command failed; it has said why.
+        ClusterError: The config was not deployed.
     """
     with tunnel(config, 8265) as dashboard, tunnel(config, 8000) as api:
-        command = [
-            sys.executable,
-            "-m",
-            "serve_app",
-            "deploy",
-            str(serve_config),
-            "--address",
-            dashboard,
-            "--api",
-            api,
-        ]
+        command = [sys.executable, "-m", "serve_app", "deploy", str(serve_config), "--address", dashboard, "--api", api]
         if subprocess.run([*command, *arguments], cwd=ROOT).returncode:
             raise ClusterError(f"{serve_config} was not deployed; the reason is above")
 
 
 def start_page(config: Path, image: str) -> None:
-    """Run the page beside Ray on the head."""
-    execute(config, PAGE.format(image=image), on_host=True)
+    """Start the page's container on the head's host, in place of one that runs there."""
+    run_ray("exec", "--no-config-cache", "--run-env", "host", config, START_PAGE.format(image=image))

@@ -1,4 +1,4 @@
-"""What differs between two installations: addresses and ids. Capacity is in ec2.yaml, the service in configs/."""
+"""The settings that differ between two installations. Capacity is set in ec2.yaml, the service in configs/."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Image = Annotated[str, Field(pattern=r"^[\w./:-]+@sha256:[0-9a-f]{64}$")]
-HINTS = {
+EXPECTED = {
     "image": "an image by digest, REPOSITORY@sha256:…",
     "page_image": "an image by digest, REPOSITORY@sha256:…",
-    "ami": "a pinned image id, ami-…; settings.example.yaml says how to find today's",
+    "ami": "the id of an AMI, ami-…; settings.example.yaml says how to find the current one",
     "subnets": "a list of two or more subnet-…",
 }
 
 
 class ClusterError(Exception):
-    """What is wrong, where, and what to do, in one sentence."""
+    """One sentence for the operator: what is wrong, where, and what to do."""
 
 
 class Settings(BaseModel):
-    """One installation in one AWS account and region."""
+    """One installation in one AWS account and region; settings.example.yaml explains each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,52 +38,52 @@ class Settings(BaseModel):
     client_cidr: str | None = Field(default=None, pattern=r"^[0-9.]+/\d+$")
 
     @model_validator(mode="after")
-    def _load_balancer_is_whole(self) -> Self:
+    def _check_load_balancer(self) -> Self:
         if (self.certificate is None) != (self.client_cidr is None):
-            raise ValueError("certificate and client_cidr belong together: give both for a load balancer, or neither")
+            raise ValueError("certificate and client_cidr belong together: set both for a load balancer, or neither")
         return self
 
     @property
     def cluster(self) -> str:
-        """The Ray cluster's name: every image gets nodes of its own, so an update never touches what serves."""
+        """Name of the image's Ray cluster, `NAME-DIGEST`: each image runs on nodes of its own."""
         return f"{self.name}-{self.image.rpartition(':')[2][:12]}"
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+def read_settings(path: Path, overrides: Sequence[str] | None = None) -> Settings:
     """Read a settings file.
 
     Args:
-        path: YAML; ``settings.example.yaml`` shows every name.
-        overrides: ``name=value``, each replaces what the file says.
+        path: YAML, as in `settings.example.yaml`.
+        overrides: `NAME=VALUE` strings; each replaces one setting of the file.
 
     Raises:
         ClusterError: The file cannot be read, or a setting is missing, unknown or malformed.
     """
     try:
-        found = yaml.safe_load(path.read_text()) or {}
+        values = yaml.safe_load(path.read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ClusterError(f"settings cannot be read ({reason}): copy cluster/settings.example.yaml there") from None
-    if not isinstance(found, dict):
+        raise ClusterError(f"cannot read the settings ({reason}): copy cluster/settings.example.yaml there") from None
+    if not isinstance(values, dict):
         raise ClusterError(f"{path}: not a mapping: write one `name: value` per line, as in settings.example.yaml")
-    for override in overrides:
+    for override in overrides or ():
         name, equals, value = override.partition("=")
         if not equals:
             raise ClusterError(f"--set {override}: no value: write --set NAME=VALUE")
-        found[name] = yaml.safe_load(value)
+        values[name] = yaml.safe_load(value)
     try:
-        return Settings(**found)
+        return Settings(**values)
     except ValidationError as error:
-        sentences = dict.fromkeys(_sentence(dict(each)) for each in error.errors())
-        raise ClusterError(f"{path}: " + "; ".join(sentences)) from None
+        # An element of a list counts as its setting; dict.fromkeys drops the repetitions.
+        problems = dict.fromkeys(_describe(item["loc"], item["type"], item["msg"]) for item in error.errors())
+        raise ClusterError(f"{path}: " + "; ".join(problems)) from None
 
 
-def _sentence(error: dict[str, object]) -> str:
-    location = error["loc"]
-    name = str(location[0]) if isinstance(location, tuple) and location else ""
-    if not name:
-        return str(error["msg"]).removeprefix("Value error, ")
-    what = {"missing": "is missing", "extra_forbidden": "is no setting"}.get(str(error["type"]), "is malformed")
-    if error["type"] == "extra_forbidden":
-        return f"{name} {what}: there are {', '.join(Settings.model_fields)}"
-    return f"{name} {what}: wanted is {HINTS.get(name, 'a value like the one in settings.example.yaml')}"
+def _describe(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    if not location:  # a check of the settings as a group
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
+    if kind == "extra_forbidden":
+        return f"{name} is not a setting: remove it, or use one of {', '.join(Settings.model_fields)}"
+    problem = "is missing" if kind == "missing" else "is malformed"
+    return f"{name} {problem}: expected {EXPECTED.get(name, 'a value like the one in settings.example.yaml')}"

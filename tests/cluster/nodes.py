@@ -1,4 +1,4 @@
-"""Real Ray nodes on one machine, each with processes, address and environment of its own."""
+"""Several Ray nodes on one machine, each with its own processes, loopback address and environment."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OBJECT_STORE_BYTES = 200_000_000
 
 
 class Node:
-    """`ray start --block`, as on any machine of a cluster.
+    """A node started with `ray start --block`, the command that a cluster's machines run.
 
     Attributes:
-        host: A loopback address that only this node uses; not 127.0.0.1, which Ray replaces by the machine's.
+        host: The node's loopback address. 127.0.0.1 is not used: Ray replaces it by the machine's own address.
     """
 
     def __init__(self, number: int, folder: Path, options: list[str], api_port: int) -> None:
@@ -47,11 +47,10 @@ class Node:
             )
 
     def kill(self) -> None:
-        """End all its processes at once, as a power cut does."""
+        """Kill all processes of the node at once, like a power failure."""
         with suppress(psutil.NoSuchProcess):
-            mine = psutil.Process(self._process.pid)
-            found = [mine, *mine.children(recursive=True)]
-            for process in found:
+            root = psutil.Process(self._process.pid)
+            for process in [root, *root.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait(20)
@@ -61,8 +60,8 @@ class Head(Node):
     """The node that also runs Ray's control plane.
 
     Attributes:
-        address: Of Ray, for the other nodes.
-        dashboard: Of Ray, for the deploy command.
+        address: Of Ray's control plane; the other nodes join it.
+        dashboard: URL of Ray's dashboard; `serve-app deploy` sends configs to it.
     """
 
     def __init__(self, folder: Path, api_port: int) -> None:
@@ -78,13 +77,11 @@ class Head(Node):
                     return
             time.sleep(0.5)
         self.kill()
-        raise RuntimeError(f"Ray did not start: {self.output.read_text()}")
+        raise RuntimeError(f"Ray did not start within {START_TIMEOUT_S} s: {self.output.read_text()}")
 
 
 def environment(files: Path, api_port: int) -> dict[str, str]:
-    """configs/ray.env, and what two nodes on one machine may not share."""
-    own = {
-        "PYTHONPATH": str(ROOT),
-        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
-    }  # the head keeps http_options.port
+    """Return configs/ray.env plus the ports and files that two nodes on one machine cannot share."""
+    # The head uses http_options.port instead of this port.
+    own = {"PYTHONPATH": str(ROOT), "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port)}
     return {**os.environ, **every_node(), **apart(files), **own}

@@ -1,4 +1,4 @@
-"""Ray's own launcher and our stack against a mock of AWS; ssh and rsync are stand-ins that write down what they get."""
+"""`ray up` and the stack against moto's AWS API; ssh and rsync are stand-ins that record their arguments."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if ".Config.Env" in sys.argv[-1]:
 
 
 class MockedAccount(Account):
-    """The mock knows no Instance Connect endpoint."""
+    """Adds the Instance Connect endpoint, which moto does not have."""
 
     def outputs(self) -> dict[str, str]:
         return {**super().outputs(), "Endpoint": "eice-0123456789abcdef0"}
@@ -47,31 +47,32 @@ class MockedAccount(Account):
 
 @dataclass
 class Launched:
-    """What `ray up` has left behind."""
+    """What `ray up` leaves: the account, its config file, the folder of recorded commands."""
 
     account: MockedAccount
     config: Path
     recorded: Path
 
-    def node(self, kind: str) -> dict[str, Any]:
-        """The one instance of a node type, as EC2 describes it."""
+    def node(self, group: str) -> dict[str, Any]:
+        """Return the only instance of a group of nodes, as EC2 describes it."""
         filters = [
-            {"Name": "tag:ray-user-node-type", "Values": [kind]},
+            {"Name": "tag:ray-user-node-type", "Values": [group]},
             {"Name": "instance-state-name", "Values": ["running"]},
         ]
         ((instance,),) = [
-            each["Instances"] for each in self.account.ec2.describe_instances(Filters=filters)["Reservations"]
+            reservation["Instances"]
+            for reservation in self.account.ec2.describe_instances(Filters=filters)["Reservations"]
         ]
         return dict(instance)
 
     def commands(self) -> list[str]:
-        """What was run on the head, in order."""
+        """Return the shell commands that ran on the head, in order."""
         return [json.loads(line)[-1] for line in (self.recorded / "commands").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def mock_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """An empty account on a port of this machine, and an environment that leads there and nowhere else."""
+    """An empty account on a local port, and an environment in which every AWS client uses it."""
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
@@ -103,18 +104,18 @@ def wait_for_aws() -> None:
             return
         except EndpointConnectionError:
             time.sleep(0.1)
-    pytest.fail("the mock did not start")
+    pytest.fail("moto did not answer within 30 s")
 
 
 @pytest.fixture(scope="module")
 def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    """Stack and head, made as `python -m cluster up` makes them, without a host behind the head's address."""
+    """Stack and head, created by the code of `python -m cluster up`; no host is behind the head's address."""
     folder = tmp_path_factory.mktemp("ssh")
     for name in ("ssh", "rsync"):
         (folder / name).write_text(RECORDER.format(python=sys.executable, folder=str(folder)))
         (folder / name).chmod(0o755)
     mock_aws.setenv("PATH", str(folder), prepend=":")
-    mock_aws.setattr(cli, "FOLDER", tmp_path_factory.mktemp("made"))
+    mock_aws.setattr(cli, "WORK_FOLDER", tmp_path_factory.mktemp("work"))
     ec2 = boto3.client("ec2")
     settings = Settings(
         name="classify",
@@ -128,13 +129,13 @@ def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     )
     account = MockedAccount(settings)
     account.put_stack()
-    config = cli.ray_config(account, settings.cluster)
-    launcher.ray("up", config, "--yes", "--no-restart", "--no-config-cache")
+    config = cli.write_ray_config(account, settings.cluster)
+    launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", config)
     return Launched(account, config, folder)
 
 
-def test_the_head_is_what_we_claim(launched: Launched) -> None:
-    """Type, image, subnet, group, role, key, IMDSv2, encrypted gp3, on demand."""
+def test_the_head_is_launched_as_configured(launched: Launched) -> None:
+    """EC2 has its type, AMI, subnet, security group, role, key, IMDSv2, encrypted gp3 disk, on demand."""
     head, settings, outputs = launched.node("head"), launched.account.settings, launched.account.outputs()
     assert (head["InstanceType"], head["ImageId"], head["KeyName"]) == ("m7i.xlarge", settings.ami, "classify")
     assert head["SubnetId"] in settings.subnets
@@ -156,25 +157,28 @@ def check_metadata_and_disk(launched: Launched, instance: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "instance_type", "lifecycle"),
+    ("group", "instance_type", "lifecycle"),
     [("gpu", "g6.2xlarge", None), ("gpu-spot", "g6.2xlarge", "spot"), ("cpu-spot", "c7i.2xlarge", "spot")],
 )
-def test_workers_are_what_we_claim(launched: Launched, kind: str, instance_type: str, lifecycle: str | None) -> None:
-    """Launched through Ray's own node provider with the config that `ray up` has left on the head."""
+def test_workers_are_launched_as_configured(
+    launched: Launched, group: str, instance_type: str, lifecycle: str | None
+) -> None:
+    """Ray's node provider launches each group from the config that `ray up` leaves on the head."""
     from ray.autoscaler._private.providers import _get_node_provider
 
     config = json.loads((launched.recorded / "ray_bootstrap_config.yaml").read_text())
     provider = _get_node_provider(config["provider"], config["cluster_name"])
-    tags = {"ray-user-node-type": kind, "ray-node-type": "worker"}
-    provider.create_node(config["available_node_types"][kind]["node_config"], tags, 1)
-    worker, outputs = launched.node(kind), launched.account.outputs()
+    tags = {"ray-user-node-type": group, "ray-node-type": "worker"}
+    provider.create_node(config["available_node_types"][group]["node_config"], tags, 1)
+    worker, outputs = launched.node(group), launched.account.outputs()
     assert (worker["InstanceType"], worker.get("InstanceLifecycle")) == (instance_type, lifecycle)
     assert worker["IamInstanceProfile"]["Arn"].endswith(f"/{outputs['WorkerProfile']}")
-    assert [group["GroupId"] for group in worker["SecurityGroups"]] == [outputs["SecurityGroup"]]
+    assert [security_group["GroupId"] for security_group in worker["SecurityGroups"]] == [outputs["SecurityGroup"]]
     check_metadata_and_disk(launched, worker)
 
 
-def test_the_head_reaches_workers_directly_and_keeps_its_key_to_itself(launched: Launched) -> None:
+def test_the_head_reaches_workers_directly_and_its_key_is_private(launched: Launched) -> None:
+    """The head's config has no proxy command; the operator's key file is readable by its owner only."""
     auth = json.loads((launched.recorded / "ray_bootstrap_config.yaml").read_text())["auth"]
     assert auth == {"ssh_user": "ubuntu", "ssh_private_key": "~/ray_bootstrap_key.pem"}
     key = Path(yaml.safe_load(launched.config.read_text())["auth"]["ssh_private_key"])
@@ -182,6 +186,7 @@ def test_the_head_reaches_workers_directly_and_keeps_its_key_to_itself(launched:
 
 
 def test_ssh_goes_through_the_endpoint(launched: Launched) -> None:
+    """Every ssh and rsync command has the Instance Connect tunnel as its proxy."""
     lines = [json.loads(line) for line in (launched.recorded / "commands").read_text().splitlines()]
     expected = (
         f"ProxyCommand=aws ec2-instance-connect open-tunnel --region {REGION} "
@@ -191,6 +196,7 @@ def test_ssh_goes_through_the_endpoint(launched: Launched) -> None:
 
 
 def test_the_head_runs_our_image_and_then_ray(launched: Launched) -> None:
+    """The container has configs/ray.env and no capabilities; nothing is installed with pip."""
     commands = launched.commands()
     (run,) = [command for command in commands if "docker run" in command]
     assert f" --net=host {IMAGE} bash" in run
@@ -202,8 +208,8 @@ def test_the_head_runs_our_image_and_then_ray(launched: Launched) -> None:
     assert not [command for command in commands if "pip install" in command]
 
 
-def test_ray_makes_nothing_of_its_own_around_the_nodes(launched: Launched) -> None:
-    """No default role with full access, no default group open to the world, no key of Ray's."""
+def test_ray_creates_no_role_group_or_key_of_its_own(launched: Launched) -> None:
+    """Ray's defaults (a role with full access, a security group open to the world, a key) are not created."""
     account = launched.account
     groups = {group["GroupName"] for group in account.ec2.describe_security_groups()["SecurityGroups"]}
     roles = {role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]}
@@ -213,16 +219,20 @@ def test_ray_makes_nothing_of_its_own_around_the_nodes(launched: Launched) -> No
 
 
 def test_only_nodes_endpoint_and_load_balancer_reach_the_nodes(launched: Launched) -> None:
+    """No rule of the nodes' security group names an address; ports 22, 8000 and 8501 name another group."""
     group = launched.account.outputs()["SecurityGroup"]
-    (found,) = launched.account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
-    assert not [rule for rule in found["IpPermissions"] if rule["IpRanges"] or rule["Ipv6Ranges"]]
-    ports = {(rule.get("FromPort"), rule.get("ToPort")): rule["UserIdGroupPairs"] for rule in found["IpPermissions"]}
+    (described,) = launched.account.ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    assert not [rule for rule in described["IpPermissions"] if rule["IpRanges"] or rule["Ipv6Ranges"]]
+    ports = {
+        (rule.get("FromPort"), rule.get("ToPort")): rule["UserIdGroupPairs"] for rule in described["IpPermissions"]
+    }
     assert [pair["GroupId"] for pair in ports.pop((None, None), ports.pop((-1, -1), []))] == [group]
     assert set(ports) == {(22, 22), (8000, 8000), (8501, 8501)}
     assert group not in {pair["GroupId"] for pairs in ports.values() for pair in pairs}
 
 
-def test_roles_are_bounded_to_the_stacks_own_nodes(launched: Launched) -> None:
+def test_roles_are_limited_to_the_stacks_own_nodes(launched: Launched) -> None:
+    """The head may end only instances with the stack's tag, and start only ones that require IMDSv2."""
     iam, outputs = boto3.client("iam"), launched.account.outputs()
     policies = {}
     for name in ("HeadProfile", "WorkerProfile"):
@@ -241,34 +251,36 @@ def test_roles_are_bounded_to_the_stacks_own_nodes(launched: Launched) -> None:
 
 
 def statements(document: Any) -> list[dict[str, Any]]:
-    """The mock hands some policies out as text, AWS itself as objects."""
-    # Its text is JSON or Python's own, by version; YAML reads both.
+    """Return a policy's statements; moto returns some policies as text where AWS returns objects."""
+    # moto's text is JSON or a Python literal, depending on its version; YAML reads both.
     return list((yaml.safe_load(document) if isinstance(document, str) else document)["Statement"])
 
 
-def test_clients_come_by_tls_and_reach_the_head(launched: Launched) -> None:
+def test_clients_use_tls_and_reach_the_head(launched: Launched) -> None:
+    """The only listener is HTTPS on 443 with the settings' certificate; the head is the only target."""
     elb, outputs = launched.account.elb, launched.account.outputs()
     (balancer,) = elb.describe_load_balancers()["LoadBalancers"]
     (listener,) = elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
     assert (listener["Port"], listener["Protocol"]) == (443, "HTTPS")
     assert listener["Certificates"][0]["CertificateArn"] == launched.account.settings.certificate
-    launched.account.send_clients_to(launched.account.settings.cluster)
+    launched.account.move_clients_to(launched.account.settings.cluster)
     health = elb.describe_target_health(TargetGroupArn=outputs["ApiTargets"])["TargetHealthDescriptions"]
-    assert [each["Target"]["Id"] for each in health] == [launched.node("head")["InstanceId"]]
+    assert [description["Target"]["Id"] for description in health] == [launched.node("head")["InstanceId"]]
 
 
 def test_another_operator_gets_the_same_key(launched: Launched, tmp_path: Path) -> None:
+    """The private key comes from Parameter Store, also where no key file exists yet."""
     first = Path(yaml.safe_load(launched.config.read_text())["auth"]["ssh_private_key"])
-    assert launched.account.private_key(tmp_path).read_text() == first.read_text()
+    assert launched.account.write_private_key(tmp_path).read_text() == first.read_text()
 
 
 def test_down_leaves_the_bucket_and_nothing_else(launched: Launched) -> None:
-    """Last in this file: it ends what the others look at."""
+    """Ends nodes, stack and key. Last in this file, because the other tests read what it deletes."""
     account, bucket = launched.account, launched.account.outputs()["Bucket"]
-    launcher.ray("down", launched.config, "--yes")
+    launcher.run_ray("down", "--yes", launched.config)
     assert account.nodes() == []
     account.delete_stack()
-    with pytest.raises(ClusterError, match="no stack classify"):
+    with pytest.raises(ClusterError, match="stack classify does not exist"):
         account.outputs()
     assert account.ec2.describe_key_pairs()["KeyPairs"] == []
-    assert bucket in {each["Name"] for each in boto3.client("s3").list_buckets()["Buckets"]}
+    assert bucket in {listed["Name"] for listed in boto3.client("s3").list_buckets()["Buckets"]}

@@ -1,4 +1,4 @@
-"""Several nodes: the service spreads over them, outlives one, and takes it back."""
+"""Two Ray nodes: the service uses both, survives the loss of one, and uses its replacement."""
 
 from __future__ import annotations
 
@@ -24,65 +24,64 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 
 RATE = 10
-# A request that fails later than this after a node is lost is a bug.
-WINDOW_S = 30
+RECOVERY_S = 30  # no request may fail later than this after a node is lost
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: Ray keeps sockets under it."""
+    """A folder with a short path: Ray creates sockets in it, whose paths are limited to about 100 characters."""
     with TemporaryDirectory(prefix="n", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
 
-def config(port: int) -> dict[str, Any]:
-    """configs/production.yaml with two replicas of each stage, one to a node; `model` stands for a GPU."""
-    found = read(ROOT / "configs" / "production.yaml")
-    found["http_options"] |= {"host": "127.0.0.1", "port": port}
-    (app,) = found["applications"]
+def two_replica_config(port: int) -> dict[str, Any]:
+    """configs/production.yaml with two replicas per stage, one per node; the resource `model` stands for a GPU."""
+    config = read(ROOT / "configs" / "production.yaml")
+    config["http_options"] |= {"host": "127.0.0.1", "port": port}
+    (app,) = config["applications"]
     app["args"] = {"weights": "demo"}
-    for one in app["deployments"]:
-        del one["autoscaling_config"]
-        one |= {"num_replicas": 2, "max_replicas_per_node": 1}
-        one["ray_actor_options"] = {"num_cpus": 1}
-        if one["name"] == "Classifier":
-            one["ray_actor_options"]["resources"] = {"model": 1}
-    check(found)
-    return found
+    for deployment in app["deployments"]:
+        del deployment["autoscaling_config"]
+        deployment |= {"num_replicas": 2, "max_replicas_per_node": 1}
+        deployment["ray_actor_options"] = {"num_cpus": 1}
+        if deployment["name"] == "Classifier":
+            deployment["ray_actor_options"]["resources"] = {"model": 1}
+    check(config)
+    return config
 
 
-def where(cluster: ServeApi) -> dict[str, Counter[str]]:
-    """How many replicas of each stage run on which node."""
+def replicas_by_node(cluster: ServeApi) -> dict[str, Counter[str]]:
+    """Return how many replicas of each stage run on each node."""
     deployments = cluster.state()["applications"]["classify"]["deployments"]
     return {
-        name: Counter(each["node_ip"] for each in one["replicas"] if each["state"] == "RUNNING")
-        for name, one in deployments.items()
+        name: Counter(replica["node_ip"] for replica in deployment["replicas"] if replica["state"] == "RUNNING")
+        for name, deployment in deployments.items()
     }
 
 
-def wait_for(done: Callable[[], Any], timeout_s: float, what: str) -> float:
-    """Seconds until it is so."""
+def wait_for(condition: Callable[[], Any], timeout_s: float, description: str) -> float:
+    """Poll until the condition holds; return the seconds that took."""
     start = time.monotonic()
     while time.monotonic() < start + timeout_s:
-        if done():
+        if condition():
             return time.monotonic() - start
         time.sleep(0.5)
-    raise TimeoutError(what)
+    raise TimeoutError(f"not within {timeout_s:.0f} s: {description}")
 
 
 @pytest.mark.timeout(400)
-def test_a_lost_node_costs_a_moment_and_comes_back(folder: Path) -> None:
-    """Spread over two nodes; one is killed under load: no failure after the window; a new node gets its share."""
+def test_the_service_recovers_from_a_lost_node(folder: Path) -> None:
+    """After a node is killed under load no request fails later than RECOVERY_S, and a new node gets replicas."""
     port, other_port = free_port(), free_port()
     nodes: list[Node] = [head := Head(folder, port)]
     try:
         nodes.append(other := Node(3, folder, ["--address", head.address], other_port))
         cluster = ServeApi(head.dashboard)
-        cluster.apply(config(port), 200)
+        cluster.apply(two_replica_config(port), 200)
         both = {stage: Counter({head.host: 1, other.host: 1}) for stage in ("Ingress", "Preprocessor", "Classifier")}
-        assert where(cluster) == both
-        for each in (port, other_port):
-            url = f"http://127.0.0.1:{each}/v1/classify"
+        assert replicas_by_node(cluster) == both
+        for api_port in (port, other_port):
+            url = f"http://127.0.0.1:{api_port}/v1/classify"
             wait_for(lambda url=url: httpx2.post(url, content=make_photo(), timeout=30).is_success, 30, url)
 
         load = ConstantLoad(f"http://127.0.0.1:{port}/v1/classify", make_photo(), RATE)
@@ -90,20 +89,29 @@ def test_a_lost_node_costs_a_moment_and_comes_back(folder: Path) -> None:
             time.sleep(5)
             killed = time.time()
             other.kill()
-            time.sleep(WINDOW_S)
-            wait_for(lambda: where(cluster)["Ingress"] == {head.host: 1}, 60, "the dead replicas are forgotten")
+            time.sleep(RECOVERY_S)
+            wait_for(
+                lambda: replicas_by_node(cluster)["Ingress"] == {head.host: 1}, 60, "Serve drops the dead replicas"
+            )
             time.sleep(5)
             nodes.append(Node(4, folder, ["--address", head.address], free_port()))
-            back = wait_for(lambda: all(len(each) == 2 for each in where(cluster).values()), 120, "replicas come back")
+            back_s = wait_for(
+                lambda: all(len(counts) == 2 for counts in replicas_by_node(cluster).values()),
+                120,
+                "each stage runs on two nodes again",
+            )
             time.sleep(5)
         failed = load.failed()
-        last = max((one.at + one.ms / 1000 - killed for one in failed), default=0)
-        slow = max(one.ms for one in load.seen)
-        print(f"{len(load.seen)} requests, slowest {slow:.0f} ms; {len(failed)} failed, the last after {last:.1f} s")
-        print(f"new node's replicas after {back:.0f} s; failures: {Counter(one.outcome[:100] for one in failed)}")
+        last = max((request.at + request.ms / 1000 - killed for request in failed), default=0)
+        slowest_ms = max(request.ms for request in load.seen)
+        print(
+            f"{len(load.seen)} requests, slowest {slowest_ms:.0f} ms; {len(failed)} failed, the last after {last:.1f} s"
+        )
+        outcomes = Counter(request.outcome[:100] for request in failed)
+        print(f"two nodes again after {back_s:.0f} s; failures: {outcomes}")
         assert len(load.seen) > RATE * 30
-        assert min((one.at - killed for one in failed), default=0) > -5
-        assert last < WINDOW_S
+        assert min((request.at - killed for request in failed), default=0) > -5
+        assert last < RECOVERY_S
     finally:
         for node in nodes:
             node.kill()

@@ -1,4 +1,4 @@
-"""Both images built and run by a real engine: `make test-containers`."""
+"""Both images, built and run by a real container engine: `make test-containers`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from packaging.utils import canonicalize_name
 from playwright.sync_api import expect, sync_playwright
 
 from serve_app.launcher.environment import free_port
 from tests.conftest import make_photo
 from tests.support.paths import ROOT
-from tests.unit.project.test_containers import normal
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PROJECT = "serve-app-test"
@@ -34,7 +34,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Stack:
-    """Where the composed service is."""
+    """URLs of the running services, and the environment that `docker compose` gets."""
 
     api: str
     page: str
@@ -45,10 +45,10 @@ class Stack:
 
 
 def docker(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """Run docker in the repository; gives what it printed.
+    """Run docker in the repository and return its output.
 
     Raises:
-        AssertionError: It failed; says what it said.
+        AssertionError: docker failed; contains its error output.
     """
     environment = {**os.environ, "DOCKER_BUILDKIT": "1", **(environment or {})}
     done = subprocess.run(["docker", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -56,12 +56,13 @@ def docker(*arguments: str, environment: dict[str, str] | None = None) -> str:
     return done.stdout.strip()
 
 
-def left_over(kind: str) -> str:
-    return docker(*kind.split(), "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
+def leftovers(command: str) -> str:
+    """Return the ids that a listing command of docker prints for this project."""
+    return docker(*command.split(), "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}")
 
 
 def run_in(image: str, program: str) -> str:
-    """Run a shell line in a fresh container of an image."""
+    """Run a shell command in a new container of an image and return its output."""
     return docker("run", "--rm", "--entrypoint", "sh", IMAGES[image], "-c", program)
 
 
@@ -100,11 +101,11 @@ def stack(images: None) -> Iterator[Stack]:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
-    """The same constraints give the same packages: whatever pip installed stands there with that version."""
+    """Every package in an image has the version that constraints.txt gives it."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pinned = {normal(name): version for name, version in (line.split("==") for line in lines)}
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     listed = json.loads(run_in(image, "pip list --format json"))
-    installed = {normal(one["name"]): one["version"] for one in listed}
+    installed = {canonicalize_name(package["name"]): package["version"] for package in listed}
     base = {"pip", "setuptools", "wheel"}
     assert {name: version for name, version in installed.items() if name not in base} == {
         name: pinned.get(name, "not pinned") for name in installed if name not in base
@@ -113,21 +114,23 @@ def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "folders"), [("api", ["configs", "serve_app"]), ("page", [".streamlit", "frontend"])]
+    ("image", "paths"), [("api", ["LICENSE", "configs", "serve_app"]), ("page", [".streamlit", "LICENSE", "frontend"])]
 )
-def test_images_hold_what_git_tracks_and_nothing_else(images: None, image: str, folders: list[str]) -> None:
-    tracked = set(subprocess.check_output(["git", "ls-files", *folders], cwd=ROOT, text=True).split())
-    found = run_in(image, "find . -type f -not -path '*/__pycache__/*'").splitlines()
-    assert {name.removeprefix("./") for name in found} == tracked
+def test_images_contain_only_files_that_git_tracks(images: None, image: str, paths: list[str]) -> None:
+    """And all of them, below the paths that the Dockerfile copies."""
+    tracked = set(subprocess.check_output(["git", "ls-files", *paths], cwd=ROOT, text=True).split())
+    files = run_in(image, "find . -type f -not -path '*/__pycache__/*'").splitlines()
+    assert {name.removeprefix("./") for name in files} == tracked
 
 
 def test_the_page_has_neither_torch_nor_ray(images: None) -> None:
+    """The page's image stays small: it talks to the service over HTTP only."""
     installed = json.loads(run_in("page", "pip list --format json"))
-    assert not {"torch", "torchvision", "ray", "onnxruntime", "serve-app"} & {one["name"] for one in installed}
+    assert not {"torch", "torchvision", "ray", "onnxruntime", "serve-app"} & {package["name"] for package in installed}
 
 
-def test_the_node_image_has_what_clusters_call(images: None) -> None:
-    """What `ray up`, its autoscaler and KubeRay's probes need, also in a login shell, where PATH is Debian's."""
+def test_the_node_image_has_the_programs_that_clusters_call(images: None) -> None:
+    """`ray up`, its autoscaler and KubeRay's probes find them, also in a login shell, which resets PATH."""
     programs = docker(
         *("run", "--rm", "--entrypoint", "bash", IMAGES["api"]),
         *("--login", "-c", "command -v ray serve rsync ssh wget && python -c 'import boto3, serve_app.app' && id -u"),
@@ -136,16 +139,17 @@ def test_the_node_image_has_what_clusters_call(images: None) -> None:
 
 
 def test_a_photo_is_classified_over_http(stack: Stack) -> None:
-    answer = httpx2.post(f"{stack.api}/v1/classify", content=make_photo(), timeout=60)
-    assert answer.status_code == 200
-    assert len(answer.json()["results"][0]["predictions"]) == 10
+    """The published port answers with the demo model's ten classes."""
+    response = httpx2.post(f"{stack.api}/v1/classify", content=make_photo(), timeout=60)
+    assert response.status_code == 200
+    assert len(response.json()["results"][0]["predictions"]) == 10
 
 
-def test_a_photo_is_classified_from_within_the_pages_container(stack: Stack) -> None:
-    """The page's own client, in its container, through the network that the two share."""
+def test_a_photo_is_classified_from_the_pages_container(stack: Stack) -> None:
+    """The page's own client reaches the API through the containers' network."""
     program = (
-        "import sys; from frontend.client import Client, Photo\n"
-        "result = Client().classify(Photo('a.jpg', bytes.fromhex(sys.argv[1])))\n"
+        "import sys; from frontend.api_client import ApiClient, Photo\n"
+        "result = ApiClient().classify(Photo('a.jpg', bytes.fromhex(sys.argv[1])))\n"
         "print(result['status'], len(result['predictions']), sorted(result['explanation'])[0])"
     )
     printed = stack.compose("exec", "--no-TTY", "page", "python", "-c", program, make_photo().hex())
@@ -154,6 +158,7 @@ def test_a_photo_is_classified_from_within_the_pages_container(stack: Stack) -> 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it or set CHROMIUM")
 def test_a_photo_is_classified_in_a_browser(stack: Stack, tmp_path: Path) -> None:
+    """A photo uploaded to the published page shows its top classes."""
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(make_photo())
     with sync_playwright() as playwright:
@@ -167,7 +172,7 @@ def test_a_photo_is_classified_in_a_browser(stack: Stack, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("service", ["api", "page"])
 def test_containers_cannot_change_themselves(stack: Stack, service: str) -> None:
-    """A user without capabilities on a read-only root."""
+    """Each runs as an unprivileged user without capabilities, on a read-only root file system."""
     status = stack.compose("exec", "--no-TTY", service, "cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert fields["Uid"].split() == ["1000"] * 4
@@ -177,21 +182,21 @@ def test_containers_cannot_change_themselves(stack: Stack, service: str) -> None
         stack.compose("exec", "--no-TTY", service, "touch", "/app/new")
 
 
-def test_only_two_ports_leave_the_containers(stack: Stack) -> None:
-    """Ray's and HAProxy's own ports stay in the container's network; ours are on loopback."""
+def test_only_two_ports_are_published(stack: Stack) -> None:
+    """API and page are on loopback; Ray's and HAProxy's own ports stay in the containers' network."""
     containers = stack.compose("ps", "--quiet").split()
     inspected = json.loads(docker("inspect", *containers))
     bound = [
-        one["HostIp"] + ":" + one["HostPort"]
+        binding["HostIp"] + ":" + binding["HostPort"]
         for container in inspected
-        for ports in container["HostConfig"]["PortBindings"].values()
-        for one in ports
+        for bindings in container["HostConfig"]["PortBindings"].values()
+        for binding in bindings
     ]
     assert sorted(bound) == sorted(url.removeprefix("http://") for url in (stack.api, stack.page))
 
 
-def test_the_service_comes_up_without_any_network(images: None) -> None:
-    """No interface but loopback, and nothing said about weights: healthy, with the demo model."""
+def test_the_service_starts_without_a_network(images: None) -> None:
+    """With loopback only and no choice of weights, it becomes healthy with the demo model."""
     name = f"{PROJECT}-offline"
     docker("run", "--detach", "--name", name, "--network", "none", "--shm-size", "2g", IMAGES["api"])
     try:
@@ -205,7 +210,7 @@ def test_the_service_comes_up_without_any_network(images: None) -> None:
 
 
 def test_a_second_container_joins_as_a_worker(images: None) -> None:
-    """`ray start` in the same image, head and worker, then Serve's own command deploys the same file."""
+    """`ray start` forms a cluster of two containers, and `serve deploy` makes configs/local.yaml ready on it."""
     network, head, worker = (f"{PROJECT}-{name}" for name in ("ray", "head", "worker"))
     docker("network", "create", network)
     common = ("run", "--detach", "--network", network, "--shm-size", "1g")
@@ -214,7 +219,7 @@ def test_a_second_container_joins_as_a_worker(images: None) -> None:
         docker(*common, "--name", head, *ray, "--head")
         docker(*common, "--name", worker, *ray, f"--address={head}:6379")
         deadline = time.monotonic() + 120
-        while "No cluster status" in (status := _status(head)) or status.count(" node_") < 2:
+        while "No cluster status" in (status := ray_status(head)) or status.count(" node_") < 2:
             assert time.monotonic() < deadline, status
             time.sleep(1)
         docker("exec", head, "serve", "deploy", "configs/local.yaml")
@@ -227,24 +232,25 @@ def test_a_second_container_joins_as_a_worker(images: None) -> None:
         docker("network", "rm", network)
 
 
-def _status(head: str) -> str:
+def ray_status(head: str) -> str:
     return subprocess.run(["docker", "exec", head, "ray", "status"], capture_output=True, text=True).stdout
 
 
 def test_a_stop_lets_requests_finish(stack: Stack) -> None:
-    """SIGTERM while a large request is under way: it is answered in full, and the container ends well."""
+    """SIGTERM while a large request is in flight: the response is complete, and the container exits with 0."""
     files = [("images", (f"{i}.jpg", make_photo(i, 2400, 1800))) for i in range(48)]
     (container,) = stack.compose("ps", "--quiet", "api").split()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(httpx2.post, f"{stack.api}/v1/classify", files=files, timeout=60)
+        response = pool.submit(httpx2.post, f"{stack.api}/v1/classify", files=files, timeout=60)
         while httpx2.get(f"{stack.api}/v1/status").json()["images"]["in_flight"] == 0:
-            assert not answer.done()
+            assert not response.done()
         stack.compose("stop", "api")
-        assert answer.result().json()["summary"] == {"ok": 48, "failed": 0}
+        assert response.result().json()["summary"] == {"ok": 48, "failed": 0}
     assert docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
     assert "Traceback" not in docker("logs", container)
 
 
 def test_down_leaves_nothing(stack: Stack) -> None:
+    """`docker compose down --volumes` removes containers, volumes and network. Last, because it ends the stack."""
     stack.compose("down", "--volumes")
-    assert [left_over(kind) for kind in ("ps --all", "volume ls", "network ls")] == ["", "", ""]
+    assert [leftovers(command) for command in ("ps --all", "volume ls", "network ls")] == ["", "", ""]

@@ -1,4 +1,4 @@
-"""Dashboard and alert rules: valid PromQL, and each alert fires when it should and not on a calm day."""
+"""Dashboard and alert rules: valid PromQL, and each alert fires for its own fault only."""
 
 from __future__ import annotations
 
@@ -25,44 +25,46 @@ Rule = dict[str, Any]
 
 def rules() -> list[Rule]:
     (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
-    found: list[Rule] = group["rules"]
-    return found
+    return list(group["rules"])
 
 
 def panels() -> Iterator[tuple[str, str]]:
-    """Title and query of everything that the dashboard draws."""
+    """Yield the title and query of each line that the dashboard draws."""
     for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
 
 
 def metric_names(expression: str) -> set[str]:
-    """The metrics that a PromQL expression reads."""
+    """Return the metrics that a PromQL expression reads."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', " ", expression)
     bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
     return set(re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare)) - WORDS
 
 
 def named_metrics() -> set[str]:
-    """Everything that dashboard and alerts read."""
-    return {name for expr in [*(e for _, e in panels()), *(r["expr"] for r in rules())] for name in metric_names(expr)}
+    """Return the metrics that dashboard and alerts read."""
+    expressions = [*(query for _, query in panels()), *(rule["expr"] for rule in rules())]
+    return {name for expression in expressions for name in metric_names(expression)}
 
 
-def test_metric_names_are_found() -> None:
+def test_metric_names_are_parsed_from_promql() -> None:
+    """Functions, labels, ranges and keywords are not taken for metrics."""
     expression = 'histogram_quantile(0.9, sum by (le, a) (rate(x_bucket{c=~"d|e"}[5m]))) / on (z) y_total > 1e3 and up'
     assert metric_names(expression) == {"x_bucket", "y_total", "up"}
     assert len(named_metrics()) > 15
 
 
-def test_every_alert_says_what_it_means() -> None:
+def test_every_alert_has_a_summary_a_description_and_a_severity() -> None:
+    """A person who is alerted reads what happened and what to check."""
     for rule in rules():
         assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
 
 
 @needs_promtool
-def test_prometheus_takes_rules_queries_and_config(tmp_path: Path) -> None:
-    """Its own checker, also over the dashboard's queries with Grafana's variables filled in."""
+def test_promtool_accepts_rules_queries_and_config(tmp_path: Path) -> None:
+    """Includes the dashboard's queries, with Grafana's variables replaced by values."""
     filled = [expr.replace("$__rate_interval", "5m").replace("$application", ".*") for _, expr in panels()]
     queries = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(filled)]
     (tmp_path / "panels.yaml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": queries}]}))
@@ -71,7 +73,7 @@ def test_prometheus_takes_rules_queries_and_config(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-CALM = {
+NORMAL = {
     'ray_serve_deployment_replica_healthy{application="a",deployment="d"}': "1x1600",
     'ray_serve_num_http_requests_total{application="a"}': "0+600x1600",
     'ray_serve_num_http_error_requests_total{application="a",error_code="415"}': "0+60x1600",
@@ -89,32 +91,32 @@ CALM = {
     'ray_feedback_votes_total{application="a",correct="false"}': "0+1x1600",
     'ray_feedback_votes_total{application="a",correct="true"}': "0+9x1600",
 }
-TROUBLE = {
-    "StageDown": {'ray_serve_deployment_replica_healthy{application="a",deployment="d"}': "0x1600"},
+FAULTS = {
+    "NoHealthyReplica": {'ray_serve_deployment_replica_healthy{application="a",deployment="d"}': "0x1600"},
     "ServerErrors": {'ray_serve_num_http_error_requests_total{application="a",error_code="500"}': "0+12x1600"},
-    "Refusing": {'ray_serve_num_http_error_requests_total{application="a",error_code="503"}': "0+60x1600"},
-    "SlowAnswers": {'ray_image_ms_bucket{le="500",version="v",phase="total"}': "0+500x1600"},
-    "ImagesFail": {'ray_variant_failed_images_total{variant="v",code="internal"}': "0+60x1600"},
-    "ReplicasRestart": {'ray_serve_deployment_replica_starts_total{application="a",deployment="d"}': "0+1x1600"},
-    "BlockedEventLoop": {
+    "RequestsRejected": {'ray_serve_num_http_error_requests_total{application="a",error_code="503"}': "0+60x1600"},
+    "HighLatency": {'ray_image_ms_bucket{le="500",version="v",phase="total"}': "0+500x1600"},
+    "ImageFailures": {'ray_variant_failed_images_total{variant="v",code="internal"}': "0+60x1600"},
+    "ReplicasRestarting": {'ray_serve_deployment_replica_starts_total{application="a",deployment="d"}': "0+1x1600"},
+    "EventLoopBlocked": {
         'ray_serve_event_loop_scheduling_latency_ms_bucket{component="replica",le="100"}': "0+50x1600"
     },
     "PredictionLogDropsRows": {'ray_prediction_log_rows{application="a",state="dropped"}': "0+1x1600"},
-    "UsersDisagree": {'ray_feedback_votes_total{application="a",correct="false"}': "0+9x1600"},
+    "NegativeFeedback": {'ray_feedback_votes_total{application="a",correct="false"}': "0+9x1600"},
 }
 
 
 @needs_promtool
-def test_each_alert_fires_in_its_own_trouble_only(tmp_path: Path) -> None:
-    """Prometheus evaluates the rules on made-up series: a day and a bit, one sample a minute."""
+def test_each_alert_fires_for_its_own_fault_only(tmp_path: Path) -> None:
+    """Prometheus evaluates the rules on 26 hours of synthetic series; without a fault none fires."""
     names = [rule["alert"] for rule in rules()]
-    assert {"ClassificationNotMonitored", *TROUBLE} == set(names)
-    unseen = {name: each for name, each in CALM.items() if "replica_healthy" not in name}
-    days: list[tuple[set[str], dict[str, str]]] = [(set(), CALM), ({"ClassificationNotMonitored"}, unseen)]
-    days += [({name}, CALM | change) for name, change in TROUBLE.items()]
+    assert {"MetricsMissing", *FAULTS} == set(names)
+    without_ray = {name: values for name, values in NORMAL.items() if "replica_healthy" not in name}
+    cases: list[tuple[set[str], dict[str, str]]] = [(set(), NORMAL), ({"MetricsMissing"}, without_ray)]
+    cases += [({name}, NORMAL | change) for name, change in FAULTS.items()]
     tests = [
         {
-            "name": " ".join(firing) or "calm",
+            "name": " ".join(firing) or "normal",
             "interval": "1m",
             "input_series": [{"series": name, "values": values} for name, values in series.items()],
             "promql_expr_test": [
@@ -125,7 +127,7 @@ def test_each_alert_fires_in_its_own_trouble_only(tmp_path: Path) -> None:
                 }
             ],
         }
-        for firing, series in days
+        for firing, series in cases
     ]
     file = {"rule_files": [str(FOLDER / "alerts.yaml")], "evaluation_interval": "10m", "tests": tests}
     (tmp_path / "tests.yaml").write_text(yaml.safe_dump(file))

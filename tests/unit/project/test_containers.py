@@ -1,4 +1,4 @@
-"""Dockerfile and compose.yaml: what they promise and can be seen without a container engine."""
+"""Dockerfile and compose.yaml: the guarantees that can be checked without a container engine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
 
@@ -19,11 +20,12 @@ SECRET = re.compile(r"secret|token|passw|api_?key|credential|private", re.IGNORE
 
 
 def instructions(stage: str) -> list[tuple[str, str]]:
-    """The Dockerfile's instructions of one stage, each as its keyword and the rest."""
+    """Return one stage's instructions in the Dockerfile as pairs of keyword and arguments."""
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     text = "\n".join(line for line in lines if not line.startswith("#")).replace("\\\n", " ")
-    (found,) = [part for part in re.split(r"^FROM ", text, flags=re.MULTILINE) if part.split("\n")[0].endswith(stage)]
-    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in found.splitlines()[1:] if line.strip()]
+    parts = re.split(r"^FROM ", text, flags=re.MULTILINE)
+    (block,) = [part for part in parts if part.split("\n")[0].endswith(stage)]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in block.splitlines()[1:] if line.strip()]
 
 
 def env_file(path: str) -> dict[str, str]:
@@ -32,15 +34,15 @@ def env_file(path: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_nothing_is_open_to_the_network_unless_asked_for(name: str) -> None:
-    """Every published port is bound to this machine's loopback address by default."""
+def test_ports_are_on_loopback_by_default(name: str) -> None:
+    """A published port is open to the network only where BIND says so."""
     assert [port.split(":-")[0] for port in SERVICES[name]["ports"]] == ["${BIND"]
     assert all(port.startswith("${BIND:-127.0.0.1}:") for port in SERVICES[name]["ports"])
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_containers_can_do_little(name: str) -> None:
-    """Read-only root, no capabilities, no new privileges, bounded memory and processes."""
+def test_containers_have_no_privileges(name: str) -> None:
+    """Read-only root, no capabilities, no new privileges, limited memory and processes."""
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -51,7 +53,7 @@ def test_containers_can_do_little(name: str) -> None:
 
 
 def test_one_profile_starts_one_api() -> None:
-    """Plain `docker compose up` takes the CPU's; `--profile gpu` the GPU's, under the same name in the network."""
+    """`docker compose up` starts the CPU's, `--profile gpu` the GPU's; the page reaches both under the name `api`."""
     assert {name: SERVICES[name].get("profiles") for name in SERVICES if name != "page"} == {
         name: [profile] for name, profile in APIS.items()
     }
@@ -61,17 +63,18 @@ def test_one_profile_starts_one_api() -> None:
 
 
 def test_the_page_waits_for_a_healthy_api() -> None:
+    """Holds for the API of either profile."""
     for name in APIS:
         assert SERVICES["page"]["depends_on"][name] == {"condition": "service_healthy", "required": False}
 
 
 @pytest.mark.parametrize(("name", "config"), [("api", "configs/local.yaml"), ("api-gpu", "configs/gpu.yaml")])
 def test_compose_serves_the_same_files_as_a_laptop(name: str, config: str) -> None:
-    """The launcher of `make run` and its config files; only the address differs."""
+    """Both APIs run `serve_app run` with a file of configs/; only the address differs from `make run`."""
     command = SERVICES[name]["command"].split()
     assert command[:6] == ["python", "-m", "serve_app", "run", "--host", "0.0.0.0"]
-    named = command[command.index("--config") + 1] if "--config" in command else "configs/local.yaml"
-    assert named == config
+    served = command[command.index("--config") + 1] if "--config" in command else "configs/local.yaml"
+    assert served == config
     assert (ROOT / config).exists()
     assert "./configs:/app/configs:ro" in SERVICES[name]["volumes"]
     assert SERVICES[name]["env_file"] == "configs/ray.env"
@@ -89,17 +92,18 @@ def test_the_image_moves_data_as_ray_env_says() -> None:
 
 
 @pytest.mark.parametrize("stage", ["AS serve", "AS page"])
-def test_images_run_as_a_user_and_say_whether_they_are_well(stage: str) -> None:
-    found = instructions(stage)
-    assert [rest for keyword, rest in found if keyword == "USER"] == ["ray"]
-    assert [keyword for keyword, _ in found].count("HEALTHCHECK") == 1
-    labels = next(rest for keyword, rest in found if keyword == "LABEL")
-    for name in ("title", "description", "revision", "base.name", "base.digest"):
+def test_images_have_a_user_a_health_check_and_labels(stage: str) -> None:
+    """Both images run as `ray`, report their health, and name their commit, base image and license."""
+    lines = instructions(stage)
+    assert [rest for keyword, rest in lines if keyword == "USER"] == ["ray"]
+    assert [keyword for keyword, _ in lines].count("HEALTHCHECK") == 1
+    labels = next(rest for keyword, rest in lines if keyword == "LABEL")
+    for name in ("title", "description", "licenses", "revision", "base.name", "base.digest"):
         assert f"org.opencontainers.image.{name}=" in labels
 
 
 def test_no_secret_goes_into_a_layer() -> None:
-    """Of the folder only named files reach the engine, and no argument or variable is made to hold a secret."""
+    """Only the files that are copied reach the engine, and no build argument or variable is named like a secret."""
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [rule for rule in rules if rule and not rule.startswith("#")]
     assert rules[0] == "*"
@@ -115,20 +119,16 @@ def test_no_secret_goes_into_a_layer() -> None:
     assert not any(SECRET.search(str(service.get("environment", ""))) for service in SERVICES.values())
 
 
-def test_the_page_gets_none_of_the_service() -> None:
+def test_the_page_image_has_no_code_of_the_service() -> None:
+    """It copies neither serve_app nor its requirements."""
     sources = [rest for keyword, rest in instructions("AS page") if keyword == "COPY"]
     assert not any("serve_app" in rest or "serve.txt" in rest for rest in sources)
 
 
-def test_what_the_images_install_is_pinned() -> None:
-    """Every requirement of the images stands in constraints.txt with one version."""
+def test_requirements_of_the_images_are_pinned() -> None:
+    """constraints.txt has a version for every requirement that an image installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    pinned = {normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     for requirement in project["dependencies"] + extras["aws"] + extras["page"]:
-        assert normal(re.split(r"[\[=<>;\s]", requirement)[0]) in pinned, requirement
-
-
-def normal(name: str) -> str:
-    """A package's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+        assert canonicalize_name(re.split(r"[\[=<>;\s]", requirement)[0]) in pinned, requirement

@@ -1,4 +1,4 @@
-"""No key, token or account number stands in any file of the repository."""
+"""No file of the repository contains a key, a token or an account number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 SECRETS = {
     "AWS access key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "AWS secret key": r"(?i)aws_secret_access_key\W{1,4}[0-9a-z/+]{40}\b",
-    # 123456789012 is the account of AWS's own examples, and of mock APIs
+    # AWS's own examples and moto use the account 123456789012.
     "AWS account": r"\barn:aws[\w-]*:\w+:[\w-]*:(?!123456789012)\d{12}:|\b\d{12}\.dkr\.ecr\.",
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "GitHub token": r"\b(?:gh[oprsu]_[0-9A-Za-z]{36}|github_pat_\w{22,})\b",
@@ -30,7 +30,7 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    """Every tracked text file."""
+    """Contents of every tracked text file by name."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z"]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     contents = {name: (ROOT / name).read_bytes() for name in names if (ROOT / name).is_file()}
@@ -38,11 +38,13 @@ def texts() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_no_file_holds_a(texts: dict[str, str], kind: str) -> None:
+def test_no_file_contains_a_secret(texts: dict[str, str], kind: str) -> None:
+    """No tracked text file matches the pattern of that kind."""
     assert len(texts) > 50
     assert not [name for name, text in texts.items() if re.search(SECRETS[kind], text)]
 
 
 @pytest.mark.parametrize("kind", SECRETS)
-def test_it_would_be_found(kind: str) -> None:
+def test_the_pattern_matches_its_example(kind: str) -> None:
+    """Guards against a pattern that never matches."""
     assert re.search(SECRETS[kind], EXAMPLES[kind])

@@ -1,4 +1,4 @@
-"""The workflows keep the house rules that their linters (`make check`) do not know."""
+"""Rules for the GitHub workflows that the linters of `make check` do not check."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ Workflow = dict[str, Any]
 
 
 def read(path: Path) -> Workflow:
-    return yaml.load(path.read_text(), yaml.BaseLoader)  # `on` stays a word
+    return yaml.load(path.read_text(), yaml.BaseLoader)  # the default loader reads the key `on` as True
 
 
 WORKFLOWS = {path.stem: read(path) for path in FILES}
-JOBS = [(f"{name}.{job}", rules) for name, flow in WORKFLOWS.items() for job, rules in flow["jobs"].items()]
-STEPS = [(job, step) for job, rules in JOBS for step in rules.get("steps", [])]
+JOBS = [(f"{name}.{job}", spec) for name, workflow in WORKFLOWS.items() for job, spec in workflow["jobs"].items()]
+STEPS = [(job, step) for job, spec in JOBS for step in spec.get("steps", [])]
 
 
-def test_the_three_workflows_are_there() -> None:
+def test_there_are_three_workflows() -> None:
+    """The rules below apply to all of them."""
     assert list(WORKFLOWS) == ["ci", "deploy", "release"]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_nothing_is_permitted_at_large(name: str) -> None:
-    """A workflow has no permission, each job names its own; two runs do not meet."""
-    flow = WORKFLOWS[name]
-    assert flow["permissions"] == {}
-    assert flow["concurrency"]["group"]
-    for rules in flow["jobs"].values():
-        assert rules["permissions"]
-        assert "uses" in rules or int(rules["timeout-minutes"]) <= 90
+def test_each_job_declares_its_permissions(name: str) -> None:
+    """The workflow itself has none; every job has a time limit; runs of a workflow do not overlap."""
+    workflow = WORKFLOWS[name]
+    assert workflow["permissions"] == {}
+    assert workflow["concurrency"]["group"]
+    for job in workflow["jobs"].values():
+        assert job["permissions"]
+        assert "uses" in job or int(job["timeout-minutes"]) <= 90
 
 
 def test_actions_are_pinned() -> None:
-    """By commit, with the version as a comment, and the same one everywhere."""
+    """Each action is pinned by commit, with its version as a comment, to one commit in all workflows."""
     pins: dict[str, set[str]] = {}
     for path in FILES:
         for line in re.findall(r"uses: (.*)", path.read_text()):
@@ -52,14 +53,15 @@ def test_actions_are_pinned() -> None:
     assert all(len(lines) == 1 for lines in pins.values()), pins
 
 
-def test_the_checkout_leaves_no_token_behind() -> None:
+def test_the_checkout_stores_no_token() -> None:
+    """Later steps cannot read the checkout's token from .git/config."""
     checkouts = [step for _, step in STEPS if step.get("uses", "").startswith("actions/checkout@")]
     assert len(checkouts) == len(WORKFLOWS)
     assert all(step["with"]["persist-credentials"] == "false" for step in checkouts)
 
 
-def test_aws_is_reached_by_a_role() -> None:
-    """No key; the role's name and the cluster's addresses hold the account's number, so the log masks them."""
+def test_aws_is_accessed_with_a_role() -> None:
+    """No access key is stored; the account number, which role and settings contain, is masked in the log."""
     text = "".join(path.read_text() for path in FILES)
     assert set(re.findall(r"secrets\.(\w+)", text)) == {"AWS_ROLE", "CLUSTER_SETTINGS"}
     (login,) = (step for _, step in STEPS if "configure-aws-credentials" in step.get("uses", ""))
@@ -69,7 +71,7 @@ def test_aws_is_reached_by_a_role() -> None:
 
 
 def test_commands_exist() -> None:
-    """Make targets, scripts, modules and paths that a step names are in the repository."""
+    """The make targets, scripts and modules that a step names are in the repository."""
     makefile = (ROOT / "Makefile").read_text()
     commands = "\n".join(step["run"] for _, step in STEPS if "run" in step)
     for target in re.findall(r"\bmake (\w+)", commands):
@@ -81,17 +83,18 @@ def test_commands_exist() -> None:
         assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), module
 
 
-def test_a_deployment_watches_what_matters() -> None:
-    """Every pattern matches something, and all that goes into the images is among them."""
+def test_changes_of_the_images_trigger_a_deployment() -> None:
+    """Every path pattern matches a file, and files that go into the images match a pattern."""
     patterns = WORKFLOWS["deploy"]["on"]["push"]["paths"]
     for pattern in patterns:
         assert any(ROOT.glob(pattern)), pattern
-    for path in ("serve_app/app.py", "frontend/app.py", "configs/production.yaml", "constraints.txt", "pyproject.toml"):
+    code = ("serve_app/app.py", "frontend/app.py", "configs/production.yaml")
+    for path in (*code, "constraints.txt", "pyproject.toml", "LICENSE"):
         assert any(Path(path).match(pattern.replace("**", "*")) for pattern in patterns), path
 
 
-def test_a_failed_deployment_goes_back() -> None:
-    """Once clients were moved, a failed test launches the commit before, by the same command."""
+def test_a_failed_deployment_is_rolled_back() -> None:
+    """If the test after the move of the clients fails, the same command launches the previous commit."""
     steps = WORKFLOWS["deploy"]["jobs"]["production"]["steps"]
     up, test, mark, back = steps[-4:]
     assert test["id"] == "test"
@@ -104,6 +107,6 @@ def test_a_failed_deployment_goes_back() -> None:
     assert back["run"].index("git checkout") < back["run"].index("cluster up")
 
 
-def test_no_expression_is_pasted_into_a_command() -> None:
+def test_commands_contain_no_expression() -> None:
     """Values reach a shell through its environment, where they cannot become code."""
     assert not [job for job, step in STEPS if "${{" in step.get("run", "")]

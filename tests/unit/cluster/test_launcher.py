@@ -1,0 +1,114 @@
+"""cluster/launcher.py: the config that Ray gets, and how a Serve config reaches the head."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from cluster import launcher
+from cluster.settings import ClusterError, Settings
+from tests.support.paths import ROOT
+
+
+def test_ray_accepts_the_config_and_no_placeholder_is_left(config: dict[str, Any]) -> None:
+    """Ray's own validation passes, and every ${…} of ec2.yaml has a value."""
+    assert launcher.validate(config) is config
+    assert "${" not in json.dumps(config)
+
+
+def test_the_error_names_the_key_that_ray_rejects(config: dict[str, Any]) -> None:
+    """A misspelled key of ec2.yaml is in the error, with the file's name."""
+    config["available_node_types"]["gpu"]["max_worker"] = 1
+    with pytest.raises(ClusterError, match=r"ec2\.yaml: Ray rejects it: .*max_worker"):
+        launcher.validate(config)
+
+
+def test_the_error_names_the_output_that_the_stack_lacks(settings: Settings) -> None:
+    """An outdated stack is reported, with the command that updates it, before Ray gets anything."""
+    with pytest.raises(ClusterError, match=r"'Endpoint' is neither .*stack classify: .*python -m cluster up"):
+        launcher.render_config(settings, {}, Path("/key.pem"), settings.cluster)
+
+
+def test_disks_are_encrypted_and_the_metadata_service_requires_tokens(
+    config: dict[str, Any], outputs: dict[str, str]
+) -> None:
+    """Holds for every group of nodes, and each is in the stack's security group."""
+    for group in config["available_node_types"].values():
+        node = group["node_config"]
+        assert node["MetadataOptions"] == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}
+        assert [(disk["Ebs"]["VolumeType"], disk["Ebs"]["Encrypted"]) for disk in node["BlockDeviceMappings"]] == [
+            ("gp3", True)
+        ]
+        assert node["SecurityGroupIds"] == [outputs["SecurityGroup"]]
+
+
+def test_only_workers_are_spot_and_only_the_head_may_launch(config: dict[str, Any]) -> None:
+    """The head and one GPU node are on demand; only the head has the role that starts instances."""
+    groups = config["available_node_types"]
+    assert {name for name, group in groups.items() if "InstanceMarketOptions" in group["node_config"]} == {
+        "gpu-spot",
+        "cpu-spot",
+    }
+    profiles = {name: group["node_config"]["IamInstanceProfile"]["Name"] for name, group in groups.items()}
+    assert profiles == {"head": "head", "gpu": "worker", "gpu-spot": "worker", "cpu-spot": "worker"}
+
+
+def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
+    """The head offers no CPU, and every replica of the production config requests at least one."""
+    assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+    (app,) = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["applications"]
+    assert all(deployment["ray_actor_options"]["num_cpus"] >= 1 for deployment in app["deployments"])
+
+
+def test_the_dashboard_listens_on_loopback_only(config: dict[str, Any]) -> None:
+    """Ray's default setup commands, which open the dashboard to every address, are replaced."""
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert config["setup_commands"] == config["head_setup_commands"] == config["worker_setup_commands"] == []
+
+
+def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
+    """`docker run` gets each variable of configs/ray.env, quoted for the shell that Ray uses."""
+    options = shlex.split(" ".join(config["docker"]["run_options"]))
+    assert "--env=RAY_SERVE_ENABLE_HA_PROXY=1" in options
+    assert {f"--env={name}={value}" for name, value in dotenv_values(ROOT / "configs" / "ray.env").items()} <= set(
+        options
+    )
+
+
+def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The check that precedes every launch says which program to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="`aws` is not on PATH: install the AWS command line, version 2"):
+        launcher.check_tools()
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_a_serve_config_is_deployed_through_tunnels(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> None:
+    """`serve-app deploy` gets the tunnels' addresses, and its exit code decides whether the launch succeeded."""
+    commands = []
+
+    @contextmanager
+    def tunnel(_config: Path, port: int) -> Any:
+        yield f"http://127.0.0.1:1{port}"
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command[1:])
+        return subprocess.CompletedProcess(command, exit_code)
+
+    monkeypatch.setattr(launcher, "tunnel", tunnel)
+    monkeypatch.setattr(subprocess, "run", run)
+    if exit_code:
+        with pytest.raises(ClusterError, match=r"p\.yaml was not deployed"):
+            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "--dry-run")
+    else:
+        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "--dry-run")
+    expected = "-m serve_app deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
+    assert [" ".join(command) for command in commands] == [expected]

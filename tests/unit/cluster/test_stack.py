@@ -1,0 +1,59 @@
+"""cluster/ec2-stack.yaml: valid, closed to the network, least privilege."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cfnlint
+import pytest
+
+from cluster.aws import STACK_TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    return dict(cfnlint.decode.cfn_yaml.load(str(STACK_TEMPLATE))["Resources"])
+
+
+def test_cloudformation_accepts_the_template() -> None:
+    """CloudFormation's own linter finds nothing, YAML aliases and merge keys included."""
+    assert [str(match) for match in cfnlint.api.lint_file(STACK_TEMPLATE)] == []
+
+
+def test_only_the_load_balancer_is_open_to_addresses(resources: dict[str, Any]) -> None:
+    """Every other ingress rule names a security group as its source; the load balancer opens 443 only."""
+    rules = [
+        (name, rule)
+        for name, resource in resources.items()
+        for rule in (
+            [resource["Properties"]]
+            if resource["Type"] == "AWS::EC2::SecurityGroupIngress"
+            else resource["Properties"].get("SecurityGroupIngress", [])
+        )
+    ]
+    assert [(name, rule["FromPort"], rule["ToPort"]) for name, rule in rules if "CidrIp" in rule] == [
+        ("Clients", 443, 443)
+    ]
+    by_group = {name: rule.get("FromPort") for name, rule in rules if "SourceSecurityGroupId" in rule}
+    assert by_group.pop("AmongNodes") is None
+    assert by_group == {"OperatorSsh": 22, "FromLoadBalancerToApi": 8000, "FromLoadBalancerToPage": 8501}
+
+
+def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> None:
+    """No action has a wildcard; only DescribeInstances applies to every resource; workers have no role policy."""
+    documents = [policy["PolicyDocument"] for policy in resources["HeadRole"]["Properties"]["Policies"]]
+    documents.append(resources["ReadWeightsWriteLogs"]["Properties"]["PolicyDocument"])
+    for statement in (statement for document in documents for statement in document["Statement"]):
+        actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+        assert not any("*" in action for action in actions)
+        if statement["Resource"] == "*":
+            assert actions == ["ec2:DescribeInstances"]
+    assert "Policies" not in resources["WorkerRole"]["Properties"]
+
+
+def test_the_bucket_is_private_encrypted_and_outlives_the_stack(resources: dict[str, Any]) -> None:
+    """Deleting the stack keeps the bucket; public access is blocked in all four ways."""
+    bucket = resources["Bucket"]
+    assert bucket["DeletionPolicy"] == "Retain"
+    assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
+    assert "BucketEncryption" in bucket["Properties"]
