@@ -13,7 +13,7 @@ from serve_app.release.rollout import Cluster, previous_config
 from serve_app.release.serve_config import Config
 from tests.conftest import make_photo
 from tests.support.configs import tuned
-from tests.support.constant_load import ConstantLoad, Seen
+from tests.support.constant_load import ConstantLoad, Outcome
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
@@ -77,11 +77,11 @@ def operator(running: Running, cluster: Cluster, tmp_path: Path) -> Operator:
     return operator
 
 
-def check_labels(seen: list[Seen]) -> None:
+def check_labels(outcomes: list[Outcome]) -> None:
     """Check that each response has the labels of the version in its header."""
-    for one in seen:
-        assert one.said is not None
-        assert one.said.partition(" by ")[2] == ("" if one.version == "demo-1" else one.version), one
+    for outcome in outcomes:
+        assert outcome.label is not None
+        assert outcome.label.partition(" by ")[2] == ("" if outcome.version == "demo-1" else outcome.version), outcome
 
 
 def test_variants_and_weights_change_without_a_failed_request(operator: Operator) -> None:
@@ -118,7 +118,7 @@ def test_variants_and_weights_change_without_a_failed_request(operator: Operator
         assert status["model"]["version"] == operator.version() == "teal"
         operator.change("blue", "Classifier", weights=None)
         wait_for(lambda: operator.version() == "blue")
-    assert [dataclasses.asdict(one) for one in load.failed()] == []
-    check_labels(load.seen)
+    assert [dataclasses.asdict(outcome) for outcome in load.failed()] == []
+    check_labels(load.outcomes)
     assert set(load.versions()) == {"demo-1", "blue", "green", "teal"}
-    assert len(load.seen) > RATE * 10
+    assert len(load.outcomes) > RATE * 10

@@ -139,8 +139,8 @@ def test_a_broken_version_never_answers(
     assert previous_config(cluster.state()) == before
     assert load.failed() == []
     assert set(load.versions()) == {"demo-1"}
-    assert {one.said for one in load.seen} == {load.seen[0].said}
-    assert len(load.seen) > RATE * 3
+    assert {outcome.label for outcome in load.outcomes} == {load.outcomes[0].label}
+    assert len(load.outcomes) > RATE * 3
 
 
 def measured(folder: Path, version: str, top1: float) -> Config:

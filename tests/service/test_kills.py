@@ -37,5 +37,5 @@ def test_a_killed_replica_fails_no_request(running: Running, bad_day: BadDay) ->
         for stage in STAGES:
             bad_day.kinds[f"kill {stage}"](0)
     assert load.failed() == []
-    assert {one.said for one in load.seen} == {load.seen[0].said}
-    assert len(load.seen) > RATE * 3
+    assert {outcome.label for outcome in load.outcomes} == {load.outcomes[0].label}
+    assert len(load.outcomes) > RATE * 3

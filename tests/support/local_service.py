@@ -32,9 +32,9 @@ from serve_app.routing.traffic_split import OWN
 
 @cache
 def load(weights: WeightsConfig) -> tuple[ResNetEngine, ModelCard]:
-    """Once for all tests: finding the fastest runtime takes seconds."""
+    """Load a model once for all tests, on torch: choosing the fastest runtime would take seconds."""
     model, card = load_model(weights)
-    return ResNetEngine(model, card), card
+    return ResNetEngine(model, card, EngineConfig(runtime="torch")), card
 
 
 class LocalService:

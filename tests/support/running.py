@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 import psutil
 
 from serve_app.launcher.environment import free_port
+from serve_app.release.serve_config import Config
+from tests.support.configs import local, write
 from tests.support.paths import ROOT
 
 START_TIMEOUT_S = 240
@@ -31,6 +34,8 @@ FAST_RAY = {
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",
     # Metrics reach Prometheus' endpoint every 10 s.
     "RAY_metrics_report_interval_ms": "2000",
+    # The controller takes the next step of an update twice a second (configs/ray.env).
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1",
 }
 
 
@@ -81,12 +86,18 @@ class Running:
 
 @contextmanager
 def start(
-    arguments: str = "", *, host: str = "127.0.0.1", weights: str = "demo", environment: Mapping[str, str] | None = None
+    config: Config | None = None,
+    *,
+    page: bool = True,
+    host: str = "127.0.0.1",
+    weights: str = "demo",
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """Run ``make run`` on free ports, and stop it when the block ends.
 
     Args:
-        arguments: For the command, as in ``make run ARGS=…``.
+        config: What to serve; by default configs/local.yaml.
+        page: Whether to start the page.
         host: Address on which API and page listen.
         weights: As in ``make run WEIGHTS=…``.
         environment: Variables in addition to those of this process and ``FAST_RAY``.
@@ -95,12 +106,13 @@ def start(
         RuntimeError: The service did not start; the message holds its output.
     """
     mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
-    variables = {"HOST": host, "PORT": port, "PAGE_PORT": page_port, "WEIGHTS": weights, "ARGS": arguments}
+    variables = {"HOST": host, "PORT": port, "PAGE_PORT": page_port, "WEIGHTS": weights}
     inherited = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
     added = {**(environment or {}), "SERVE_APP_TEST": mark, "PYTHONUNBUFFERED": "1"}
-    with tempfile.NamedTemporaryFile("w+", suffix=".log") as output:
+    with tempfile.TemporaryDirectory(prefix="running-") as folder, (Path(folder) / "output").open("w") as output:
+        arguments = f"--config {write(_quick_to_stop(config or local()), Path(folder))}" + (" --no-page" * (not page))
         process = subprocess.Popen(
-            ["make", "run", *(f"{name}={value}" for name, value in variables.items())],
+            ["make", "run", *(f"{name}={value}" for name, value in variables.items()), f"ARGS={arguments}"],
             cwd=ROOT,
             start_new_session=True,
             env=FAST_RAY | inherited | added,
@@ -116,6 +128,15 @@ def start(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait(STOP_TIMEOUT_S)
+
+
+def _quick_to_stop(config: Config) -> Config:
+    """Return a copy in which a replica that stops looks every 0.5 s whether its requests are done, not every 2 s."""
+    copied = copy.deepcopy(config)
+    for app in copied["applications"]:
+        for deployment in app["deployments"]:
+            deployment.setdefault("graceful_shutdown_wait_loop_s", 0.5)
+    return copied
 
 
 def _wait_for(path: str, words: str, process: subprocess.Popen[bytes]) -> str:

