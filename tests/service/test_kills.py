@@ -26,6 +26,7 @@ def bad_day(running: Running, cluster: Cluster, tmp_path: Path) -> BadDay:
     two = copy.deepcopy(previous_config(cluster.state()))
     for deployment in two["applications"][0]["deployments"]:
         deployment["num_replicas"] = 2
+        deployment["health_check_period_s"] = 2  # how Serve notices a dead replica; 10 by default
     cluster.apply(two, APPLY_TIMEOUT_S)
     return BadDay(cluster, running.api, Tree(psutil.Process(running.process.pid), running.mark), tmp_path)
 

@@ -26,14 +26,16 @@ START_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 60
 # Set by a make that runs the tests; the make that a test starts must not take the outer one's arguments.
 OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-# Ray's waits that are made for load balancers outside the machine, and for failures that pass by themselves.
-FAST_RAY = {
+# Ray's defaults suit a cluster behind a load balancer; these suit one machine that is busy with tests.
+RAY_IN_TESTS = {
     # A stopped ingress replica stays for 30 s so that a load balancer can forget it. HAProxy needs less than 1 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     # A replica whose constructor raises is started three times. Our errors are the same each time.
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",
     # Metrics reach Prometheus' endpoint every 10 s.
     "RAY_metrics_report_interval_ms": "2000",
+    # A proxy that isn't ready after 5 s is killed, and the start fails.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # The controller takes the next step of an update twice a second (configs/ray.env).
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1",
 }
@@ -100,7 +102,7 @@ def start(
         page: Whether to start the page.
         host: Address on which API and page listen.
         weights: As in ``make run WEIGHTS=…``.
-        environment: Variables in addition to those of this process and ``FAST_RAY``.
+        environment: Variables in addition to those of this process and ``RAY_IN_TESTS``.
 
     Raises:
         RuntimeError: The service did not start; the message holds its output.
@@ -115,7 +117,7 @@ def start(
             ["make", "run", *(f"{name}={value}" for name, value in variables.items()), f"ARGS={arguments}"],
             cwd=ROOT,
             start_new_session=True,
-            env=FAST_RAY | inherited | added,
+            env=RAY_IN_TESTS | inherited | added,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
