@@ -34,28 +34,27 @@ def wait_for_job(http: httpx2.Client, path: str) -> dict[str, Any]:
 
 
 def online(http: httpx2.Client, mixed_photos: dict[str, bytes]) -> dict[str, dict[str, float] | str]:
-    """What the service says over HTTP: scores by class, or the error's code."""
+    """Return what /v1/classify says of each photo: scores by label, or the error's code."""
     files = [("images", (name, photo)) for name, photo in mixed_photos.items()]
-    results = http.post("/v1/classify", files=files).json()["results"]
     return {
-        each["id"]: each["error"]["code"]
-        if each["status"] == "error"
-        else {p["label"]: p["score"] for p in each["predictions"]}
-        for each in results
+        row["id"]: row["error"]["code"]
+        if row["status"] == "error"
+        else {p["label"]: p["score"] for p in row["predictions"]}
+        for row in http.post("/v1/classify", files=files).json()["results"]
     }
 
 
-def agrees(found: dict[str, dict[str, float] | str], expected: dict[str, dict[str, float] | str]) -> bool:
-    """The same codes for broken images, scores within 1e-3 for the others."""
-    assert found.keys() == expected.keys()
-    for name, wanted in expected.items():
-        assert found[name] == (wanted if isinstance(wanted, str) else pytest.approx(wanted, abs=1e-3)), name
-    return True
+def check_equal(results: dict[str, dict[str, float] | str], expected: dict[str, dict[str, float] | str]) -> None:
+    """Check for the same codes of broken images, and for scores within 1e-3 of the others."""
+    assert results.keys() == expected.keys()
+    for name, scores in expected.items():
+        assert results[name] == (scores if isinstance(scores, str) else pytest.approx(scores, abs=1e-3)), name
 
 
 def test_the_command_answers_as_the_service_does(
     http: httpx2.Client, mixed_photos: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """A job of the command line gives each file the scores, or the error code, of /v1/classify."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, photo in mixed_photos.items():
@@ -65,27 +64,27 @@ def test_the_command_answers_as_the_service_does(
     output.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
     Predictor(job)(Decoder(job)(0))
     (part,) = output.parts()
-    found = {
+    results = {
         row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
         for row in output.read(part).to_pylist()
     }
-    assert agrees(found, online(http, mixed_photos))
+    check_equal(results, online(http, mixed_photos))
 
 
 def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, mixed_photos: dict[str, bytes]) -> None:
-    """Submitted, worked off beside the service, and its rows are those of /v1/classify."""
+    """A zip posted to /v1/jobs is classified beside the service; its rows equal those of /v1/classify."""
     sent = http.post("/v1/jobs", content=zipped(mixed_photos, 1), headers={"content-type": "application/zip"})
     assert sent.status_code == 202, sent.text
     state = wait_for_job(http, sent.headers["location"])
     assert (state["status"], state["progress"]) == ("succeeded", {"total": 30, "done": 30, "failed": 3}), state
     rows = http.get(f"{sent.headers['location']}/results").json()
-    found = {
+    results = {
         row["path"].removeprefix("0/"): row["error"]["code"]
         if row["status"] == "error"
         else {p["label"]: p["score"] for p in row["predictions"]}
         for row in rows
     }
-    assert agrees(found, online(http, mixed_photos))
+    check_equal(results, online(http, mixed_photos))
 
 
 @pytest.mark.ends_service

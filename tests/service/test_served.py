@@ -43,7 +43,7 @@ def form(*photos: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 def test_ten_labeled_scores(http: httpx2.Client) -> None:
-    """The README's first request."""
+    """The README's first request gets ten labels with scores, ids and timings."""
     response = http.post("/v1/classify", content=make_photo(), headers=JPEG)
     body = response.json()
     assert response.status_code == 200
@@ -55,7 +55,7 @@ def test_ten_labeled_scores(http: httpx2.Client) -> None:
 
 
 def test_equals_plain_torchvision(http: httpx2.Client) -> None:
-    """What is served equals torchvision's transforms and model: same class, scores within 1e-3."""
+    """Results equal torchvision's transforms and model: same class, scores within 1e-3."""
     model, card = load_model(WeightsConfig(source="demo"))
     for seed, size in enumerate([(640, 480), (480, 640), (333, 251), (32, 32), (1600, 1200)]):
         picture = make_picture(*size, seed)
@@ -70,7 +70,7 @@ def test_equals_plain_torchvision(http: httpx2.Client) -> None:
 
 
 def test_eight_orientations_agree(http: httpx2.Client) -> None:
-    """One photo stored in all eight EXIF ways: the same scores within 1e-2."""
+    """One photo stored in all eight EXIF orientations gets the same scores within 1e-2."""
     upright = make_picture(640, 480)
     photos = []
     for orientation, how in STORED.items():
@@ -84,9 +84,9 @@ def test_eight_orientations_agree(http: httpx2.Client) -> None:
 
 
 def test_a_batch_equals_singles(http: httpx2.Client) -> None:
-    """Sixteen photos together and one by one: the same scores within what the runtime may differ by.
+    """Sixteen photos get the same scores together and in single requests, within 1e-3.
 
-    MNN, where `auto` takes it, chooses its Winograd tiles by batch and threads: 1.1e-4 was seen.
+    MNN, if `auto` chooses it, picks its Winograd tiles by batch and threads: 1.1e-4 was measured.
     """
     photos = [make_photo(seed) for seed in range(16)]
     together = http.post("/v1/classify", files=form(*photos)).json()["results"]
@@ -110,7 +110,7 @@ def sixty_four() -> list[bytes]:
 
 
 def test_five_broken_of_sixty_four(http: httpx2.Client) -> None:
-    """59 results, 5 errors that say what is wrong, HTTP 200, order kept."""
+    """A request with five broken files gets HTTP 200, 59 results and 5 errors with a reason, in order."""
     response = http.post("/v1/classify", files=form(*sixty_four()))
     results = response.json()["results"]
     assert response.status_code == 200
@@ -148,14 +148,14 @@ def test_results_stream_as_they_finish(http: httpx2.Client) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_errors_cross_the_processes(http: httpx2.Client, send: dict[str, Any], status: int, code: str) -> None:
-    """Problems found in other replicas arrive with their own status and code."""
+    """An error raised in another replica reaches the client with its own status and code."""
     response = http.post("/v1/classify", **send)
     assert response.headers["content-type"] == "application/problem+json"
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 def test_large_images_pass_between_the_stages(http: httpx2.Client) -> None:
-    """An upload far beyond gRPC's default cap of 4 MiB."""
+    """An upload of 17 MB passes between the stages, whose gRPC cap is 4 MiB by default."""
     photo = encode(make_picture(2400, 2400), "BMP")
     assert len(photo) > 16e6
     response = http.post("/v1/classify", content=photo)
@@ -164,6 +164,7 @@ def test_large_images_pass_between_the_stages(http: httpx2.Client) -> None:
 
 
 def test_heat_maps_add_up(http: httpx2.Client) -> None:
+    """The mean of a class's heat map plus its bias is the class's logit, for every class."""
     for class_id in range(10):
         query = f"/v1/classify?explain=cam&explain_class={class_id}"
         (result,) = http.post(query, content=make_photo()).json()["results"]
@@ -193,7 +194,7 @@ async def test_concurrent_clients_share_batches(running: Running, cluster: Clust
 
 
 def test_the_batchers_metric_counts_batches(http: httpx2.Client, running: Running) -> None:
-    """Prometheus has the histograms of the batcher, and status the mean."""
+    """Prometheus' endpoint exports the batcher's histograms, and /v1/status the mean batch size."""
     http.post("/v1/classify", files=form(*[make_photo(i) for i in range(16)]))
     assert http.get("/v1/status").json()["mean_batch_size"] > 1
     (node,) = httpx2.get(f"{running.dashboard}/nodes?view=summary").json()["data"]["summary"]
@@ -208,6 +209,7 @@ def test_the_batchers_metric_counts_batches(http: httpx2.Client, running: Runnin
 
 
 def test_readiness_and_description(http: httpx2.Client) -> None:
+    """A ready service describes its model, and reports all three stages as healthy."""
     assert http.get("/readyz").json()["status"] == "ready"
     assert http.get("/v1/models").json()["models"][0]["classes"] == 10
     deployments = http.get("/v1/status").json()["deployments"]
@@ -219,5 +221,6 @@ def test_readiness_and_description(http: httpx2.Client) -> None:
 
 
 def test_api_docs_open(http: httpx2.Client) -> None:
+    """/docs and the OpenAPI document are served."""
     assert http.get("/docs").status_code == 200
     assert "/v1/classify" in http.get("/openapi.json").json()["paths"]

@@ -109,15 +109,13 @@ def start(
     """
     mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
     variables = {"HOST": host, "PORT": port, "PAGE_PORT": page_port, "WEIGHTS": weights}
-    inherited = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
-    added = {**(environment or {}), "SERVE_APP_TEST": mark, "PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory(prefix="running-") as folder, (Path(folder) / "output").open("w") as output:
         arguments = f"--config {write(_quick_to_stop(config or local()), Path(folder))}" + (" --no-page" * (not page))
         process = subprocess.Popen(
             ["make", "run", *(f"{name}={value}" for name, value in variables.items()), f"ARGS={arguments}"],
             cwd=ROOT,
             start_new_session=True,
-            env=RAY_IN_TESTS | inherited | added,
+            env=service_environment({**(environment or {}), "SERVE_APP_TEST": mark}),
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -130,6 +128,12 @@ def start(
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait(STOP_TIMEOUT_S)
+
+
+def service_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a service: ours without an outer make's arguments, RAY_IN_TESTS, and ``added``."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
+    return RAY_IN_TESTS | inherited | {"PYTHONUNBUFFERED": "1"} | added
 
 
 def _quick_to_stop(config: Config) -> Config:
