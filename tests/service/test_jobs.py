@@ -9,15 +9,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.batch.job_store import Store
 from serve_app.batch.results import Job, Output
 from serve_app.batch.sources import open_source
 from serve_app.batch.worker import Decoder, Predictor
 from serve_app.inference.card import load_card
-from tests.support.configs import local, tuned
 from tests.support.polling import wait_for
-from tests.support.running import Running, start
-from tests.support.services import JOB_COPIES, StoppedService, zipped
+from tests.support.running import Running
+from tests.support.services import zipped
 
 
 @pytest.fixture(scope="module")
@@ -85,24 +83,3 @@ def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, mixed_
         for row in rows
     }
     check_equal(results, online(http, mixed_photos))
-
-
-@pytest.mark.ends_service
-def test_a_job_outlives_the_service(stopped_service: StoppedService, mixed_photos: dict[str, bytes]) -> None:
-    """A job in progress when the service stops goes on when a service starts again; each image has one row."""
-    folder, job = stopped_service.folder / "jobs", stopped_service.job
-    total = JOB_COPIES * len(mixed_photos)
-    left = Store(folder).state(job)
-    assert left.status == "running"
-    assert 0 < left.progress.done < total
-    config = tuned(local(), "Ingress", jobs={"folder": str(folder)})
-    with start(config, page=False) as service, httpx2.Client(base_url=service.api, timeout=60) as http:
-        ended = wait_for_job(http, f"/v1/jobs/{job}")
-        assert (ended["status"], ended["progress"]) == (
-            "succeeded",
-            {"total": total, "done": total, "failed": 3 * JOB_COPIES},
-        )
-        rows = http.get(f"/v1/jobs/{job}/results").json()
-    assert sorted(row["path"] for row in rows) == sorted(
-        f"{copy}/{name}" for copy in range(JOB_COPIES) for name in mixed_photos
-    )

@@ -7,13 +7,10 @@ import subprocess
 import sys
 
 import httpx2
-import pyarrow.parquet as pq
 import pytest
 
-from serve_app.observability.prediction_log import RAW
 from tests.support.paths import ROOT
 from tests.support.running import Running
-from tests.support.services import IN_FLIGHT, StoppedService
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the idle scheduling class is Linux's own")
@@ -34,16 +31,6 @@ def test_ctrl_c_leaves_no_process(running: Running) -> None:
     running.interrupt()
     assert running.survivors() == []
     assert "Traceback" not in running.output.read_text()
-
-
-@pytest.mark.ends_service
-def test_a_stop_lets_requests_finish_and_loses_no_row(stopped_service: StoppedService) -> None:
-    """SIGTERM, as a container's stop sends it: the request in flight is answered and logged, then all processes end."""
-    assert stopped_service.response.json()["summary"] == {"ok": IN_FLIGHT, "failed": 0}
-    assert stopped_service.exit_status == 0
-    rows = pq.read_table(stopped_service.folder / "predictions" / RAW).to_pylist()
-    assert sum(row["request_id"] == stopped_service.response.json()["id"] for row in rows) == IN_FLIGHT
-    assert stopped_service.survivors == []
 
 
 def test_a_busy_port_ends_the_start_with_one_sentence(running: Running) -> None:
