@@ -32,8 +32,6 @@ RAY_IN_TESTS = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
     # A replica whose constructor raises is started three times. Our errors are the same each time.
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",
-    # Metrics reach Prometheus' endpoint every 10 s.
-    "RAY_metrics_report_interval_ms": "2000",
     # A proxy that isn't ready after 5 s is killed, and the start fails.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # The controller takes the next step of an update twice a second (configs/ray.env).
