@@ -168,8 +168,8 @@ def test_heat_maps_add_up(http: httpx2.Client) -> None:
     for class_id in range(10):
         query = f"/v1/classify?explain=cam&explain_class={class_id}"
         (result,) = http.post(query, content=make_photo()).json()["results"]
-        found = result["explanation"]
-        assert abs(np.mean(found["values"]) + found["bias"] - found["logit"]) < 1e-3
+        explanation = result["explanation"]
+        assert abs(np.mean(explanation["values"]) + explanation["bias"] - explanation["logit"]) < 1e-3
 
 
 async def test_concurrent_clients_share_batches(running: Running, cluster: Cluster) -> None:
@@ -213,7 +213,7 @@ def test_readiness_and_description(http: httpx2.Client) -> None:
     assert http.get("/readyz").json()["status"] == "ready"
     assert http.get("/v1/models").json()["models"][0]["classes"] == 10
     deployments = http.get("/v1/status").json()["deployments"]
-    assert {name: one["status"] for name, one in deployments.items()} == {
+    assert {name: deployment["status"] for name, deployment in deployments.items()} == {
         "Ingress": "HEALTHY",
         "Preprocessor": "HEALTHY",
         "Classifier": "HEALTHY",

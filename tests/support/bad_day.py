@@ -148,7 +148,7 @@ class BadDay:
         def recovered() -> bool:
             try:
                 return done()
-            except (httpx2.HTTPError, LookupError, ValueError, psutil.Error):  # the part that is asked is down
+            except (httpx2.HTTPError, LookupError, ValueError, psutil.Error):  # the killed part does not answer yet
                 return False
 
         try:

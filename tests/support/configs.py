@@ -47,14 +47,16 @@ def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[s
     shared = {key: config[key] for key in ("logging_config",) if key in config}
     for app in config["applications"]:
         stages = {
-            one["name"]: {
+            deployment["name"]: {
                 "status": "HEALTHY",
                 "message": "",
-                "target_num_replicas": one.get("num_replicas", 1),
-                "replicas": [{"replica_id": f"{at}-{i}", "state": "RUNNING"} for i in range(one["num_replicas"])],
-                "deployment_config": {"max_ongoing_requests": 64, "max_surge_percent": 0} | one,
+                "target_num_replicas": deployment.get("num_replicas", 1),
+                "replicas": [
+                    {"replica_id": f"{at}-{i}", "state": "RUNNING"} for i in range(deployment["num_replicas"])
+                ],
+                "deployment_config": {"max_ongoing_requests": 64, "max_surge_percent": 0} | deployment,
             }
-            for one in app["deployments"]
+            for deployment in app["deployments"]
         }
         apps[app["name"]] = {
             "name": app["name"],

@@ -60,8 +60,8 @@ def parse(received: bytes | bytearray) -> Answer | None:
     if b"\r\ntransfer-encoding: chunked" in head:
         body = _chunks(received, start)
         return None if body is None else Answer(status, body, keep_alive)
-    _, found, rest = head.partition(b"\r\ncontent-length:")
-    length = int(rest.partition(b"\r\n")[0]) if found else 0
+    _, declared, rest = head.partition(b"\r\ncontent-length:")
+    length = int(rest.partition(b"\r\n")[0]) if declared else 0
     body = bytes(received[start : start + length])
     return Answer(status, body, keep_alive) if len(body) == length else None
 
@@ -188,10 +188,10 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         FileNotFoundError: The folder holds none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in TYPES)
-    if not found:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in TYPES)
+    if not files:
         raise FileNotFoundError(f"no JPEG or PNG below {folder}")
-    return found
+    return files
 
 
 def format_requests(url: SplitResult, files: Sequence[Path], per_request: int, field: str | None) -> list[bytes]:
