@@ -62,11 +62,11 @@ def test_the_command_answers_as_the_service_does(
     output.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
     Predictor(job)(Decoder(job)(0))
     (part,) = output.parts()
-    results = {
+    rows_by_name = {
         row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
         for row in output.read(part).to_pylist()
     }
-    check_equal(results, online(http, mixed_photos))
+    check_equal(rows_by_name, online(http, mixed_photos))
 
 
 def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, mixed_photos: dict[str, bytes]) -> None:
@@ -76,10 +76,10 @@ def test_a_zip_over_http_answers_as_the_service_does(http: httpx2.Client, mixed_
     state = wait_for_job(http, sent.headers["location"])
     assert (state["status"], state["progress"]) == ("succeeded", {"total": 30, "done": 30, "failed": 3}), state
     rows = http.get(f"{sent.headers['location']}/results").json()
-    results = {
+    rows_by_name = {
         row["path"].removeprefix("0/"): row["error"]["code"]
         if row["status"] == "error"
         else {p["label"]: p["score"] for p in row["predictions"]}
         for row in rows
     }
-    check_equal(results, online(http, mixed_photos))
+    check_equal(rows_by_name, online(http, mixed_photos))

@@ -17,7 +17,7 @@ OPTIONS = "--weights scratch --schedule 24:4 --store-px 24 --serve-px 24 --batch
 
 
 def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
-    """One and two workers learn the same classes from the same images; the card names their number."""
+    """The same classes from the same images, each worker with half of every batch; the card says how many."""
     for label, tint in (("green", (0, 200, 0)), ("red", (200, 0, 0))):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(40):
