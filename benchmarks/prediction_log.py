@@ -30,9 +30,10 @@ import numpy as np
 from PIL import Image
 
 from serve_app.config import PredictionLogConfig
+from serve_app.launcher.environment import every_node
 from serve_app.release.rollout import ServeApi, State, previous_config
 from tests.support import load
-from tests.support.configs import changed, local, tuned, write
+from tests.support.configs import changed, local, tuned
 from tests.support.http_client import Client, format_requests, image_files
 from tests.support.running import Running, start
 
@@ -53,10 +54,10 @@ def write_photos(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, ServeApi]]:
-    """Run configs/local.yaml with so many ingress replicas and this log."""
+def serving(replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, ServeApi]]:
+    """Run configs/local.yaml with ``replicas`` ingress replicas and this prediction log."""
     config = changed(tuned(local(), "Ingress", prediction_log=log), "Ingress", num_replicas=replicas)
-    with start(f"ARGS=--no-page --weights config --config {write(config, folder)}") as running:
+    with start(config, page=False, weights="config", environment=every_node()) as running:  # Ray as in production
         yield running, ServeApi(running.dashboard)
 
 
@@ -70,7 +71,7 @@ def cost(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Images a second with the log on and off, in turn; one replica, which takes the change live."""
     photos, log = write_photos(folder / "photos"), folder / "log"
     rates: dict[str, list[float]] = {"off": [], "on": []}
-    with serving(folder, 1, None) as (running, cluster):
+    with serving(1, None) as (running, cluster):
         config = previous_config(cluster.state())
 
         def measure(state: str) -> float:
@@ -137,7 +138,7 @@ def kill(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     photos, log = write_photos(folder / "photos"), folder / "log"
     flush_s = float(PredictionLogConfig.model_fields["flush_s"].default)
     start_s = time.perf_counter()
-    with serving(folder, 2, {"folder": str(log)}) as (running, cluster):
+    with serving(2, {"folder": str(log)}) as (running, cluster):
         client, killed = asyncio.run(send(options, running.api, photos, cluster))
         seconds = time.perf_counter() - start_s
         time.sleep(flush_s + WRITE_S)

@@ -1,4 +1,4 @@
-"""The worst files that a client can send: small or legal, and as slow or as fat to decode as their format allows."""
+"""Decompression bombs: small or valid files that cost the most decode time or memory that their format allows."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ SHORT, LONG = 3, 4
 
 
 def save(picture: Image.Image, kind: str, **options: object) -> bytes:
-    """Encode a picture."""
+    """Return an encoded picture."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def side_of(pixels: int) -> int:
-    """Side of the largest square with that many pixels."""
+    """Return the side of the largest square with at most that many pixels."""
     return int(pixels**0.5)
 
 
 def flat(mode: str, pixels: int, kind: str, **options: object) -> bytes:
-    """One color: the most pixels in the fewest bytes."""
+    """Return a square of one color: the most pixels in the fewest bytes."""
     return save(Image.new(mode, (side_of(pixels),) * 2), kind, **options)
 
 
 def noise(mode: str, pixels: int, kind: str, **options: object) -> bytes:
-    """Noise: the most work per pixel for an entropy decoder."""
+    """Return a square of noise: the most work per pixel for an entropy decoder."""
     shape = (side_of(pixels), side_of(pixels), len(Image.new(mode, (1, 1)).getbands()))
     values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return save(Image.fromarray(values.squeeze(), mode), kind, **options)
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG file."""
+    """Return one chunk of a PNG file."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(side: int, depth: int, color: int, row_bytes: int, extra: bytes = b"", interlace: int = 0) -> bytes:
-    """A black PNG, of any depth and color type; ``extra`` are chunks before the pixels."""
+    """Return a black PNG of any depth and color type; ``extra`` are chunks before the pixels."""
     header = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, interlace)
     packer = zlib.compressobj(9)
     pixels = b"".join(packer.compress(bytes(1 + row_bytes)) for _ in range(side)) + packer.flush()
@@ -52,40 +52,40 @@ def png(side: int, depth: int, color: int, row_bytes: int, extra: bytes = b"", i
 
 
 def png_of_tiny_chunks(chunks: int, kind: bytes = b"tEXt") -> bytes:
-    """A tiny picture after very many empty chunks."""
+    """Return a tiny PNG whose pixels come after ``chunks`` empty chunks."""
     return png(8, 8, 2, 24, png_chunk(kind, b"") * chunks)
 
 
 def png_in_tiny_pieces(pieces: int) -> bytes:
-    """A tiny picture whose pixels come after very many empty IDAT chunks."""
+    """Return a tiny PNG whose pixels come after ``pieces`` empty IDAT chunks."""
     return png_of_tiny_chunks(pieces, b"IDAT")
 
 
 def png_of_text(chunks: int) -> bytes:
-    """Compressed text, each chunk a thousand times larger than it looks."""
+    """Return a tiny PNG with compressed text chunks, each a thousand times larger once inflated."""
     text = b"a\0\0" + zlib.compress(bytes(2**20 - 1), 9)
     return png(8, 8, 2, 24, png_chunk(b"zTXt", text) * chunks)
 
 
 def jpeg_segment(marker: int, body: bytes) -> bytes:
-    """One segment of a JPEG file."""
+    """Return one segment of a JPEG file."""
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def jpeg_with(extra: bytes, side: int = 64) -> bytes:
-    """A JPEG with something between its first marker and the rest."""
+    """Return a JPEG with ``extra`` after its first marker."""
     return b"\xff\xd8" + extra + flat("RGB", side * side, "JPEG")[2:]
 
 
 def jpeg_of_scans(side: int, scans: int, progressive: bool = True) -> bytes:
-    """The same few-byte scan again and again; each makes the decoder visit every block."""
+    """Return a JPEG that repeats a scan of a few bytes; each repetition makes the decoder visit every block."""
     whole = flat("RGB", side * side, "JPEG", progressive=progressive)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + whole[last:-2] * (scans - 1) + b"\xff\xd9"
 
 
 def jpeg_of_empty_scans(side: int, scans: int) -> bytes:
-    """A baseline JPEG whose scans hold nothing at all: headers only."""
+    """Return a baseline JPEG whose scans are headers without data."""
     whole = flat("RGB", side * side, "JPEG")
     at = whole.index(b"\xff\xda")
     header = whole[at : at + 2 + int.from_bytes(whole[at + 2 : at + 4], "big")]
@@ -95,7 +95,7 @@ def jpeg_of_empty_scans(side: int, scans: int) -> bytes:
 
 
 def gif(width: int, height: int, before: bytes = b"", frame: tuple[int, int] | None = None) -> bytes:
-    """A one-color GIF; ``frame`` is larger than the screen if it likes."""
+    """Return a one-color GIF; ``frame`` may be larger than the screen."""
     frame = frame or (width, height)
     inner = save(Image.new("P", frame), "GIF")
     image = inner[inner.index(b",", 13) :]
@@ -103,17 +103,17 @@ def gif(width: int, height: int, before: bytes = b"", frame: tuple[int, int] | N
 
 
 def gif_blocks(kind: int, blocks: int) -> bytes:
-    """One extension made of very many one-byte blocks."""
+    """Return a GIF extension of ``blocks`` one-byte blocks."""
     return bytes((0x21, kind)) + b"\x01x" * blocks + b"\0"
 
 
 def gif_extensions(count: int) -> bytes:
-    """Very many empty extensions."""
+    """Return ``count`` empty GIF extensions."""
     return b"\x21\x01\0" * count
 
 
 def bmp_rle(side: int, body: bytes, bits: int = 8) -> bytes:
-    """A run-length encoded BMP."""
+    """Return a run-length encoded BMP."""
     palette = bytes(1024)
     offset = 14 + 40 + len(palette)
     head = struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset)
@@ -122,26 +122,26 @@ def bmp_rle(side: int, body: bytes, bits: int = 8) -> bytes:
 
 
 def tiff(entries: list[tuple[int, int, int, int]], tail: bytes = b"", next_ifd: int = 0) -> bytes:
-    """A TIFF of one directory: (tag, type, count, value or offset), then ``tail``."""
+    """Return a TIFF of one directory; an entry is (tag, type, count, value or offset). ``tail`` follows it."""
     body = b"".join(struct.pack("<HHII", *entry) for entry in sorted(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + struct.pack("<I", next_ifd) + tail
 
 
 def tiff_of(side: int, more: list[tuple[int, int, int, int]], tail: bytes = b"", compression: int = 1) -> bytes:
-    """A grayscale TIFF; ``more`` says where its pixels are."""
+    """Return a grayscale TIFF; the entries ``more`` locate its pixels."""
     head = [(256, LONG, 1, side), (257, LONG, 1, side), (258, SHORT, 1, 8), (259, SHORT, 1, compression)]
     return tiff([*head, (262, SHORT, 1, 1), (277, SHORT, 1, 1), *more], tail)
 
 
 def tiff_of_strips(strips: int) -> bytes:
-    """A tiny picture that claims very many strips."""
+    """Return a tiny TIFF that declares ``strips`` strips."""
     at = 8 + 2 + 12 * 9 + 4
     more = [(273, LONG, strips, at), (278, LONG, 1, 1), (279, LONG, 1, 64)]
     return tiff_of(64, more, struct.pack("<I", at) * strips)
 
 
 def tiff_of_one_tile(tile: int, side: int = 64, size: int = 0) -> bytes:
-    """A small picture in one deflated tile that is far larger than the picture."""
+    """Return a small TIFF in one deflated tile that is far larger than the picture."""
     at = 8 + 2 + 12 * 10 + 4
     packer = zlib.compressobj(9)
     row = bytes(tile)
@@ -151,14 +151,14 @@ def tiff_of_one_tile(tile: int, side: int = 64, size: int = 0) -> bytes:
 
 
 def tiff_of_tags(tags: int) -> bytes:
-    """Very many tags, all of them pointing at the same bytes."""
+    """Return a TIFF with ``tags`` tags that all point at the same bytes."""
     picture = [(273, LONG, 1, 8), (278, LONG, 1, 8), (279, LONG, 1, 64)]
     size = 8 + 12 * (tags + 20)
     return tiff_of(8, [*picture, *((1000 + i, 7, size // 2, 8) for i in range(tags))], bytes(1000))
 
 
 def turned_tiff(pixels: int) -> bytes:
-    """A TIFF on its side, which Pillow turns by itself."""
+    """Return a TIFF with EXIF orientation 6, which Pillow itself rotates."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return flat("RGBA", pixels, "TIFF", compression="tiff_deflate", exif=exif)

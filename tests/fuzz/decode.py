@@ -1,4 +1,4 @@
-"""Decode very many mutated files, in processes of their own, and count what comes out.
+"""Decode many mutated files in child processes, and count the outcomes.
 
 python -m tests.fuzz.decode --inputs 100000 --seed 1
 """
@@ -22,7 +22,7 @@ from tests.fuzz.watch import decode
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.decode", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1, help="an input is the same for the same seed and number")
@@ -71,7 +71,10 @@ def _spawn(number: int, options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _work(number: int, options: argparse.Namespace, report: TextIO) -> None:
-    """Every n-th input; what it does next is said before it is tried, so that a death has a name."""
+    """Decode every n-th input.
+
+    Reports each number before its decode, so that the parent knows which input killed the process.
+    """
     files = valid_files()
     outcomes: Counter[str] = Counter()
     notes: list[dict[str, object]] = []

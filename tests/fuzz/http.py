@@ -1,4 +1,4 @@
-"""Send hostile requests to a running service: no 5xx, no silence, and the same replicas afterwards.
+"""Send hostile requests to a running service: each gets a response below 500, and no replica dies.
 
 python -m tests.fuzz.http http://127.0.0.1:8000 --dashboard http://127.0.0.1:8265 --inputs 2000
 """
@@ -26,12 +26,12 @@ TIMEOUT_S = 40.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request got.
+    """The outcome of one request.
 
     Attributes:
-        kind: Of request.
+        kind: Kind of request.
         status: HTTP status; 0 when the connection was closed without an answer.
-        seconds: Until the answer's end.
+        seconds: Until the status line arrived.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
-    """Send bytes and read the status line; a request that is cut short ends with our half of the connection closed."""
+    """Send bytes and read the status line; after a request that is cut short, close our half of the connection."""
     start = time.perf_counter()
     answer = b""
     with socket.create_connection(address, TIMEOUT_S) as connection:
@@ -59,7 +59,7 @@ def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
 
 
 def replicas(dashboard: str) -> dict[str, int]:
-    """Process ids of the running replicas."""
+    """Return the process id of each replica by its id."""
     apps = httpx2.get(f"{dashboard}/api/serve/applications/", timeout=30).json()["applications"]
     return {
         replica["replica_id"]: replica["pid"]
@@ -70,7 +70,7 @@ def replicas(dashboard: str) -> dict[str, int]:
 
 
 def attack(api: str, inputs: int, seed: int, clients: int = 4) -> list[Outcome]:
-    """Send mutated images and broken requests, half and half; the same for the same seed."""
+    """Send mutated images in valid and broken requests, ``clients`` at a time; the same seed sends the same bytes."""
     parts = urlsplit(api)
     address = (str(parts.hostname), int(parts.port or 80))
     files = valid_files()
@@ -84,12 +84,12 @@ def attack(api: str, inputs: int, seed: int, clients: int = 4) -> list[Outcome]:
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
-    """Those that no client may see: a 5xx, or no answer to a request that was whole."""
+    """Return the outcomes that must not occur: a 5xx, or no response to a complete request."""
     return [each for each in outcomes if each.status >= 500 or (not each.status and not each.kind.startswith("cut"))]
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.http", description=__doc__)
     parser.add_argument("api")
     parser.add_argument("--dashboard", required=True, help="of Ray: knows the replicas' process ids")

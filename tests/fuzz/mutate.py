@@ -1,4 +1,4 @@
-"""Valid files of every accepted format and kind, and hostile children of them: the same for the same seed."""
+"""Valid files of every accepted format, and mutations of them; the same seed gives the same bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ODD_NUMBERS = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10
 
 
 def valid_files() -> list[bytes]:
-    """Small pictures: each format in each mode and way of storing that Pillow can write."""
+    """Return small pictures in each format, mode and encoding that Pillow can write."""
     picture = make_picture(40, 30)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -42,7 +42,7 @@ def valid_files() -> list[bytes]:
 
 
 def mutate(files: list[bytes], chance: random.Random) -> bytes:
-    """One hostile child: one to four changes of a valid file."""
+    """Return a valid file with one to four changes."""
     data = bytearray(chance.choice(files))
     for _ in range(chance.randint(1, 4)):
         if data:
@@ -53,7 +53,7 @@ def mutate(files: list[bytes], chance: random.Random) -> bytes:
 
 
 def repair_png(data: bytearray) -> None:
-    """Make the checksums right again, so that a change reaches the decoder behind them."""
+    """Recompute the checksums, so that a change reaches the decoder behind them."""
     at = 8
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4])
@@ -69,7 +69,7 @@ def _flip(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
 
 
 def _number(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
-    """An odd number of 1, 2 or 4 bytes, most often in the header."""
+    """Overwrite 1, 2 or 4 bytes with an extreme number, most often in the header."""
     at = chance.randrange(min(len(data), chance.choice((32, 128, len(data)))))
     size, order = chance.choice((1, 2, 4)), chance.choice(("big", "little"))
     number = chance.choice(ODD_NUMBERS) % (1 << 8 * size)
@@ -96,7 +96,7 @@ def _noise(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
 
 
 def _splice(data: bytearray, chance: random.Random, files: list[bytes]) -> None:
-    """The head of this file, the tail of another."""
+    """Join the head of this file and the tail of another."""
     other = chance.choice(files)
     data[chance.randrange(len(data)) :] = other[chance.randrange(len(other)) :]
 

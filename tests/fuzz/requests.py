@@ -1,4 +1,4 @@
-"""Broken and hostile HTTP requests around a given image, as bytes for a socket."""
+"""Broken and hostile HTTP requests around an image, as bytes for a socket."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ TYPES = (
 
 
 def request(path: str, kind: str, body: bytes, *more: str, length: int | None = None) -> bytes:
-    """A POST with a body, and a Content-Length that may lie."""
+    """Return a POST with a body; ``length`` overrides the true Content-Length."""
     size = len(body) if length is None else length
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}", *more]
     return "\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode("latin-1") + body
 
 
 def chunked(path: str, kind: str, pieces: bytes) -> bytes:
-    """A POST whose body is what ``pieces`` says, chunk sizes included."""
+    """Return a chunked POST; ``pieces`` holds the chunk sizes too."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Type: {kind}"]
     return "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode() + pieces
 
 
 def infer(data: bytes, **more: object) -> bytes:
-    """The JSON of an inference request with one image."""
+    """Return the JSON of an inference request with one image."""
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(data).decode()]}
     return json.dumps({"inputs": [tensor | more]}).encode()
 
@@ -120,7 +120,7 @@ def form(chance: random.Random, data: bytes) -> bytes:
 
 
 def tensors(chance: random.Random, data: bytes) -> bytes:
-    """Binary tensors whose sizes lie."""
+    """Return a request whose binary tensors have wrong sizes."""
     size = chance.choice((len(data), len(data) - 1, len(data) + 1, 0, 2**32 - 1, 2**31))
     tail = struct.pack("<I", size % 2**32) + data
     claimed = chance.choice((len(tail), len(tail) + 1, 0, 2**62, -1, 10**30))
@@ -132,7 +132,7 @@ def tensors(chance: random.Random, data: bytes) -> bytes:
 
 
 def compressed(chance: random.Random, data: bytes) -> bytes:
-    """Content codings: true ones, broken ones and bombs."""
+    """Return a request with a valid or broken content coding, or a compression bomb."""
     body = infer(data)
     bomb = gzip.compress(bytes(2**27), 9) if chance.random() < 0.05 else gzip.compress(bytes(2**20))
     packed, coding = chance.choice(
@@ -174,7 +174,7 @@ def strange_headers(chance: random.Random, data: bytes) -> bytes:
 
 
 def cut_short(chance: random.Random, data: bytes) -> bytes:
-    """The body ends before its declared length, or before the last chunk."""
+    """Return a request whose body ends before its declared length, or before the last chunk."""
     whole = chance.choice(
         (
             request("/v1/classify", "image/jpeg", data, length=len(data) + 1000),
@@ -193,7 +193,7 @@ def cut_anywhere(chance: random.Random, data: bytes) -> bytes:
 
 
 def cut_nonsense(chance: random.Random, data: bytes) -> bytes:
-    """Not HTTP, or not quite."""
+    """Return bytes that are not valid HTTP."""
     return chance.choice(
         (
             data + b"\r\n\r\n",
@@ -212,12 +212,12 @@ def cut_nonsense(chance: random.Random, data: bytes) -> bytes:
 
 
 def lying_long(_: random.Random, data: bytes) -> bytes:
-    """Declares more than the limit, and is refused for that."""
+    """Return a request that declares more bytes than the limit."""
     return request("/v1/classify", "image/jpeg", data, length=2**30)
 
 
 def chunks(chance: random.Random, data: bytes) -> bytes:
-    """An honest chunked body, in pieces of odd sizes."""
+    """Return a valid chunked request in pieces of random sizes."""
     pieces, at = b"", 0
     while at < len(data):
         size = chance.randint(1, 500)
@@ -251,6 +251,6 @@ KINDS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def broken(chance: random.Random, data: bytes) -> tuple[str, bytes]:
-    """One hostile request around an image: what kind, and its bytes."""
+    """Return the kind and the bytes of one hostile request around an image."""
     kind = chance.choice(KINDS)
     return kind.__name__.replace("_", " "), kind(chance, data)

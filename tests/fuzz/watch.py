@@ -1,4 +1,4 @@
-"""What one decode costs: its time, and the most memory that its process needed beyond what it had."""
+"""The cost of one decode: its time, and the growth of its process's peak memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_PIXELS = 50_000_000
 
 @dataclass(frozen=True)
 class Cost:
-    """One input's fate.
+    """The outcome and cost of one input.
 
     Attributes:
-        outcome: Its format and ``ok``, or the status and code of our error, or what else was raised.
-        seconds: Wall time.
-        mib: Highest resident memory minus that before, of a process that decodes one image.
+        outcome: The format and ``ok``, or our error's status and code, or ``raised`` and another exception.
+        seconds: CPU time of all threads, which other programs on the machine don't change.
+        mib: Peak resident memory minus the resident memory before.
     """
 
     outcome: str
@@ -34,7 +34,7 @@ class Cost:
 
     @property
     def clean(self) -> bool:
-        """Whether it gave pixels or a 4xx of ours."""
+        """Return whether the decode gave pixels or one of our 4xx errors."""
         return not self.outcome.startswith("raised")
 
 
@@ -47,19 +47,19 @@ def decode(encoded: bytes, max_pixels: int = MAX_PIXELS) -> Cost:
     """Decode one image in this process."""
     before = _memory_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the highest so far
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         outcome = f"{preprocess(encoded, IMAGENET, max_pixels).info.format} ok"
     except ServiceError as error:
         outcome = f"{error.status} {error.code}"
     except BaseException as error:
         outcome = f"raised {error!r:.200}"
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     return Cost(outcome, seconds, max(0, _memory_kib("VmHWM") - before) / 1024)
 
 
 def in_a_child(make: Callable[[], bytes], limit_s: int, max_pixels: int = MAX_PIXELS) -> Cost:
-    """Decode one image in a process of its own, which ends with it or after ``limit_s``."""
+    """Decode one image in a child process, which is killed after ``limit_s``."""
     encoded = make()
     reader, writer = os.pipe()
     child = os.fork()

@@ -5,52 +5,32 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
-import psutil
-import pyarrow.parquet as pq
+import pytest
 
-from serve_app.observability.prediction_log import RAW
-from tests.conftest import make_photo
-from tests.support.configs import local, tuned, write
 from tests.support.paths import ROOT
-from tests.support.running import Running, start
+from tests.support.running import Running
 
 
-def test_ctrl_c_leaves_no_process() -> None:
-    """Page and API are up; Ctrl-C in the terminal ends everything that was started, without a traceback."""
-    with start() as service:
-        assert httpx2.get(f"{service.api}/readyz").status_code == 200
-        assert httpx2.get(service.page).status_code == 200
-        assert len(service.survivors()) > 5
-        replicas = [each for each in service.processes() if "ServeReplica" in each.cmdline()[0]]
-        assert len(replicas) == 3
-        if sys.platform == "linux":  # none is still as low as it started
-            threads = [thread.id for each in replicas for thread in each.threads()]
-            assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(0)}
-        service.interrupt()
-        assert service.survivors() == []
-        assert "Traceback" not in service.output.read_text()
+@pytest.mark.skipif(sys.platform != "linux", reason="the idle scheduling class is Linux's own")
+def test_replicas_leave_idle_scheduling(running: Running) -> None:
+    """Each thread of the three replicas runs in the scheduling class of this process once the service is ready."""
+    replicas = [process for process in running.processes() if "ServeReplica" in process.cmdline()[0]]
+    assert len(replicas) == 3
+    threads = [thread.id for process in replicas for thread in process.threads()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(0)}
 
 
-def test_a_stop_lets_requests_finish_and_loses_no_row(tmp_path: Path) -> None:
-    """SIGTERM to the launcher, as containers are stopped: all under way is answered and logged, then gone."""
-    config = tuned(local(), "Ingress", prediction_log={"folder": str(tmp_path / "log"), "flush_s": 600})
-    files = [("images", (f"{i}.jpg", make_photo(i, 2400, 1800))) for i in range(48)]
-    with start(f"ARGS=--config {write(config, tmp_path)}") as service, ThreadPoolExecutor(1) as pool:
-        (launcher,) = psutil.Process(service.process.pid).children()
-        answer = pool.submit(httpx2.post, f"{service.api}/v1/classify", files=files, timeout=60)
-        while httpx2.get(f"{service.api}/v1/status").json()["images"]["in_flight"] == 0:
-            time.sleep(0.05)
-        launcher.terminate()
-        assert not answer.done()
-        assert answer.result().json()["summary"] == {"ok": 48, "failed": 0}
-        assert service.process.wait(60) == 0
-        assert len(pq.read_table(tmp_path / "log" / RAW)) == 48
-        assert service.survivors() == []
+@pytest.mark.ends_service
+def test_ctrl_c_leaves_no_process(running: Running) -> None:
+    """Page and API answer; Ctrl-C in the terminal ends every process that was started, without a traceback."""
+    assert httpx2.get(f"{running.api}/readyz").status_code == 200
+    assert httpx2.get(running.page).status_code == 200
+    assert len(running.survivors()) > 5
+    running.interrupt()
+    assert running.survivors() == []
+    assert "Traceback" not in running.output.read_text()
 
 
 def test_a_busy_port_ends_the_start_with_one_sentence(running: Running) -> None:

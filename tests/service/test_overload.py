@@ -1,11 +1,11 @@
-"""More than the service can do, on real Ray Serve behind its real proxy: refusals, deadlines, recovery, live limits.
+"""More load than the service can take, behind its real proxy: refusals, deadlines, recovery, live limits.
 
 ``python -m tests.support.overload`` is the long trial, with figures.
 """
 
 from __future__ import annotations
 
-import asyncio
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -14,102 +14,128 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import pytest
 
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.conftest import make_photo
-from tests.service.test_deploy import deploy, deployed, wait_for
 from tests.support.configs import tuned
 from tests.support.http_client import Client, format_requests
 from tests.support.load import closed_loop
 from tests.support.overload import Watch, outcomes
+from tests.support.polling import wait_for
 from tests.support.running import Running
+from tests.support.services import APPLY_TIMEOUT_S
 
-JPEG = {"content-type": "image/jpeg"}
-Tune = Callable[..., None]
+STORM_S = 2
+MAX_STORMS = 30
+Configure = Callable[..., None]
 
 
 @pytest.fixture
-def tune(running: Running) -> Iterator[Tune]:
-    """Changes the Ingress's user_config while it runs; afterwards it is as it was."""
-    before = deployed(running)
+def configure(cluster: ServeApi) -> Configure:
+    """Changes the Ingress's user_config while it runs."""
 
-    def change(**values: Any) -> None:
-        deploy(running, tuned(deployed(running), "Ingress", **values))
+    def apply(**values: Any) -> None:
+        cluster.apply(tuned(previous_config(cluster.state()), "Ingress", **values), APPLY_TIMEOUT_S)
 
-    yield change
-    deploy(running, before)
-    time.sleep(2)
+    return apply
 
 
 def status(running: Running) -> dict[str, Any]:
-    found: dict[str, Any] = httpx2.get(f"{running.api}/v1/status", timeout=30).json()
-    return found
+    body: dict[str, Any] = httpx2.get(f"{running.api}/v1/status", timeout=30).json()
+    return body
 
 
-def test_limits_are_live(running: Running, tune: Tune) -> None:
-    """The same replica takes an image of 320 x 240, then finds it too large, for its own stage and the next."""
-    replica_since = time.time() - status(running)["up_s"]
-    photo = make_photo()
+def test_limits_are_live(running: Running, cluster: ServeApi, configure: Configure) -> None:
+    """The same replica takes an image of 320 x 240, then refuses it as too large, for its own stage and the next."""
+
+    def ingress() -> set[str]:
+        (stage,) = (app["deployments"]["Ingress"] for app in cluster.state()["applications"].values())
+        return {replica["replica_id"] for replica in stage["replicas"]}
+
+    before, photo = ingress(), make_photo()
     for limits, code in (({"max_image_bytes": 100}, "too_large"), ({"max_pixels": 100}, "image_too_large")):
         assert httpx2.post(f"{running.api}/v1/classify", content=photo).status_code == 200
-        tune(limits=limits)
-        answer = wait_for(lambda: (a := httpx2.post(f"{running.api}/v1/classify", content=photo)).is_error and a, 30)
+        configure(limits=limits)
+        answer = wait_for(lambda: (a := httpx2.post(f"{running.api}/v1/classify", content=photo)).is_error and a)
         assert (answer.status_code, answer.json()["code"]) == (413, code)
-        tune(limits={})
-        wait_for(lambda: httpx2.post(f"{running.api}/v1/classify", content=photo).status_code == 200, 30)
-    assert time.time() - status(running)["up_s"] == pytest.approx(replica_since, abs=2)
+        configure(limits={})
+        wait_for(lambda: httpx2.post(f"{running.api}/v1/classify", content=photo).status_code == 200)
+    assert ingress() == before
 
 
-async def test_overload_is_refused_and_passes(running: Running, tune: Tune, tmp_path: Path) -> None:
-    """256 clients who never pause: 200 or a 503 that says when to come again, health answers, and then all is well."""
-    tune(admission={"max_queue_wait_s": 0.05})
-    await asyncio.sleep(2)
+async def test_overload_is_refused_and_passes(running: Running, configure: Configure, tmp_path: Path) -> None:
+    """256 clients without a pause: 200, or 503 with Retry-After; health answers; a later light load is all 200."""
+    configure(admission={"max_queue_wait_s": 0.05})
     image = tmp_path / "a.jpg"
     image.write_bytes(make_photo())
     url = urlsplit(f"{running.api}/v1/classify")
     storm, after = (Client(url, format_requests(url, [image], 1, None), 60) for _ in range(2))
     async with Watch(running.api, image.read_bytes()) as watch:
-        await closed_loop(storm, 256, time.perf_counter() + 8)
+        for _ in range(MAX_STORMS):
+            await closed_loop(storm, 256, time.perf_counter() + STORM_S)
+            if min(outcomes(storm).get(code, 0) for code in ("200", "503")) > 50 and watch.health_ms:
+                break
     assert set(outcomes(storm)) == {"200", "503"}
     assert min(outcomes(storm).values()) > 50
     assert watch.health_ms
     assert watch.without_retry_after == 0
-    await asyncio.sleep(1)
-    await closed_loop(after, 4, time.perf_counter() + 3)
+    wait_for(lambda: status(running)["admission"]["images"] == 0)
+    await closed_loop(after, 4, time.perf_counter() + STORM_S)
     assert set(outcomes(after)) == {"200"}
     storm.close()
     after.close()
 
 
-@pytest.mark.parametrize(
-    ("header", "text", "expected"),
-    [
-        # On a busy machine the time is over before the body is there.
-        ("X-Request-Timeout-Ms", "1", {(504, "deadline_exceeded"), (408, "slow_body")}),
-        ("X-Request-Timeout-Seconds", "0.051", {(504, "deadline_exceeded"), (408, "slow_body")}),
-        ("X-Request-Timeout-Ms", "soon", {(422, "invalid_parameter")}),
-    ],
-)
-def test_deadlines_are_problems(running: Running, header: str, text: str, expected: set[tuple[int, str]]) -> None:
-    """Also for the header that Ray Serve would answer in plain text."""
-    answer = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), headers={header: text})
+@pytest.fixture
+def stopped_preprocessor(cluster: ServeApi) -> Iterator[None]:
+    """Stops the Preprocessor's process, so that no image gets past it, until the test ends."""
+    (stage,) = (app["deployments"]["Preprocessor"] for app in cluster.state()["applications"].values())
+    process = psutil.Process(stage["replicas"][0]["pid"])
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("header", "text"), [("X-Request-Timeout-Ms", "2000"), ("X-Request-Timeout-Seconds", "2")])
+@pytest.mark.usefixtures("stopped_preprocessor")
+def test_deadlines_are_problems(running: Running, header: str, text: str) -> None:
+    """The client's deadline ends a request with 504 in our format, also where Ray Serve would answer in plain text."""
+    answer = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), headers={header: text}, timeout=60)
     assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.status_code, answer.json()["code"]) in expected
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
 
 
-def test_what_a_client_left_behind_is_let_go_of(running: Running) -> None:
-    """Thirty clients hang up at once, some with half of their image sent: nothing is under way a moment later."""
-    done_before = sum(status(running)["images"][kind] for kind in ("ok", "failed"))
+def test_a_deadline_that_is_no_number_is_refused(running: Running) -> None:
+    headers = {"X-Request-Timeout-Ms": "soon"}
+    answer = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), headers=headers)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
+
+
+def test_abandoned_requests_release_what_they_hold(running: Running) -> None:
+    """Thirty clients hang up at once, half of them in the middle of their image: nothing stays in flight."""
+
+    def images_done() -> int:
+        images = status(running)["images"]
+        return int(images["ok"] + images["failed"])
+
+    done_before = images_done()
     url = urlsplit(running.api)
     photo = make_photo(width=2000, height=1500)
     head = f"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(photo)}\r\n\r\n"
-    sockets = []
+    connections = []
     for number in range(30):
         connection = socket.create_connection((url.hostname, url.port))
         connection.sendall(head.encode() + photo[: len(photo) if number % 2 else len(photo) // 2])
-        sockets.append(connection)
-    for connection in sockets:
+        connections.append(connection)
+    for connection in connections:
         connection.close()
-    wait_for(lambda: status(running)["admission"]["images"] == status(running)["admission"]["buffered_bytes"] == 0, 5)
-    done = sum(status(running)["images"][kind] for kind in ("ok", "failed")) - done_before
-    assert done < 30
+
+    def idle() -> bool:
+        admission = status(running)["admission"]
+        return admission["images"] == admission["buffered_bytes"] == 0
+
+    wait_for(idle)
+    assert images_done() - done_before <= 15, "an image that came by half was counted"

@@ -30,6 +30,7 @@ def images(photos: list[bytes], binary: bool) -> list[triton.InferInput]:
 
 
 def test_it_finds_the_model(client: triton.InferenceServerClient) -> None:
+    """Health, repository index, metadata and config are those that the client expects."""
     assert client.is_server_live()
     assert client.is_server_ready()
     (listed,) = client.get_model_repository_index()
@@ -45,17 +46,17 @@ def test_it_finds_the_model(client: triton.InferenceServerClient) -> None:
 @pytest.mark.parametrize("photos", [PHOTOS[:1], PHOTOS], ids=["one", "batch"])
 @pytest.mark.parametrize("binary_in", [True, False], ids=["binary", "json"])
 @pytest.mark.parametrize("binary_out", [True, False], ids=["binary", "json"])
-def test_answers_equal_the_first_doors(
+def test_results_equal_those_of_classify(
     client: triton.InferenceServerClient, running: Running, photos: list[bytes], binary_in: bool, binary_out: bool
 ) -> None:
-    """Labels, ids and scores are those of /v1/classify, in JSON and with binary tensors."""
-    wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("label", "score", "class_id")]
-    result = client.infer("resnet18", images(photos, binary_in), outputs=wanted, request_id="7")
+    """Labels, ids and scores equal those of /v1/classify, in JSON and in binary tensors."""
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("label", "score", "class_id")]
+    result = client.infer("resnet18", images(photos, binary_in), outputs=outputs, request_id="7")
     assert result.get_response()["id"] == "7"
     form = [("images", ("a.jpg", photo)) for photo in photos]
-    answers = httpx2.post(f"{running.api}/v1/classify", files=form, timeout=60).json()["results"]
-    for row, answer in enumerate(answers):
-        predictions = answer["predictions"]
+    expected = httpx2.post(f"{running.api}/v1/classify", files=form, timeout=60).json()["results"]
+    for row, expected_row in enumerate(expected):
+        predictions = expected_row["predictions"]
         labels = [label.decode() if binary_out else label for label in result.as_numpy("label")[row]]
         assert labels == [p["label"] for p in predictions]
         assert result.as_numpy("class_id")[row].tolist() == [p["class_id"] for p in predictions]
@@ -66,17 +67,17 @@ def test_answers_equal_the_first_doors(
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_options_of_the_client(client: triton.InferenceServerClient, algorithm: str) -> None:
-    """Compressed requests, top_k, and its count of classifications."""
+    """The service takes compressed requests, top_k, and the client's own count of classes."""
     options = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
     score = triton.InferRequestedOutput("score", class_count=3)
     label = triton.InferRequestedOutput("label")
-    asked = images(PHOTOS, True)
-    result = client.infer("resnet18", asked, outputs=[score, label], parameters={"top_k": 2}, **options)
+    result = client.infer("resnet18", images(PHOTOS, True), outputs=[score, label], parameters={"top_k": 2}, **options)
     assert (result.as_numpy("score").shape, result.as_numpy("label").shape) == ((5, 3), (5, 2))
     assert result.as_numpy("score")[4, 0].split(b":", 2)[2] == result.as_numpy("label")[4, 0]
 
 
 def test_errors_arrive_as_the_clients_own(client: triton.InferenceServerClient) -> None:
+    """A bad image and an unknown model raise the client's exception, with our sentence and status."""
     with pytest.raises(InferenceServerException, match="image 1: not a JPEG") as refused:
         client.infer("resnet18", images([PHOTOS[0], b"no image"], True))
     assert refused.value.status() == "415"

@@ -1,4 +1,4 @@
-"""Serve configs with other values, to start services with or to change them, and what Ray tells of a live one."""
+"""Serve configs for tests: with changed values, as Ray reports them, as files."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ from tests.support.paths import ROOT
 
 
 def local() -> Config:
-    """What `make run` serves."""
+    """Return configs/local.yaml, which ``make run`` serves."""
     return read(ROOT / "configs" / "local.yaml")
 
 
 def deployments(config: Config, name: str, /, app: str | None = None) -> Iterator[Config]:
-    """The deployments of that name, in every application or in one."""
-    for each in config["applications"]:
-        if app in (None, each["name"]):
-            yield from (one for one in each["deployments"] if one["name"] == name)
+    """Yield the deployments of that name, in all applications or in ``app``."""
+    for application in config["applications"]:
+        if app in (None, application["name"]):
+            yield from (deployment for deployment in application["deployments"] if deployment["name"] == name)
 
 
 def changed(config: Config, name: str, /, **values: object) -> Config:
-    """A copy in which the deployments of that name have other values."""
+    """Return a copy in which the deployments of that name have these values."""
     copied = copy.deepcopy(config)
-    for one in deployments(copied, name):
-        one.update(values)
+    for deployment in deployments(copied, name):
+        deployment.update(values)
     return copied
 
 
 def tuned(config: Config, name: str, /, app: str | None = None, **values: object) -> Config:
-    """A copy in which those deployments take other user_config values; the rest of it stays."""
+    """Return a copy in which those deployments have these values in their ``user_config``, besides its others."""
     copied = copy.deepcopy(config)
-    for one in deployments(copied, name, app):
-        one["user_config"] = (one.get("user_config") or {}) | values
+    for deployment in deployments(copied, name, app):
+        deployment["user_config"] = (deployment.get("user_config") or {}) | values
     return copied
 
 
 def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[str, Any]:
-    """What Ray tells when a config is live."""
+    """Return what Ray's Serve API reports when a config is live since ``at``."""
     apps = {}
     shared = {key: config[key] for key in ("logging_config",) if key in config}
     for app in config["applications"]:
         stages = {
-            one["name"]: {
+            deployment["name"]: {
                 "status": "HEALTHY",
                 "message": "",
-                "target_num_replicas": one.get("num_replicas", 1),
-                "replicas": [{"replica_id": f"{at}-{i}", "state": "RUNNING"} for i in range(one["num_replicas"])],
-                "deployment_config": {"max_ongoing_requests": 64, "max_surge_percent": 0} | one,
+                "target_num_replicas": deployment.get("num_replicas", 1),
+                "replicas": [
+                    {"replica_id": f"{at}-{i}", "state": "RUNNING"} for i in range(deployment["num_replicas"])
+                ],
+                "deployment_config": {"max_ongoing_requests": 64, "max_surge_percent": 0} | deployment,
             }
-            for one in app["deployments"]
+            for deployment in app["deployments"]
         }
         apps[app["name"]] = {
             "name": app["name"],
@@ -69,7 +71,7 @@ def state_of(config: Config, at: float = 1.0, status: str = "RUNNING") -> dict[s
 
 
 def write(config: Config, folder: Path) -> Path:
-    """A config file."""
+    """Write a config file into a folder and return its path."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path

@@ -1,7 +1,6 @@
-"""A small HTTP/1.1 client that takes little from the server it measures, on a machine that both share.
+"""A small HTTP/1.1 client for load tests, which share a machine with the server: it takes little CPU time.
 
-Requests are whole byte strings made before the clock starts; answers are read by a parser that
-knows no more than it has to.
+Requests are byte strings, built before the clock starts. The parser reads status, length and body, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from urllib.parse import SplitResult
 TYPES = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 BOUNDARY = b"benchmark-7c1f0e"
 BATCH_SIZE = re.compile(rb'"batch_size": ?(\d+)')
-REASON_BYTES = 300  # the sentence is in them
+REASON_BYTES = 300  # of a failed response's end; they hold the error's sentence
 FAILED_IMAGE = b'"status":"error"'
 
 
@@ -31,7 +30,16 @@ class Answer(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One request: when it was due, sent and answered, its outcome (``200`` or why not), and what was said of that."""
+    """One request.
+
+    Attributes:
+        due: When it should have been sent, as ``time.perf_counter`` counts; so are ``sent`` and ``end``.
+        sent: When it was sent.
+        end: When its response was complete, or it failed.
+        outcome: ``200``, another status, or the name of the client's error.
+        batch_sizes: Of each image in the response.
+        reason: End of the body, unless the status is 200.
+    """
 
     due: float
     sent: float
@@ -42,7 +50,7 @@ class Sample(NamedTuple):
 
 
 def parse(received: bytes | bytearray) -> Answer | None:
-    """Read one response with a content length or in chunks; None while bytes are missing."""
+    """Parse one response, with a content length or chunked; return None while bytes are missing."""
     head_end = received.find(b"\r\n\r\n")
     if head_end < 0:
         return None
@@ -52,8 +60,8 @@ def parse(received: bytes | bytearray) -> Answer | None:
     if b"\r\ntransfer-encoding: chunked" in head:
         body = _chunks(received, start)
         return None if body is None else Answer(status, body, keep_alive)
-    _, found, rest = head.partition(b"\r\ncontent-length:")
-    length = int(rest.partition(b"\r\n")[0]) if found else 0
+    _, declared, rest = head.partition(b"\r\ncontent-length:")
+    length = int(rest.partition(b"\r\n")[0]) if declared else 0
     body = bytes(received[start : start + length])
     return Answer(status, body, keep_alive) if len(body) == length else None
 
@@ -73,10 +81,10 @@ def _chunks(received: bytes | bytearray, at: int) -> bytes | None:
 
 
 class Connection(asyncio.Protocol):
-    """A keep-alive connection with at most one request under way."""
+    """A keep-alive connection with at most one request in flight."""
 
     def __init__(self) -> None:
-        """Wait for the transport."""
+        """Create it without a transport."""
         self.open = False
         self._received = bytearray()
         self._answer: asyncio.Future[Answer] | None = None
@@ -88,7 +96,7 @@ class Connection(asyncio.Protocol):
         self.open = True
 
     def data_received(self, data: bytes) -> None:
-        """Collect bytes until an answer is whole."""
+        """Collect bytes until the response is complete."""
         self._received += data
         answer = parse(self._received)
         if answer and self._answer and not self._answer.done():
@@ -96,21 +104,21 @@ class Connection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail the request under way."""
+        """Fail the request in flight."""
         self.open = False
         if self._answer and not self._answer.done():
             self._answer.set_exception(ConnectionError("closed"))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.open = False
         self._transport.close()
 
     async def post(self, request: bytes) -> Answer:
-        """Send a request and wait for its answer.
+        """Send a request and wait for its response.
 
         Raises:
-            ConnectionError: The server hung up.
+            ConnectionError: The server closed the connection.
         """
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -121,10 +129,16 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Sends the prepared requests in turn over as many connections as are needed."""
+    """Sends prepared requests in turn, over as many connections as requests are in flight."""
 
     def __init__(self, url: SplitResult, requests: Sequence[bytes], timeout_s: float) -> None:
-        """Keep what to send; nothing is connected yet."""
+        """Connect nowhere yet.
+
+        Args:
+            url: Of the server.
+            requests: Complete HTTP requests.
+            timeout_s: After which a request has failed.
+        """
         self._address = (url.hostname or "127.0.0.1", url.port or 80)
         self._requests = itertools.cycle(requests)
         self._timeout_s = timeout_s
@@ -132,7 +146,7 @@ class Client:
         self.samples: list[Sample] = []
 
     async def post(self, due: float) -> None:
-        """Send the next request and record what happened; any answer but a flawless 200 is a failure."""
+        """Send the next request and record its sample; a 200 with a failed image is a failure too."""
         sent, batch_sizes, reason = time.perf_counter(), (), ""
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -150,11 +164,11 @@ class Client:
                 self._idle.append(connection)
         except (OSError, TimeoutError) as error:
             outcome = type(error).__name__
-            await asyncio.sleep(0.01)  # a server that refuses connections is not to be hammered
+            await asyncio.sleep(0.01)  # do not connect in a busy loop
         self.samples.append(Sample(due, sent, time.perf_counter(), outcome, batch_sizes, reason))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the idle connections."""
         for connection in self._idle:
             connection.close()
 
@@ -169,25 +183,25 @@ class Client:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every JPEG and PNG below a folder, in a fixed order.
+    """Return every JPEG and PNG below a folder, sorted by path.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The folder holds none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in TYPES)
-    if not found:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in TYPES)
+    if not files:
         raise FileNotFoundError(f"no JPEG or PNG below {folder}")
-    return found
+    return files
 
 
 def format_requests(url: SplitResult, files: Sequence[Path], per_request: int, field: str | None) -> list[bytes]:
-    """Whole HTTP requests: each image alone as the body, or several in a form.
+    """Build complete HTTP requests: one image as the body, or several in a form.
 
     Args:
-        url: Where to.
-        files: Used in turn.
-        per_request: Images in each request.
-        field: Form field that holds the images; without it an image is the body.
+        url: Target.
+        files: Images, used in turn.
+        per_request: Images per request.
+        field: Form field of the images; None sends an image as the body.
     """
     turns: Iterator[Path] = itertools.cycle(files)
     count = len(files) if per_request == 1 else min(len(files), 8)

@@ -1,8 +1,8 @@
-"""Load client: posts images over HTTP/1.1 and measures, in a process of its own.
+"""Load client: posts images over HTTP/1.1, measures, and prints JSON.
 
-``python -m tests.support.load URL IMAGES --clients 16`` keeps sixteen requests under way (closed loop);
-``--rate 20`` lets twenty images a second arrive at random, however long the answers take (open
-loop), and counts each latency from the moment the request was due. Prints JSON.
+``python -m tests.support.load URL IMAGES --clients 16`` keeps sixteen requests in flight (closed loop). With
+``--rate 20`` twenty images a second arrive at random, however long the responses take (open loop); each latency counts
+from the moment the request was due.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from tests.support.http_client import Client, Sample, format_requests, image_fil
 from tests.support.paths import ROOT
 
 PERCENTILES = (50, 90, 95, 99)
-MOST_FAILED = 10_000  # are told one by one
+MAX_FAILED = 10_000  # failed requests listed in the summary
 
 
 async def closed_loop(client: Client, clients: int, until: float) -> None:
-    """Keep ``clients`` requests under way until a time, then wait for the last answers."""
+    """Keep ``clients`` requests in flight until a time, then wait for the last responses."""
 
-    async def one() -> None:
+    async def client_loop() -> None:
         while (now := time.perf_counter()) < until:
             await client.post(now)
 
-    await asyncio.gather(*(one() for _ in range(clients)))
+    await asyncio.gather(*(client_loop() for _ in range(clients)))
 
 
 async def open_loop(client: Client, rate: float, until: float, seed: int) -> None:
-    """Let requests arrive as a Poisson process until a time, then wait for the last answers."""
+    """Send requests as a Poisson process until a time, then wait for the last responses."""
     arrivals, due = random.Random(seed), time.perf_counter()
-    async with asyncio.TaskGroup() as under_way:
+    async with asyncio.TaskGroup() as in_flight:
         while (due := due + arrivals.expovariate(rate)) < until:
             await asyncio.sleep(due - time.perf_counter())
-            under_way.create_task(client.post(due))
+            in_flight.create_task(client.post(due))
 
 
 def summarize(samples: Sequence[Sample], start: float, end: float, images: int) -> dict[str, Any]:
-    """What a window of time saw.
+    """Summarize a window of time.
 
-    A request that lies only partly in the window counts with that part, so that neither few large
-    requests nor the moments when the window opens and closes distort the rate.
+    A request that lies partly in the window counts with that part. Otherwise few large requests, and those at the
+    window's edges, would distort the rate.
 
     Args:
-        samples: Of the whole run.
-        start: Of the window; requests answered before it only warmed up.
-        end: Of the window.
-        images: In each request.
+        samples: All requests of the run.
+        start: Start of the window; requests answered before it were the warm-up.
+        end: End of the window.
+        images: Images per request.
 
     Returns:
-        Counts and times; `failed` tells of each of those requests when it was sent, by the machine's monotonic clock,
-        its outcome, and the end of the answer's body.
+        Counts, rates and latencies. ``failed`` lists for each failed request when it was sent (monotonic clock), its
+        outcome, and the end of the response's body.
     """
     seen = [sample for sample in samples if sample.end > start]
     ok = [sample for sample in seen if sample.outcome == "200"]
@@ -71,7 +71,7 @@ def summarize(samples: Sequence[Sample], start: float, end: float, images: int) 
         "requests": len(seen),
         "failures": len(seen) - len(ok),
         "outcomes": dict(Counter(s.outcome for s in seen)),
-        "failed": [(round(s.sent, 1), s.outcome, s.reason) for s in seen if s.outcome != "200"][:MOST_FAILED],
+        "failed": [(round(s.sent, 1), s.outcome, s.reason) for s in seen if s.outcome != "200"][:MAX_FAILED],
         "images_per_s": round(sum(shares) * images / (end - start), 3),
         "latency_ms": percentiles([(s.end - s.due) * 1000 for s in ok]),
         "late_p99_ms": percentiles([(s.sent - s.due) * 1000 for s in seen])["p99"],
@@ -80,7 +80,7 @@ def summarize(samples: Sequence[Sample], start: float, end: float, images: int) 
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """The mean, and for each percentile the smallest value that so many do not exceed."""
+    """Return the mean, and the nearest-rank percentiles: each is a value that occurred."""
     ordered = sorted(values)
     if not ordered:
         return {"mean": None, **{f"p{p}": None for p in PERCENTILES}}
@@ -89,7 +89,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float | None]:
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Apply the load that a command line asks for."""
+    """Apply the load that the command line describes, and return its summary."""
     url = urlsplit(options.url)
     field = options.field or ("images" if options.per_request > 1 else None)
     files = image_files(options.images)
@@ -112,7 +112,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def apply(url: str, images: Path, **options: float | str | None) -> dict[str, Any]:
-    """Run this program in a process of its own; options are its flags."""
+    """Run this program in a process of its own and return its summary; ``options`` are its flags."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
     command = [sys.executable, "-m", "tests.support.load", url, str(images), *flags]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -121,15 +121,15 @@ def apply(url: str, images: Path, **options: float | str | None) -> dict[str, An
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("images", type=Path, help="folder of JPEG and PNG files")
-    parser.add_argument("--clients", type=int, default=16, help="requests under way")
-    parser.add_argument("--rate", type=float, help="images that arrive in a second, instead of --clients")
+    parser.add_argument("--clients", type=int, default=16, help="requests in flight")
+    parser.add_argument("--rate", type=float, help="images per second that arrive at random, instead of --clients")
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--ramp", type=float, default=1, help="seconds before those, not counted")
-    parser.add_argument("--per-request", type=int, default=1, help="images in each request")
+    parser.add_argument("--ramp", type=float, default=1, help="seconds of warm-up before those")
+    parser.add_argument("--per-request", type=int, default=1, help="images per request")
     parser.add_argument("--field", help="form field for the images (default: the body, or `images` for several)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds after which a request has failed")
     parser.add_argument("--seed", type=int, default=0)

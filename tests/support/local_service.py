@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from serve_app.batcher import MicroBatcher, ThreadRunner
-from serve_app.config import BatchConfig, IngressConfig, KeysConfig, LimitsConfig, WeightsConfig
+from serve_app.config import (
+    BatchConfig,
+    EngineConfig,
+    IngressConfig,
+    KeysConfig,
+    LimitsConfig,
+    WeightsConfig,
+)
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.http.auth import ApiKeys
 from serve_app.inference.engine import ResNetEngine
@@ -25,9 +32,9 @@ from serve_app.routing.shadow import Comparison
 
 @cache
 def load(weights: WeightsConfig) -> tuple[ResNetEngine, ModelCard]:
-    """Load a model once for all tests: finding the fastest runtime takes seconds."""
+    """Load a model once for all tests, on torch: choosing the fastest runtime would take seconds."""
     model, card = load_model(weights)
-    return ResNetEngine(model, card), card
+    return ResNetEngine(model, card, EngineConfig(runtime="torch")), card
 
 
 class NoMetrics:

@@ -1,7 +1,7 @@
 """Ten times the load that a running service can take: ``python -m tests.support.overload URL IMAGES``.
 
-Measures what it can do, its latency at 80 % of that, then what becomes of ten times as much, and how soon it is
-itself again. Watches the memory of the ingress replicas' processes meanwhile. Prints JSON.
+Measures the capacity, the latency at 80 % of it, the responses to ten times as much, and the recovery. Samples the
+memory of the ingress replicas meanwhile. Prints JSON.
 """
 
 from __future__ import annotations
@@ -28,15 +28,28 @@ CLIENTS = 16
 
 
 def latencies(samples: Sequence[Sample], outcomes: Sequence[str]) -> dict[str, float | None]:
-    """From when a request was sent to its answer, in ms."""
+    """Return percentiles from sending a request to its response, in ms."""
     return percentiles([(s.end - s.sent) * 1000 for s in samples if s.outcome in outcomes])
 
 
 class Watch:
-    """Asks the service for its health now and then, posts an image and reads the whole answer, and notes its memory."""
+    """Checks an overloaded service five times a second: health, one image, the ingress replicas' memory.
+
+    Attributes:
+        health_ms: Time of both health requests, for each check.
+        refused: Images refused with 429 or 503.
+        without_retry_after: Of those, responses without Retry-After or with another code than ``overloaded``.
+        unanswered: Requests that failed in transport.
+        rss_mb: Resident memory of ingress replicas and HAProxy, for each check.
+    """
 
     def __init__(self, url: str, image: bytes) -> None:
-        """Start with ``async with``."""
+        """Check while an ``async with`` block runs.
+
+        Args:
+            url: Base URL of the service.
+            image: Encoded image to post.
+        """
         self._url, self._image = url, image
         self.health_ms: list[float] = []
         self.without_retry_after = 0
@@ -44,15 +57,15 @@ class Watch:
         self.rss_mb: list[float] = []
 
     async def __aenter__(self) -> Watch:
-        self._task = asyncio.create_task(self._look())
+        self._task = asyncio.create_task(self._check())
         return self
 
     async def __aexit__(self, *_error: object) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):  # anything else that ended it is a finding
+        with contextlib.suppress(asyncio.CancelledError):  # any other exception fails the test
             await self._task
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         async with httpx2.AsyncClient(base_url=self._url, timeout=10) as http:
             while True:
                 start = time.perf_counter()
@@ -73,7 +86,7 @@ class Watch:
 
 
 def ingress_rss_mb() -> float:
-    """Memory of all ingress replicas and HAProxies of this machine."""
+    """Return the resident memory of all ingress replicas and HAProxy processes of this machine, in MiB."""
     total = 0
     for process in psutil.process_iter(["name", "cmdline", "memory_info"]):
         words = " ".join(process.info["cmdline"] or ())
@@ -85,14 +98,14 @@ def ingress_rss_mb() -> float:
 async def try_overload(
     url: str, images: Path, seconds: float, times: float = 10, clients: int | None = None
 ) -> dict[str, Any]:
-    """Load a running service and say what was seen.
+    """Overload a running service and return the measurements.
 
     Args:
-        url: Of the service.
+        url: Base URL of the service.
         images: Folder of images.
-        seconds: Of overload.
-        times: Its capacity, offered as random arrivals.
-        clients: Instead, so many who ask again as soon as they are answered.
+        seconds: Duration of the overload.
+        times: Rate of the overload, as a multiple of the capacity.
+        clients: Closed-loop clients instead of that rate.
     """
     target = urlsplit(url + "/v1/classify")
     files = image_files(images)
@@ -150,18 +163,18 @@ async def try_overload(
 
 
 def outcomes(client: Client) -> dict[str, int]:
-    """How many requests ended how."""
+    """Count the requests by outcome."""
     return dict(Counter(sample.outcome for sample in client.samples))
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("images", type=Path, help="folder of JPEG and PNG files")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--times", type=float, default=10, help="the capacity that was measured")
-    parser.add_argument("--clients", type=int, help="so many at a time instead")
+    parser.add_argument("--times", type=float, default=10, help="multiple of the capacity that is measured first")
+    parser.add_argument("--clients", type=int, help="closed-loop clients instead of --times")
     options = parser.parse_args()
     done = asyncio.run(try_overload(options.url, options.images, options.seconds, options.times, options.clients))
     print(json.dumps(done, indent=1))

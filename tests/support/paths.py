@@ -1,4 +1,4 @@
-"""Where the checkout is."""
+"""The checkout's path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All processes of one system: which they are, what CPU time and memory they take, and that none stays."""
+"""All processes of a started program: their CPU time and memory, and that none is left behind."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STOP_TIMEOUT_S = 60
 GRACE_S = 3
 KILL_TIMEOUT_S = 10
 SAMPLE_S = 1.0
-# What a command line holds -> the name it gets, in the order in which they are tried.
+# Part of a command line -> name of the process; the first match counts.
 NAMES = {
-    "ServeReplica": "",  # its deployment's, below
+    "ServeReplica": "",  # label() takes the deployment's name
     "ProxyActor": "proxy",
     "ServeController": "controller",
     "raylet/raylet": "raylet",
@@ -44,38 +44,37 @@ NAMES = {
 
 
 class Tree:
-    """A started process with everything that came of it, whether it still has its parent or not.
-
-    Args:
-        leader: The process started.
-        mark: Value of the environment variable MARK that it was started with.
+    """A started process and its descendants, also those whose parents have ended.
 
     Attributes:
-        left_behind: Names of the processes that were still there when the leader had ended.
+        left_behind: Names of the processes that were alive after the leader had ended.
     """
 
     def __init__(self, leader: psutil.Process, mark: str) -> None:
-        """Know the leader."""
+        """Start with the leader.
+
+        Args:
+            leader: The process that was started.
+            mark: Value of the environment variable MARK in its environment.
+        """
         self._leader, self._mark = leader, mark
         self._known: set[psutil.Process] = {leader}
         self.left_behind: list[str] = []
 
     def processes(self) -> list[psutil.Process]:
-        """Those alive now; each one found is followed from then on.
+        """Return the processes that are alive, and remember them.
 
-        A process belongs when its parent does. One whose parent ended before it was seen is known by
-        the mark in its environment, unless it has overwritten that with a title.
+        A process belongs to the tree if its parent does. If the parent has ended unseen, the mark in the environment
+        decides; a process that has overwritten its environment with a title is not found then.
         """
         parents = {process: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
         self._known = {process for process in self._known if alive(process)}
         while True:
             pids = {process.pid for process in self._known}
-            found = {
-                p for p, ppid in parents.items() if p not in self._known and (ppid in pids or self._marked(p, ppid))
-            }
-            if not found:
+            new = {p for p, ppid in parents.items() if p not in self._known and (ppid in pids or self._marked(p, ppid))}
+            if not new:
                 return sorted(self._known, key=lambda process: process.pid)
-            self._known |= found
+            self._known |= new
 
     def _marked(self, process: psutil.Process, parent: int) -> bool:
         with contextlib.suppress(psutil.Error):
@@ -83,10 +82,10 @@ class Tree:
         return False
 
     def stop(self) -> None:
-        """End the leader as a user would, and kill what that leaves.
+        """Terminate the leader as a user would, and kill the processes that are left.
 
         Raises:
-            RuntimeError: Some process survives even that.
+            RuntimeError: A process survives SIGKILL.
         """
         self.processes()
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -103,7 +102,7 @@ class Tree:
             raise RuntimeError(f"processes {[process.pid for process in survivors]} cannot be ended")
 
     def memory_mb(self) -> dict[str, float]:
-        """Memory by name, shared pages divided among those that share them (PSS)."""
+        """Return the proportional set size (PSS) by name, in MiB: shared pages count in equal parts."""
         total: dict[str, float] = defaultdict(float)
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -111,7 +110,7 @@ class Tree:
         return {name: round(value, 1) for name, value in total.items()}
 
     def cpu_s(self) -> dict[psutil.Process, tuple[str, float]]:
-        """Name of each living process, and the CPU seconds that it has taken so far."""
+        """Return the name and the CPU seconds so far of each living process."""
         seconds = {}
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -121,24 +120,24 @@ class Tree:
 
 
 class CpuWatch:
-    """CPU time of a tree and of the whole machine while a ``with`` block runs.
+    """Measures the CPU time of a tree and of the machine while a ``with`` block runs.
 
-    A process that ends within the block counts up to when it was last seen.
+    A process that ends within the block counts up to its last sample.
 
     Attributes:
-        by_name: CPU seconds by name, once the block is done.
-        machine_s: CPU seconds of everything on the machine.
-        wall_s: How long the block took.
+        by_name: CPU seconds by name, after the block.
+        machine_s: CPU seconds of all processes on the machine.
+        wall_s: Wall time of the block.
     """
 
     def __init__(self, tree: Tree) -> None:
-        """Watch a tree."""
+        """Measure this tree."""
         self._tree = tree
         self._stop = threading.Event()
         self.by_name: dict[str, float] = {}
 
     def __enter__(self) -> CpuWatch:
-        """Start the clocks."""
+        """Take the first sample."""
         self._first = self._tree.cpu_s()
         self._last = dict(self._first)
         self._machine, self._wall = busy_s(), time.perf_counter()
@@ -147,7 +146,7 @@ class CpuWatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Stop the clocks."""
+        """Take the last sample and sum up."""
         self._stop.set()
         self._thread.join()
         self.wall_s, self.machine_s = time.perf_counter() - self._wall, busy_s() - self._machine
@@ -164,20 +163,20 @@ class CpuWatch:
 
 
 def busy_s() -> float:
-    """CPU seconds that the machine has worked so far, on all cores."""
+    """Return the CPU seconds that all cores have worked since the machine started."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that ended but was not collected does not."""
+    """Return whether a process runs; a zombie does not."""
     with contextlib.suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def label(process: psutil.Process, leader: psutil.Process) -> str:
-    """A readable name for what a process does; ``leader`` is the one that was started."""
+    """Return a readable name for a process of the tree of ``leader``."""
     try:
         command = " ".join(process.cmdline()) or process.name()
     except psutil.Error:
@@ -193,7 +192,7 @@ def label(process: psutil.Process, leader: psutil.Process) -> str:
 
 
 def end_on_signals() -> None:
-    """Let every signal that ends us end what we started as well, as Ctrl-C does."""
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that ``finally`` blocks stop the started programs."""
     for number in ENDING:
         signal.signal(number, signal.default_int_handler)
 
@@ -202,10 +201,16 @@ def end_on_signals() -> None:
 def started(
     command: list[str], root: Path, extra: dict[str, str], log: Path
 ) -> Iterator[tuple[Tree, subprocess.Popen[bytes]]]:
-    """Run a program out of Ctrl-C's reach and kill whatever it has left, should the block fail.
+    """Run a program until the block ends, in a process group of its own so that Ctrl-C doesn't reach it.
 
-    In our session: Linux shares cores among sessions first (autogroup), and lets those of an idle class in one make
-    those of another wait, a load client for seconds.
+    The program stays in our session: with autogroup, Linux first shares the cores among sessions. Processes of the idle
+    scheduling class in another session then made a load client here wait for seconds.
+
+    Args:
+        command: Program and arguments.
+        root: Its working directory.
+        extra: Environment variables in addition to ours.
+        log: File for its output.
     """
     mark = os.urandom(8).hex()
     with log.open("wb") as output:
@@ -222,7 +227,7 @@ def started(
     try:
         yield tree, process
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # an impatient second Ctrl-C waits until nothing is left
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a second Ctrl-C takes effect after the clean-up
         tree.stop()
         process.wait()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import io
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from PIL import Image
 
 from benchmarks import images, report
 from benchmarks.serving import earlier, our_systems, rotated, selected
-from benchmarks.systems import best_class
-from tests.support.processes import CpuWatch, started
+from benchmarks.systems import ask, best_class
+from tests.support.tiny_server import serving
 
 
 def test_photos_have_the_sizes_of_photos(tmp_path: Path) -> None:
@@ -79,7 +76,7 @@ def test_report_shows_what_there_is() -> None:
     assert report.cpu_parts(rounds(), "ours") == {"b": 2.0, "a": 1.0}
 
 
-def test_best_class_of_each_kind_of_answer() -> None:
+def test_best_class_of_each_response_format() -> None:
     predictions = [{"class_id": 7, "score": 0.9}, {"class_id": 1, "score": 0.1}]
     assert best_class({"results": [{"predictions": predictions}]}) == 7
     assert best_class([{"predictions": predictions}]) == 7
@@ -99,34 +96,19 @@ def test_systems_are_chosen_by_name(tmp_path: Path) -> None:
     assert rotated(["a", "b", "c"], 4) == ["b", "c", "a"]
 
 
-def runs(process: psutil.Process, program: str) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):  # ended since it was found
-        return program in process.cmdline()
-    return False
+async def test_a_chunked_response_is_read_to_its_end(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+
+    async def handler(request: bytes) -> bytes:
+        return b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{"batch_size": 4\r\n1\r\n}\r\n0\r\n\r\n'
+
+    async with serving(handler) as url:
+        answer = await asyncio.to_thread(ask, url, tmp_path / "a.jpg", None)
+    assert json.loads(answer.body) == {"batch_size": 4}
 
 
-def test_nothing_is_left_of_a_system(tmp_path: Path) -> None:
-    """Grandchildren in sessions of their own are found, counted and ended, even without their parents."""
-    grandchild = "import time; sum(range(10**6)); time.sleep(60)"
-    child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {grandchild!r}], start_new_session=True)"
-    parent = f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {child!r}]); time.sleep(60)"
-    with started([sys.executable, "-c", parent], tmp_path, {}, tmp_path / "log") as (tree, _):
-        with CpuWatch(tree) as watch:
-            deadline = time.monotonic() + 30
-            while not (
-                len(processes := tree.processes()) == 2 and any(runs(process, grandchild) for process in processes)
-            ):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        assert watch.by_name["main"] >= 0
-        assert tree.memory_mb()["main"] > 0
-    assert len(processes) == 2
-    assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in processes)
-    assert len(tree.left_behind) == 1
-
-
-def test_rounds_are_added_only_to_their_like(tmp_path: Path) -> None:
-    """A run goes on where it stopped, but not with other code."""
+def test_rounds_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
+    """A repeated run adds rounds to its own results, and refuses to add to those of another commit."""
     was = {"machine": {"commit": "a", "cpu": {}, "versions": {}}, "rounds": [{"ours": {}}]}
     now = {"machine": {"commit": "b", "cpu": {}, "versions": {}}, "rounds": []}
     assert earlier(tmp_path, now) == now
