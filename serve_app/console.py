@@ -1,8 +1,8 @@
-"""Progress lines that the command-line programs print for the person who started them."""
+"""Progress messages of the commands."""
 
 from __future__ import annotations
 
 
 def say(message: str) -> None:
-    """Print one progress line at once, also where the output is a pipe."""
+    """Print one line of progress, at once even where output is buffered."""
     print(f"· {message}", flush=True)
