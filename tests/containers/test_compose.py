@@ -144,8 +144,8 @@ def test_a_photo_is_classified_over_http(stack: Stack) -> None:
 def test_a_photo_is_classified_from_within_the_pages_container(stack: Stack) -> None:
     """The page's own client, in its container, through the network that the two share."""
     program = (
-        "import sys; from frontend.client import Client, Photo\n"
-        "result = Client().classify(Photo('a.jpg', bytes.fromhex(sys.argv[1])))\n"
+        "import sys; from frontend.api_client import ApiClient, Photo\n"
+        "result = ApiClient().classify(Photo('a.jpg', bytes.fromhex(sys.argv[1])))\n"
         "print(result['status'], len(result['predictions']), sorted(result['explanation'])[0])"
     )
     printed = stack.compose("exec", "--no-TTY", "page", "python", "-c", program, make_photo().hex())
