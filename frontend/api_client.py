@@ -143,9 +143,10 @@ class ApiClient:
         for indices in _chunks(photos, max_images, max_bytes):
             missing = set(indices)
             problem = STREAM_ENDED
+            files = [("images", (photos[i].name, photos[i].data)) for i in indices]
             try:
-                for line in self._stream([photos[i] for i in indices]):
-                    if "index" in line:
+                for line in self._lines("POST", "/v1/classify", files=files, headers={"Accept": "application/jsonl"}):
+                    if "index" in line:  # the last line is the summary
                         i = indices[line["index"]]
                         missing.discard(i)
                         yield {**line, "index": i}
@@ -232,10 +233,6 @@ class ApiClient:
             _raise_problem(response)
             body: Json = response.json()
         return body
-
-    def _stream(self, photos: Sequence[Photo]) -> Iterator[Json]:
-        files = [("images", (photo.name, photo.data)) for photo in photos]
-        return self._lines("POST", "/v1/classify", files=files, headers={"Accept": "application/jsonl"})
 
     def _lines(self, method: str, path: str, **request: Any) -> Iterator[Json]:
         """Yield the lines of a JSON lines response as they arrive."""

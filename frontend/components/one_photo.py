@@ -116,19 +116,16 @@ def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:
 
 def _show_timings(result: Json) -> None:
     timings = result["timings_ms"]
-    legend = [f"{phase} {timings[phase]:.1f} ms" for phase in PHASES]
-    rows = pd.DataFrame({"phase": legend, "ms": [timings[phase] for phase in PHASES], "order": range(len(PHASES))})
-    colors = alt.Scale(domain=legend, range=["#f4b860", "#c9c5ba", "#e4572e"])
-    chart = (
-        alt.Chart(rows)
-        .mark_bar(height=16)
-        .encode(
-            x=alt.X("ms:Q", axis=None),
-            color=alt.Color("phase:N", scale=colors, title=None, legend=alt.Legend(orient="bottom", labelFontSize=13)),
-            order="order:Q",
-            tooltip=["phase:N"],
-        )
-        .properties(height=70)
+    phases = [f"{phase} {timings[phase]:.1f} ms" for phase in PHASES]
+    rows = pd.DataFrame({"phase": phases, "ms": [timings[phase] for phase in PHASES], "order": range(len(PHASES))})
+    colors = alt.Scale(domain=phases, range=["#f4b860", "#c9c5ba", "#e4572e"])
+    legend = alt.Legend(orient="bottom", labelFontSize=13)
+    bar = alt.Chart(rows, height=70).mark_bar(height=16)
+    chart = bar.encode(
+        alt.X("ms:Q", axis=None),
+        color=alt.Color("phase:N", scale=colors, title=None, legend=legend),
+        order="order:Q",
+        tooltip=["phase:N"],
     )
     st.markdown(f"**Time in the service** · {rows['ms'].sum():.1f} ms, in a batch of {result['batch_size']}")
     st.altair_chart(chart, width="stretch")

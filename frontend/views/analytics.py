@@ -146,14 +146,6 @@ def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[d
 
 
 def _show_histogram(bins: pd.DataFrame, title: str) -> None:
-    chart = (
-        alt.Chart(bins)
-        .mark_bar()
-        .encode(
-            alt.X("low:Q", bin="binned", title=title),
-            alt.Y("images:Q", title=None),
-            x2="high:Q",
-            tooltip=["low", "images"],
-        )
-    )
-    st.altair_chart(chart.properties(height=CHART_HEIGHT_PX))
+    x, y = alt.X("low:Q", bin="binned", title=title), alt.Y("images:Q", title=None)
+    bars = alt.Chart(bins, height=CHART_HEIGHT_PX).mark_bar()
+    st.altair_chart(bars.encode(x, y, x2="high:Q", tooltip=["low", "images"]))

@@ -74,7 +74,7 @@ def _photos() -> list[Photo]:
     files: list[Any] = from_folder.file_uploader(
         "A folder with a folder of photos per class", accept_multiple_files="directory"
     )
-    archive = from_zip.file_uploader("The same as a zip", type="zip")
+    archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
     if archive:
         readers.append((archive, lambda file: [Photo(name, data) for name, data in unzip(file.getvalue())]))
@@ -116,9 +116,9 @@ def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
         alt.Chart(bins)
         .mark_bar()
         .encode(
-            x=alt.X("low:Q", scale=scale, title="confidence"),
+            alt.X("low:Q", scale=scale, title="confidence"),
+            alt.Y("right:Q", scale=scale, title="accuracy"),
             x2="high:Q",
-            y=alt.Y("right:Q", scale=scale, title="accuracy"),
             opacity=alt.Opacity("photos:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
             tooltip=["score", "right", "photos"],
         )

@@ -30,12 +30,12 @@ def upload(page: Page, *paths: Path) -> None:
 
 
 def wait_for_charts(page: Page) -> None:
-    """Wait until the script has ended, nothing on the page is outdated, and every chart and table is drawn."""
+    """Wait until the script has ended, no element is outdated or still loading, and every chart is drawn."""
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     expect(page.locator("[data-stale=true]")).to_have_count(0)
-    for kind in ("stVegaLiteChart", "stDataFrame"):
-        for element in page.get_by_test_id(kind).filter(visible=True).all():
-            expect(element.locator("canvas").first).to_be_visible()
+    expect(page.get_by_test_id("stSkeleton").filter(visible=True)).to_have_count(0)
+    charts = page.get_by_test_id("stVegaLiteChart")
+    expect(charts.filter(has=page.locator(".marks"))).to_have_count(charts.count())  # Vega has drawn into it
 
 
 def save_screenshot(page: Page, name: str) -> None:
