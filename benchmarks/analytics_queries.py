@@ -1,7 +1,7 @@
 """How long the analytics page's questions take on a large prediction log: ``python -m benchmarks.analytics_queries``.
 
 Makes a log of so many rows (DuckDB, random, a tenth of them each day), runs the real ETL over it and asks each
-question of ``frontend.insights`` over all days. Exit code 1: one took longer than ``--limit-s``.
+question of ``frontend.prediction_log_queries`` over all days. Exit code 1: one took longer than ``--limit-s``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from frontend.insights import Insights, Span
+from frontend.prediction_log_queries import DateRange, PredictionLogQueries
 from serve_app.analytics import etl
 from tests.support.logged import log_day
 
@@ -31,22 +31,22 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def questions(insights: Insights) -> dict[str, Callable[[], Any]]:
+def questions(queries: PredictionLogQueries) -> dict[str, Callable[[], Any]]:
     """What the page asks when all days are chosen, and the drift of one half against the other."""
-    days = insights.days()
-    span, half = Span(days[0], days[-1]), len(days) // 2
-    before, after = Span(days[0], days[half - 1]), Span(days[half], days[-1])
+    days = queries.days()
+    span, half = DateRange(days[0], days[-1]), len(days) // 2
+    before, after = DateRange(days[0], days[half - 1]), DateRange(days[half], days[-1])
     return {
-        "volume": lambda: insights.volume(span),
-        "errors": lambda: insights.errors(span),
-        "phases": lambda: insights.phases(span),
-        "batch sizes": lambda: insights.histogram(span, "batch_size"),
-        "confidence": lambda: insights.histogram(span, "score"),
-        "classes": lambda: insights.classes(span),
-        "class mix": lambda: insights.class_mix(span),
-        "versions": lambda: insights.versions(span),
-        "least confident": lambda: insights.least_confident(span),
-        "drift": lambda: insights.drift(before, after),
+        "volume": lambda: queries.volume(span),
+        "statuses": lambda: queries.statuses(span),
+        "phase quantiles": lambda: queries.phase_quantiles(span),
+        "batch sizes": lambda: queries.histogram(span, "batch_size"),
+        "confidence": lambda: queries.histogram(span, "score"),
+        "classes": lambda: queries.classes(span),
+        "class mix": lambda: queries.class_mix(span),
+        "versions": lambda: queries.versions(span),
+        "least confident": lambda: queries.least_confident(span),
+        "drift": lambda: queries.drift(before, after),
     }
 
 
@@ -66,7 +66,7 @@ def main() -> None:
                 log_day(folder, FIRST + timedelta(days=number), options.rows // DAYS, version=f"v{1 + number // 5}")
             report["rows"], report["made_s"] = options.rows, round(time.perf_counter() - start, 1)
             report["etl_s"] = round(timed(lambda: etl.run(folder)), 1)
-        asked = questions(Insights(folder))
+        asked = questions(PredictionLogQueries(folder))
         first = {name: timed(ask) for name, ask in asked.items()}
         again = {name: statistics.median(timed(ask) for _ in range(REPEATS)) for name, ask in asked.items()}
     report["first_s"], report["median_s"] = ({n: round(s, 3) for n, s in each.items()} for each in (first, again))

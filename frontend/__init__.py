@@ -1,11 +1,11 @@
-"""The page: a Streamlit app that knows the service only through its HTTP API.
+"""The web page: a Streamlit app that reaches the service only through its HTTP API.
 
-app.py       which pages there are, and what they share
-classify.py  the Classify page: where photos come from, one or many
-single.py    one photo: heat map, bars, times, snippets
-feedback.py  was it right: thumbs and the right class
-many.py      many photos: progress, cards, table, downloads
-status.py    the Status page
-heatmap.py   a class activation map laid over its photo
-client.py    the HTTP client; the only place that knows URLs
+Photos, folders and zips come in from a browser; predictions, heat maps, job results and charts go out to it.
+
+app.py                     entry script: sign-in, navigation, errors that every page shares
+views/                     one file per page: classify, batch_jobs, evaluate, analytics, status
+components/                parts of pages
+api_client.py              the HTTP client; the only file that knows URLs and httpx2
+labeled.py                 labeled photos and their results -> metrics, for the Evaluate page
+prediction_log_queries.py  queries over the prediction log's summaries, for the Analytics page
 """

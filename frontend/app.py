@@ -1,4 +1,4 @@
-"""Which pages there are, and what they share. Run: ``streamlit run frontend/app.py``."""
+"""Entry script of the web page: ``streamlit run frontend/app.py``."""
 
 from __future__ import annotations
 
@@ -6,67 +6,63 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from frontend.analytics import show_analytics
-from frontend.batch import show_batch
-from frontend.classify import show_classify
-from frontend.client import Client, ProblemError, ServerDownError
-from frontend.evaluate import show_evaluate
-from frontend.sign_in import let_in, show_sign_out
-from frontend.status import show_status
+from frontend.api_client import ApiClient, ProblemError, ServerDownError
+from frontend.components.problems import show_problem
+from frontend.components.sign_in import require_sign_in, show_sign_out
+from frontend.views.analytics import show_analytics
+from frontend.views.batch_jobs import show_batch_jobs
+from frontend.views.classify import show_classify
+from frontend.views.evaluate import show_evaluate
+from frontend.views.status import show_status
 
 
 @st.cache_resource
-def connect() -> Client:
-    """One client for all sessions."""
-    return Client()
+def connect() -> ApiClient:
+    """Return the API client that all sessions share."""
+    return ApiClient()
 
 
-def guarded(show: Callable[[Client], None]) -> Callable[[], None]:
-    """A page that says what to do when the API is down."""
+def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
+    """Return a page function that calls ``show`` with the API client and explains errors of the API."""
 
     def page() -> None:
-        client = connect()
         try:
-            show(client)
+            show(connect())
+            return
         except ServerDownError as error:
             st.error(
-                f"**The classification service is not answering.** {error}. "
-                "Start it with `make run`, or set API_URL to where it runs.",
+                f"**The classification service is not responding.** {error}. "
+                "Start it with `make run`, or set API_URL to the service's address.",
                 icon=":material/power_off:",
             )
-            _offer_retry()
         except ProblemError as error:
             if error.problem.get("status") == 401:
                 st.error(
-                    f"**The API does not let this page in.** {error}. "
-                    "Set API_KEY in the page's environment or secrets to a valid key.",
+                    f"**The API rejected this page's key.** {error}. "
+                    "Set API_KEY to a valid key, in the page's environment or secrets.",
                     icon=":material/key_off:",
                 )
             else:
-                st.error(f"**{error.problem.get('title')}.** {error}.", icon=":material/warning:")
-            _offer_retry()
+                show_problem(error.problem)
+        if st.button("Retry", icon=":material/refresh:"):
+            st.rerun()
 
     return page
 
 
-def _offer_retry() -> None:
-    if st.button("Try again", icon=":material/refresh:"):
-        st.rerun()
-
-
 def main() -> None:
-    """Lay out the pages."""
+    """Register the pages and run the one that the URL names."""
     st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
-    st.html("<style>.block-container {padding-top: 4rem}</style>")  # Streamlit leaves a third of a phone empty
-    let_in()
+    # Streamlit's default top padding leaves a third of a phone's screen empty.
+    st.html("<style>.block-container {padding-top: 4rem}</style>")
+    require_sign_in()
+    classify = with_client(show_classify)
     pages = [
-        st.Page(
-            guarded(show_classify), title="Classify", icon=":material/image_search:", url_path="classify", default=True
-        ),
-        st.Page(guarded(show_batch), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
-        st.Page(guarded(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
+        st.Page(classify, title="Classify", icon=":material/image_search:", url_path="classify", default=True),
+        st.Page(with_client(show_batch_jobs), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
+        st.Page(with_client(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
         st.Page(show_analytics, title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
-        st.Page(guarded(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),
+        st.Page(with_client(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),
     ]
     show_sign_out()
     st.navigation(pages, position="top").run()

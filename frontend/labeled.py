@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from frontend.client import Json, Photo
+from frontend.api_client import Json, Photo
 
 BINS = 15  # of the reliability diagram
 ENTRIES, UNPACKED_BYTES = 20_000, 1 << 30  # most that a zip may hold

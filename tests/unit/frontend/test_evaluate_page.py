@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
 from frontend import labeled
-from frontend.client import Client, Photo
+from frontend.api_client import ApiClient, Photo
 from frontend.labeled import LabelError, by_folder, per_class, reliability, summary, table, unzip
 from serve_app.config import WeightsConfig
 from serve_app.http.app import create_app
@@ -21,9 +21,9 @@ from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
 
 SCRIPT = """
-from frontend.evaluate import show_evaluate
-from frontend import client
-show_evaluate(client.Client())
+from frontend.views.evaluate import show_evaluate
+from frontend import api_client
+show_evaluate(api_client.ApiClient())
 """
 PHOTOS = 18
 
@@ -35,14 +35,14 @@ def photos() -> list[Photo]:
 
 
 @pytest.fixture(scope="module")
-def client(weights: WeightsConfig) -> Iterator[Client]:
+def client(weights: WeightsConfig) -> Iterator[ApiClient]:
     with TestClient(create_app(LocalService(weights))) as http:
-        yield Client("http://testserver", transport=http._transport)
+        yield ApiClient("http://testserver", transport=http._transport)
 
 
 @pytest.fixture
-def page(client: Client, monkeypatch: pytest.MonkeyPatch) -> AppTest:
-    monkeypatch.setattr("frontend.client.Client", lambda: client)
+def page(client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.setattr("frontend.api_client.ApiClient", lambda: client)
     return AppTest.from_string(SCRIPT, default_timeout=60)
 
 
@@ -57,7 +57,7 @@ def zipped(photos: list[Photo]) -> bytes:
 
 
 def test_the_page_gives_the_numbers_of_the_command(
-    client: Client, weights: WeightsConfig, photos: list[Photo], tmp_path: Path
+    client: ApiClient, weights: WeightsConfig, photos: list[Photo], tmp_path: Path
 ) -> None:
     """Accuracy, calibration error, abstaining, precision, recall and reliability: the same from both."""
     for photo in photos:
@@ -90,8 +90,8 @@ def test_page_evaluates_a_zip(page: AppTest, photos: list[Photo]) -> None:
     assert not page.exception
     shown = {metric.label: metric.value for metric in page.metric}
     assert shown["Photos"] == str(PHOTOS)
-    assert set(shown) >= {"Right", "Among the best five", "Calibration error", "Not sure", "Right where sure"}
-    assert "1 of 19 photos got no answer" in page.warning[0].value
+    assert set(shown) >= {"Accuracy", "Top-5 accuracy", "Calibration error", "Not sure", "Accuracy when sure"}
+    assert "1 of 19 photos failed" in page.warning[0].value
 
 
 def test_page_names_folders_that_are_no_classes(page: AppTest) -> None:

@@ -1,4 +1,4 @@
-"""The Status page."""
+"""The Status page: readiness, counters, model, limits."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from datetime import timedelta
 import pandas as pd
 import streamlit as st
 
-from frontend.client import Client
+from frontend.api_client import ApiClient
 
 REFRESH_S = 2.0
 
 
-def show_status(client: Client) -> None:
-    """Show whether the service is ready, what it serves and what it has done.
-
-    Raises:
-        ServerDownError: The API does not answer.
-    """
+def show_status(client: ApiClient) -> None:
+    """Show whether the service is ready, its counters since the start, its model and its limits."""
     st.title("Status")
     served = client.models()
     _show_live(client)
@@ -27,7 +23,7 @@ def show_status(client: Client) -> None:
     st.caption(f"sha256 {model['sha256']}")
     if model["metrics"]:
         st.json(model["metrics"], expanded=1)
-    st.subheader("LimitsConfig")
+    st.subheader("Limits")
     st.markdown(
         f"{limits['max_image_bytes'] / 2**20:.0f} MB per image · {limits['max_images']} images and "
         f"{limits['max_body_bytes'] / 2**20:.0f} MB per request · {limits['max_pixels'] / 1e6:.0f} megapixels · "
@@ -36,33 +32,33 @@ def show_status(client: Client) -> None:
 
 
 @st.fragment(run_every=REFRESH_S)
-def _show_live(client: Client) -> None:
-    reason, status = client.ready(), client.status()
-    if reason is None:
-        st.success("Ready: every stage answers.", icon=":material/check_circle:")
+def _show_live(client: ApiClient) -> None:
+    not_ready, status = client.not_ready_reason(), client.status()
+    if not_ready is None:
+        st.success("Ready: every stage is up.", icon=":material/check_circle:")
     else:
-        st.error(f"Not ready: {reason}", icon=":material/warning:")
+        st.error(f"Not ready: {not_ready}", icon=":material/warning:")
     images = status["images"]
     total = images["ok"] + images["failed"]
     columns = st.columns(5)
-    columns[0].metric("Up", str(timedelta(seconds=int(status["up_s"]))))
+    columns[0].metric("Uptime", str(timedelta(seconds=int(status["up_s"]))))
     columns[1].metric("Images", total)
     columns[2].metric("Failed", f"{images['failed'] / total:.1%}" if total else "–")
-    columns[3].metric("Under way", images["in_flight"])
-    columns[4].metric("Mean batch", status["mean_batch_size"] or "–")
+    columns[3].metric("In flight", images["in_flight"])
+    columns[4].metric("Mean batch size", status["mean_batch_size"] or "–")
     left, right = st.columns(2)
     with left:
         st.markdown("**Replicas**")
         replicas = [
-            (name, one["status"], ", ".join(f"{n} {state.lower()}" for state, n in one["replicas"].items()))
-            for name, one in status["deployments"].items()
+            (name, deployment["status"], ", ".join(f"{n} {s.lower()}" for s, n in deployment["replicas"].items()))
+            for name, deployment in status["deployments"].items()
         ]
-        st.dataframe(pd.DataFrame(replicas, columns=["stage", "status", "replicas"]), hide_index=True)
+        st.dataframe(pd.DataFrame(replicas, columns=["deployment", "status", "replicas"]), hide_index=True)
     with right:
-        st.markdown("**Time per image, ms** (the last thousand)")
+        st.markdown("**Time per image, ms** (last 1,000 images)")
         if status["timings_ms"]:
             st.dataframe(pd.DataFrame(status["timings_ms"]).T)
         else:
-            st.caption("No image yet.")
+            st.caption("No image classified yet.")
     if status["errors"]:
         st.markdown("**Errors** · " + " · ".join(f"{code} {n}" for code, n in status["errors"].items()))

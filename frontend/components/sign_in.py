@@ -1,4 +1,4 @@
-"""Who may see the pages: everyone, or whoever signs in where ``[auth]`` is among Streamlit's secrets."""
+"""Sign-in with OpenID Connect, where Streamlit's secrets have an ``[auth]`` section; otherwise the page is open."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import streamlit as st
 from streamlit.errors import StreamlitAuthError, StreamlitSecretNotFoundError
 
 
-def let_in() -> None:
-    """Return for those who may see the pages; show the others how to sign in, and end the run."""
+def require_sign_in() -> None:
+    """Return for signed-in users and where sign-in is not configured; otherwise show the sign-in button and stop."""
     if not _configured() or st.user.get("is_logged_in"):
         return
     st.title("Image classification")
@@ -18,22 +18,25 @@ def let_in() -> None:
         try:
             st.login()
         except StreamlitAuthError as error:
-            st.error(f"**Signing in is not set up correctly.** {error}")
+            st.error(f"**The `[auth]` section of the page's secrets is not valid.** {error}")
     st.stop()
 
 
 def show_sign_out() -> None:
-    """Offer to sign out, where one can."""
+    """Show the sign-out button, where sign-in is configured."""
     if _configured() and st.sidebar.button(f"Sign out {st.user.get('email') or ''}", icon=":material/logout:"):
         st.logout()
 
 
 def _configured() -> bool:
-    """Whether signing in is wanted; a file of secrets that cannot be read opens nothing."""
+    """Return whether the secrets have an ``[auth]`` section; stop the page if the secrets cannot be parsed.
+
+    A typing mistake in the file must not open the page to everyone.
+    """
     try:
         return "auth" in st.secrets
     except StreamlitSecretNotFoundError as error:
         if any(Path(file).exists() for file in st.get_option("secrets.files")):
-            st.error(f"**The page stays closed: its secrets cannot be read.** {error}")
+            st.error(f"**The page is closed because its secrets file cannot be read.** {error}")
             st.stop()
         return False

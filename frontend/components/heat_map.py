@@ -1,0 +1,70 @@
+"""A class activation map drawn over its photo."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+DISPLAY_PX = 640
+# Color map of the heat map: matplotlib's "inferno" at 0, 0.25, 0.5, 0.75 and 1. Its lightness rises steadily, so the
+# map can be read in grayscale too.
+COLOR_STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
+
+
+def open_upright(data: bytes, max_pixels: int, display_px: int = DISPLAY_PX) -> Image.Image | None:
+    """Decode a photo for the screen: upright, RGB, on white where it is transparent.
+
+    Args:
+        data: The encoded file.
+        max_pixels: Photos whose header declares more pixels are not decoded; the API's ``limits.max_pixels``.
+        display_px: Long side of the returned picture, at most.
+
+    Returns:
+        The picture, or None where Pillow cannot decode the file; the API's error says why.
+    """
+    try:
+        file = Image.open(io.BytesIO(data))
+        if file.width * file.height > max_pixels:
+            return None
+        file.draft("RGB", (display_px, display_px))
+        image = ImageOps.exif_transpose(file)
+        image.thumbnail((display_px, display_px))
+        if "transparency" in image.info or "A" in image.mode:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return image.convert("RGB")
+    except Exception:
+        return None  # a broken file can raise almost anything in Pillow; the page shows the result without a picture
+
+
+def overlay(photo: Image.Image, values: list[list[float]], crop_fraction: float, opacity: float) -> Image.Image:
+    """Draw a class activation map over the part of the photo that the model received.
+
+    Args:
+        photo: RGB, upright.
+        values: Evidence per grid cell, in logits; negative evidence is not drawn.
+        crop_fraction: Side of the model's center crop divided by the photo's short side.
+        opacity: Opacity of the strongest evidence, 0-1.
+
+    Returns:
+        RGB, in the photo's size; the border outside the crop is faded.
+
+    Source:
+        Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016.
+    """
+    side = max(1, round(min(photo.size) * crop_fraction))
+    left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    evidence = np.clip(np.asarray(values, np.float32), 0, None)
+    evidence /= max(float(evidence.max()), 1e-6)
+    smooth = Image.fromarray(evidence).resize((side, side), Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(smooth), 0, 1)
+    positions = np.linspace(0, 1, len(COLOR_STOPS))
+    colors = np.stack([np.interp(strength, positions, COLOR_STOPS[:, c]) for c in range(3)], axis=-1)
+    pixels = np.asarray(photo, np.float32)
+    crop = pixels[top : top + side, left : left + side]
+    weight = (opacity * (0.25 + 0.75 * strength))[..., None]
+    faded = pixels * 0.55 + 255 * 0.45
+    faded[top : top + side, left : left + side] = crop * (1 - weight) + colors * weight
+    return Image.fromarray(faded.round().astype(np.uint8))

@@ -1,0 +1,172 @@
+"""Many photos: progress, cards, table, downloads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from frontend.api_client import ApiClient, Json, Photo
+from frontend.components.downloads import offer_csv_and_json
+from frontend.components.one_photo import show_one
+from frontend.components.problems import show_problem
+from frontend.components.thumbnails import data_url, grid, thumbnail
+
+CARDS_PER_PAGE, CARD_COLUMNS = 24, 4
+ALL, SURE, UNSURE, FAILED = "All", "Sure", "Not sure", "Failed"
+# Text of each order -> the column to sort by and whether it ascends; None keeps the order of the uploads.
+ORDERS: dict[str, tuple[str, bool] | None] = {
+    "As uploaded": None,
+    "Most confident first": ("score", False),
+    "Least confident first": ("score", True),
+    "Class": ("class", True),
+    "Name": ("name", True),
+}
+
+
+def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
+    """Classify the photos and show counts, filters, cards or a table, and downloads.
+
+    Args:
+        client: The API client.
+        photos: The photos, in the order to show them.
+        served: The response of ``GET /v1/models``.
+    """
+    results = classify_all(client, photos, served)
+    rows = _rows(photos, results)
+    failed = rows[rows["state"] == FAILED]
+    columns = st.columns(4)
+    columns[0].metric("Photos", len(rows))
+    columns[1].metric("Classified", len(rows) - len(failed))
+    columns[2].metric("Not sure", int((rows["state"] == UNSURE).sum()))
+    columns[3].metric("Failed", len(failed))
+    retryable = [photos[i] for i in failed.index if results[i]["error"].get("retryable")]
+    if retryable and st.button("Retry failed photos", icon=":material/refresh:"):
+        for photo in retryable:
+            _cache().pop(_cache_key(photo, served), None)
+        st.rerun()
+    shown = _filtered(rows)
+    view = st.segmented_control("View", ["Cards", "Table"], default="Cards", label_visibility="collapsed")
+    if shown.empty:
+        st.info("No photo matches these filters.")
+    elif view == "Table":
+        _show_table(shown, photos, served)
+    else:
+        _show_cards(client, shown, photos, results, served)
+    document = [{**results[i], "index": int(i), "id": photos[i].name} for i in shown.index]
+    offer_csv_and_json(shown, document, "predictions")
+
+
+def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> list[Json]:
+    """Return a result for each photo, in order; classify those that this session has not classified yet.
+
+    A progress bar shows how many results have arrived. The API's limits decide how many requests are sent.
+    """
+    cache, limits = _cache(), served["limits"]
+    by_key = {photo.key: photo for photo in photos}
+    missing = [photo for photo in by_key.values() if _cache_key(photo, served) not in cache]
+    if missing:
+        start, failed = time.monotonic(), 0
+        bar = st.progress(0.0, f"0 of {len(missing)}")
+        results = client.classify_many(missing, limits["max_images"], limits["max_body_bytes"])
+        for done, result in enumerate(results, 1):
+            cache[_cache_key(missing[result["index"]], served)] = result
+            failed += result["status"] == "error"
+            rate = done / (time.monotonic() - start)
+            bar.progress(done / len(missing), f"{done} of {len(missing)} · {failed} failed · {rate:.0f} images/s")
+        bar.empty()
+    return [cache[_cache_key(photo, served)] for photo in photos]
+
+
+def _cache() -> dict[Any, Json]:
+    cache: dict[Any, Json] = st.session_state.setdefault("results", {})
+    return cache
+
+
+def _cache_key(photo: Photo, served: Json) -> tuple[str, str]:
+    return photo.key, served["models"][0]["version"]
+
+
+def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
+    """Return one row per photo: name, state, class, score, reason. The index is the photo's index in ``photos``."""
+    rows: list[tuple[Any, ...]] = []
+    for photo, result in zip(photos, results, strict=True):
+        if result["status"] == "error":
+            problem = result["error"]
+            rows.append((photo.name, FAILED, None, None, f"{problem.get('title')}: {problem.get('detail')}"))
+        else:
+            best = result["predictions"][0]
+            state = UNSURE if result["uncertainty"]["abstain"] else SURE
+            rows.append((photo.name, state, best["label"], best["score"], None))
+    return pd.DataFrame(rows, columns=["name", "state", "class", "score", "reason"])
+
+
+def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that pass the user's filters, in the user's order."""
+    state_box, class_box, score_box, order_box = st.columns([3, 3, 2, 2])
+    state = state_box.segmented_control("Show", [ALL, SURE, UNSURE, FAILED], default=ALL) or ALL
+    classes = class_box.multiselect("Classes", sorted(rows["class"].dropna().unique()), placeholder="All classes")
+    min_score = score_box.slider("Minimum confidence", 0, 100, 0, format="%d %%") / 100
+    order = ORDERS[order_box.selectbox("Order", ORDERS)]
+    keep = pd.Series(True, index=rows.index)
+    if state != ALL:
+        keep &= rows["state"] == state
+    if classes:
+        keep &= rows["class"].isin(classes)
+    if min_score:
+        keep &= rows["score"].fillna(0) >= min_score
+    if order is None:
+        return rows[keep]
+    column, ascending = order
+    return rows[keep].sort_values(column, ascending=ascending, kind="stable", na_position="last")
+
+
+def _show_cards(
+    client: ApiClient, shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json], served: Json
+) -> None:
+    pages = -(-len(shown) // CARDS_PER_PAGE)
+    page = st.pagination(pages, key="many-page") if pages > 1 else 1
+    rows = shown.iloc[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
+    for column, i in grid(list(rows.index), CARD_COLUMNS):
+        row = rows.loc[i]
+        with column.container(border=True):
+            if picture := thumbnail(photos[i], served["limits"]["max_pixels"]):
+                st.image(picture, width="stretch")
+            if row["state"] == FAILED:
+                show_problem(results[i]["error"], row["name"])
+                continue
+            not_sure = " · not sure" if row["state"] == UNSURE else ""
+            st.progress(row["score"], f"**{row['class']}** · {row['score']:.0%}{not_sure}")
+            st.caption(row["name"])
+            if st.button("Details", key=f"details-{i}", type="tertiary"):
+                _show_details(client, photos[i], served)
+
+
+@st.dialog("Details", width="large")
+def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
+    st.caption(photo.name)
+    show_one(client, photo, served, key="details")
+
+
+def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:
+    table = shown.copy()
+    max_pixels = served["limits"]["max_pixels"]
+    table.insert(0, "photo", [data_url(thumbnail(photos[i], max_pixels)) for i in shown.index])
+    table["score"] = table["score"] * 100
+    table["reason"] = table["reason"].fillna("")
+    st.dataframe(
+        table,
+        hide_index=True,
+        row_height=56,
+        column_config={
+            "photo": st.column_config.ImageColumn("Photo", width="small"),
+            "name": "Name",
+            "state": "State",
+            "class": "Class",
+            "score": st.column_config.ProgressColumn("Confidence", format="%.1f %%", min_value=0, max_value=100),
+            "reason": st.column_config.TextColumn("Error", width="large"),
+        },
+    )

@@ -1,0 +1,37 @@
+"""Uploaded files -> photos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import streamlit as st
+
+from frontend.api_client import Photo
+
+OTHER_SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # formats with a second common suffix
+
+
+def suffixes(formats: Iterable[str]) -> list[str]:
+    """Return the file suffixes, without a dot, of the formats that ``GET /v1/models`` lists."""
+    return [suffix for name in formats for suffix in (name, OTHER_SUFFIXES.get(name)) if suffix]
+
+
+def read_photo(file: Any) -> list[Photo]:
+    """Return the one photo in an uploaded file."""
+    return [Photo(file.name, file.getvalue())]
+
+
+def read_once(store: str, files: Iterable[tuple[Any, Callable[[Any], list[Photo]]]]) -> list[Photo]:
+    """Return the photos in uploaded files; read only files that are new to this session.
+
+    Streamlit reruns the script at every click. Reading and hashing a folder again at every click takes too long.
+
+    Args:
+        store: Session-state key that holds the photos by Streamlit's file id.
+        files: Each uploaded file with the function that reads it.
+    """
+    known: dict[str, list[Photo]] = st.session_state.get(store, {})
+    photos = {file.file_id: known.get(file.file_id) or read(file) for file, read in files}
+    st.session_state[store] = photos
+    return [photo for group in photos.values() for photo in group]

@@ -1,0 +1,137 @@
+"""The Evaluate page: labeled photos -> metrics of the served model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+from frontend.api_client import ApiClient, Photo
+from frontend.components.downloads import offer_csv_and_json
+from frontend.components.many_photos import classify_all
+from frontend.components.thumbnails import grid, thumbnail
+from frontend.components.uploads import read_once, read_photo
+from frontend.labeled import BINS, LabelError, by_folder, per_class, reliability, summary, table, unzip
+
+MAX_MISTAKES, MISTAKE_COLUMNS = 24, 6
+HELP = (
+    "**A folder of folders**: each inner folder has the name of one of the model's classes and holds photos of that "
+    "class. A zip of such a folder works too. The page classifies the photos and compares the predicted classes with "
+    "the folders' names."
+)
+
+
+def show_evaluate(client: ApiClient) -> None:
+    """Classify labeled photos and show the served model's metrics on them."""
+    served = client.models()
+    model = served["models"][0]
+    st.title("How good is the model?")
+    st.caption(f"Model {model['name']}, version {model['version']} · {model['classes']} classes")
+    try:
+        uploaded = _photos()
+        if not uploaded:
+            st.info(HELP, icon=":material/folder_open:")
+            return
+        named = by_folder(uploaded, client.labels(model["name"], model["variant"]))
+    except LabelError as error:
+        st.error(str(error), icon=":material/warning:")
+        return
+    photos = [photo for photo, _ in named]
+    results = classify_all(client, photos, served)
+    rows = table(named, results)
+    if failed := len(named) - len(rows):
+        first = next(result["error"] for result in results if result["status"] == "error")
+        st.warning(f"{failed} of {len(named)} photos failed and are not counted; the first error: {first['detail']}.")
+    if rows.empty:
+        return
+    _show_metrics(summary(rows))
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
+        st.altair_chart(_confusion(rows), width="stretch")
+    with right:
+        st.markdown("**Reliability diagram** · on the diagonal, confidence equals accuracy")
+        st.altair_chart(_reliability(reliability(rows)), width="stretch")
+    st.markdown("**By class**")
+    percent = {name: st.column_config.NumberColumn(format="percent") for name in ("precision", "recall")}
+    st.dataframe(per_class(rows), column_config=percent)
+    _show_mistakes(rows, photos, served["limits"]["max_pixels"])
+    document = {
+        "model": {name: model[name] for name in ("name", "version", "sha256")},
+        **summary(rows),
+        "classes": json.loads(per_class(rows).to_json(orient="index")),
+    }
+    offer_csv_and_json(rows, document, "evaluation")
+
+
+def _photos() -> list[Photo]:
+    """Return the uploaded photos. A photo's name is its path in the folder or zip; the page never opens that path."""
+    from_folder, from_zip = st.tabs(["Folder", "Zip"])
+    files: list[Any] = from_folder.file_uploader(
+        "A folder with a folder of photos per class", accept_multiple_files="directory"
+    )
+    archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
+    readers = [(file, read_photo) for file in files]
+    if archive:
+        readers.append((archive, lambda file: [Photo(name, data) for name, data in unzip(file.getvalue())]))
+    return read_once("labeled-photos", readers)
+
+
+def _show_metrics(metrics: dict[str, float]) -> None:
+    columns = st.columns(6)
+    columns[0].metric("Photos", int(metrics["images"]))
+    for column, label, name, digits in (
+        (columns[1], "Accuracy", "top1", 1),
+        (columns[2], "Top-5 accuracy", "top5", 1),
+        (columns[3], "Calibration error", "ece", 2),
+        (columns[4], "Not sure", "not_sure", 1),
+        (columns[5], "Accuracy when sure", "right_where_sure", 1),
+    ):
+        value = metrics[name]
+        column.metric(label, "—" if pd.isna(value) else f"{value:.{digits}%}")
+
+
+def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
+    counts = rows.groupby(["label", "predicted"]).size().rename("photos").reset_index()
+    counts["share"] = counts["photos"] / counts.groupby("label")["photos"].transform("sum")
+    base = alt.Chart(counts).encode(
+        x=alt.X("predicted:N", title="predicted class"),
+        y=alt.Y("label:N", title="true class"),
+        tooltip=list(counts.columns),
+    )
+    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
+    text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
+    chart: alt.LayerChart = cells + base.mark_text().encode(text="photos:Q", color=text_color)
+    return chart
+
+
+def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
+    bins = diagram.reset_index(drop=True).assign(high=lambda f: f["low"] + 1 / BINS)
+    scale = alt.Scale(domain=[0, 1])
+    bars = (
+        alt.Chart(bins)
+        .mark_bar()
+        .encode(
+            alt.X("low:Q", scale=scale, title="confidence"),
+            alt.Y("right:Q", scale=scale, title="accuracy"),
+            x2="high:Q",
+            opacity=alt.Opacity("photos:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
+            tooltip=["score", "right", "photos"],
+        )
+    )
+    diagonal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="gray")
+    chart: alt.LayerChart = bars + diagonal.encode(x="x:Q", y="y:Q")
+    return chart
+
+
+def _show_mistakes(rows: pd.DataFrame, photos: Sequence[Photo], max_pixels: int) -> None:
+    wrong = rows[~rows["right"]].sort_values("score", ascending=False, kind="stable")
+    st.markdown(f"**Most confident mistakes** · {len(wrong)} mistakes in total")
+    for column, i in grid(list(wrong.index[:MAX_MISTAKES]), MISTAKE_COLUMNS):
+        if picture := thumbnail(photos[i], max_pixels):
+            column.image(picture, width="stretch")
+        column.caption(f"{wrong.loc[i, 'label']} → **{wrong.loc[i, 'predicted']}** {wrong.loc[i, 'score']:.0%}")

@@ -1,0 +1,61 @@
+"""What the browser tests share: where Chromium is, uploads, screenshots, a page server of a test's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from serve_app.launcher.environment import free_port
+from tests.support.paths import ROOT
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+NEEDS_CHROMIUM = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ,
+    reason="no Chromium: install it (Debian: apt install chromium) or set CHROMIUM; CI never skips these tests",
+)
+
+
+def upload(page: Page, *paths: Path) -> None:
+    """Choose files in the page's first file uploader."""
+    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files([str(path) for path in paths])
+
+
+def wait_for_charts(page: Page) -> None:
+    """Wait until the script has ended, no element is outdated or still loading, and every chart is drawn."""
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    expect(page.locator("[data-stale=true]")).to_have_count(0)
+    expect(page.get_by_test_id("stSkeleton").filter(visible=True)).to_have_count(0)
+    charts = page.get_by_test_id("stVegaLiteChart")
+    expect(charts.filter(has=page.locator(".marks"))).to_have_count(charts.count())  # Vega has drawn into it
+
+
+def save_screenshot(page: Page, name: str) -> None:
+    """Save a picture of the whole page in the folder that the environment's SCREENSHOTS names, if it does."""
+    if SCREENSHOTS:
+        wait_for_charts(page)
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", full_page=True)
+
+
+@contextmanager
+def page_server(**environment: str) -> Iterator[str]:
+    """Run a page server with more environment variables; yield its URL once it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", f"--server.port={port}"]
+    env = {**os.environ, **environment}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            printed = iter(process.stdout.readline, "")
+            assert any("URL:" in line for line in printed), "the page server ended before it printed its URL"
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()

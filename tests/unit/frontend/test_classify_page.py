@@ -1,0 +1,100 @@
+"""The Classify page against the real API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from frontend.api_client import ApiClient, Photo
+from serve_app.config import FeedbackConfig
+from serve_app.errors import OverloadedError
+from serve_app.observability.feedback_store import Feedback, labeled, votes
+from tests.conftest import make_photo
+from tests.support.local_service import LocalService
+
+
+def upload(page: AppTest) -> AppTest:
+    page.run()
+    return page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+
+
+@pytest.fixture
+def feedback_page(page: AppTest, service: LocalService, tmp_path: Path) -> AppTest:
+    """The page with one photo, on a service that keeps feedback and its photos in ``tmp_path``."""
+    service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path), keep_images=True))
+    return upload(page)
+
+
+def test_without_photos(page: AppTest) -> None:
+    """The empty page names the model."""
+    page.run()
+    assert not page.exception
+    assert "What is in this photo?" in page.title[0].value
+    assert "random" in page.caption[0].value
+
+
+def test_one_photo(page: AppTest) -> None:
+    """One photo gives its most likely class, the raw result and both snippets."""
+    upload(page)
+    assert not page.exception
+    (prediction,) = [*page.success, *page.warning]
+    result = json.loads(page.code[2].value)
+    assert result["predictions"][0]["label"] in prediction.value
+    assert "/v1/classify" in page.code[0].value
+    assert "requests.post" in page.code[1].value
+
+
+def test_many_photos(page: AppTest, client: ApiClient) -> None:
+    """Of six photos the broken one is counted as failed and shows the API's reason."""
+    page.run()
+    for i in range(5):
+        page.file_uploader[0].upload(f"{i}.jpg", make_photo(i), "image/jpeg")
+    page.file_uploader[0].upload("x.txt", b"text").run()
+    assert not page.exception
+    metrics = {metric.label: metric.value for metric in page.metric}
+    assert (metrics["Photos"], metrics["Failed"]) == ("6", "1")
+    assert client.classify(Photo("x.txt", b"text"))["error"]["detail"] in page.error[0].value
+
+
+def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalService) -> None:
+    """The API's title, reason and Retry-After are shown with the photo's name."""
+    page.run()
+    service.failing = OverloadedError("1024 images are in flight", 7)
+    page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
+    assert not page.exception
+    assert page.error[0].value == "**cat.jpg** · **Overloaded**: 1024 images are in flight (retry in 7 s)"
+
+
+def test_feedback_reaches_the_training_set(feedback_page: AppTest, tmp_path: Path) -> None:
+    """A thumb down is sent at once and again with the chosen class and photo; a thumb up keeps the predicted class."""
+    best = json.loads(feedback_page.code[2].value)["predictions"][0]["label"]
+    assert f"Is it {best}?" in str([element.value for element in feedback_page.markdown])
+    assert "keeps the photo" in str([element.value for element in feedback_page.caption])
+    feedback_page.feedback[0].set_value(0).run()
+    assert not feedback_page.exception
+    assert [(vote.correct, vote.label) for vote in votes(tmp_path)] == [(False, None)]
+    right = "bee" if best != "bee" else "cow"
+    feedback_page.selectbox[0].select(right).run()
+    assert not feedback_page.exception
+    (kept,) = labeled(tmp_path)
+    assert (kept.label, kept.path.read_bytes()) == (right, make_photo())
+    assert "Thank you" in str([element.value for element in feedback_page.caption])
+    feedback_page.run()
+    assert len(list(votes(tmp_path))) == 2  # a rerun sends no vote again
+    feedback_page.feedback[0].set_value(1).run()
+    assert [photo.label for photo in labeled(tmp_path)] == [best]
+
+
+def test_no_thumbs_without_feedback(page: AppTest) -> None:
+    """A service that keeps no feedback gets a page without thumbs."""
+    assert not upload(page).feedback
+
+
+def test_unsaved_feedback_is_reported(feedback_page: AppTest, tmp_path: Path) -> None:
+    """A vote that the service cannot write is reported under the thumbs."""
+    (tmp_path / "votes").rmdir()
+    feedback_page.feedback[0].set_value(0).run()
+    assert "Your feedback was not saved: " in feedback_page.error[0].value
