@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.etl import etl
+from serve_app.cli.predict import predict
 from serve_app.cli.run import run
 
 app = typer.Typer(
@@ -13,6 +15,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(predict)
+app.command()(etl)
 
 
 @app.callback()

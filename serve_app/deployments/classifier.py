@@ -18,7 +18,7 @@ from serve_app.deadline import Deadline
 from serve_app.deployments.handles import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
 from serve_app.deployments.ray_internals import STEADY
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.files import whole
+from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
 from serve_app.messages import Classification, ClassifyItem, Explain, ModelState, Named
 from serve_app.observability import tracing
@@ -56,7 +56,7 @@ class Classifier:
             engine = EngineConfig.model_validate_json(remembered.read_text())
         self._model = HotSwapModel(weights, engine, cores())
         self._turn = _on_this_node("loading.lock")
-        with whole(remembered) as path:
+        with atomic_write(remembered) as path:
             path.write_text(self._model.engine.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images in a batch as formed.", SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)

@@ -12,7 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.batch.results import Job, Output
+from serve_app.batch.plan import BatchJobConfig
+from serve_app.batch.results import ResultsFolder
 from serve_app.batch.sources import open_source
 from serve_app.batch.worker import Decoder, Predictor
 from serve_app.inference.card import load_card
@@ -62,14 +63,14 @@ def test_the_command_answers_as_the_service_does(http: httpx2.Client, photos: di
     folder.mkdir()
     for name, photo in photos.items():
         (folder / name).write_bytes(photo)
-    job = Job(source=str(folder), out=str(tmp_path / "out"))
-    output = Output(job.out)
-    output.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
+    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"))
+    results = ResultsFolder(job.out)
+    results.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
     Predictor(job)(Decoder(job)(0))
-    (part,) = output.parts()
+    (part,) = results.parts()
     found = {
         row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
-        for row in output.read(part).to_pylist()
+        for row in results.read_part(part).to_pylist()
     }
     assert agrees(found, online(http, photos))
 
