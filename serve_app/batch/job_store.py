@@ -61,25 +61,12 @@ class JobState(FrozenModel):
 
 
 class JobRequest(FrozenModel):
-    """What a client submitted, with the model that served at that moment; the content of ``job.json``.
+    """What a client submitted, with the model that served at that moment; the content of ``job.json``."""
 
-    Attributes:
-        caller: Name of the API key; None without API keys.
-        source: What clients see as the source.
-        location: Folder or bucket prefix to read; None for an uploaded zip.
-        body_sha256: Hash of the zip, or of the location.
-        top_k: Classes per image.
-        weights: Weights to classify with.
-        engine: Runtime and precision.
-        limits: Largest image, in bytes and pixels.
-        model: Name and version of the weights.
-        created: Time of the request, with its zone.
-    """
-
-    caller: str | None
-    source: str
-    location: str | None
-    body_sha256: str
+    caller: str | None  # name of the API key
+    source: str  # what clients see
+    location: str | None  # folder or bucket prefix to read; None for an uploaded zip
+    body_sha256: str  # of the zip, or of the location
     top_k: int
     weights: WeightsConfig
     engine: EngineConfig

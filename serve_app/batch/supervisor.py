@@ -25,14 +25,7 @@ log = logging.getLogger("serve_app")
 
 
 def predict_command(store: JobStore, job: str, address: str | None, workers: int | None) -> list[str]:
-    """Return the command line that runs a job, in SCHED_IDLE.
-
-    Args:
-        store: The job's store.
-        job: The job's id.
-        address: Address of a Ray cluster; None lets the command start a Ray of its own.
-        workers: Workers with a model; None is one per CPU.
-    """
+    """Return the command line that runs a job in SCHED_IDLE."""
     request = store.request(job)
     command = [*idle_python(), "-m", "serve_app", "predict"]
     command += [store.input_path(job), str(store.results_path(job)), "--background"]
@@ -63,11 +56,11 @@ class Supervisor:
 
         Args:
             store: The jobs.
-            address: Address of the Ray cluster for the jobs; None starts a Ray per job.
-            workers: Workers per job; None is one per CPU. It may change between jobs.
-            command: Makes the command line of a job.
+            address: Address of the Ray cluster for the jobs; None starts a local Ray per job.
+            workers: Workers per job; None is one per CPU.
+            command: Returns the command line of a job.
             poll_s: Seconds between two looks at a running job.
-            busy_retry_s: Seconds until a job is tried again whose results another run writes to.
+            busy_retry_s: Seconds until the next attempt while another run writes to the job's results.
         """
         self.workers = workers
         self._store, self._address, self._command = store, address, command

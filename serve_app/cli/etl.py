@@ -11,13 +11,8 @@ import typer
 
 
 def etl(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Folder of the prediction log: `prediction_log.folder` of the Ingress."),
-    ],
-    keep_days: Annotated[
-        int | None, typer.Option(min=0, help="Delete rows of days older than this; their summaries stay. Default: all.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder as in `prediction_log.folder`.")],
+    keep_days: Annotated[int | None, typer.Option(min=0, help="Days of rows to keep. Default: all.")] = None,
 ) -> None:
     """Turn the prediction log into one clean file per day and hourly summaries.
 

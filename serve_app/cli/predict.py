@@ -14,41 +14,20 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE", help="Folder, glob pattern in quotes ('photos/**/*.jpg'), zip or bucket prefix (s3://…)."
-        ),
-    ],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or bucket prefix for the results.")],
-    weights: Annotated[
-        str, typer.Option(help="demo, imagenet, a .safetensors file, or a WeightsConfig as JSON.")
-    ] = "demo",
-    engine: Annotated[str, typer.Option(help='A runtime, or an EngineConfig as JSON: \'{"precision": "int8"}\'.')] = (
-        "auto"
-    ),
-    limits: Annotated[str, typer.Option(help="Limits of an image as JSON, as in the Ingress's user_config.")] = "{}",
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, zip, quoted glob pattern or s3://… prefix.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3://… prefix for the results.")],
+    weights: Annotated[str, typer.Option(help="demo, imagenet, a .safetensors file, or JSON as in `args`.")] = "demo",
+    engine: Annotated[str, typer.Option(help='Runtime, or JSON such as \'{"precision": "int8"}\'.')] = "auto",
+    limits: Annotated[str, typer.Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
     top_k: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 10,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster, such as auto. Default: this machine alone.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers with a model. Default: one per CPU, or per share of a GPU.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
-    decoders: Annotated[
-        int, typer.Option(min=0, help="CPU workers that decode for the workers with a model; 0: each decodes itself.")
-    ] = 0,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images per call of the model. Default: 8, or 64 on a GPU.")
-    ] = None,
+    decoders: Annotated[int, typer.Option(min=0, help="CPU workers that only decode; 0: every worker decodes.")] = 0,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: 8, or 64 on a GPU.")] = None,
     shard: Annotated[int, typer.Option(min=1, help="Images per Parquet part: what a crash costs a worker.")] = 128,
-    background: Annotated[bool, typer.Option("--background", help="Use only CPU time that nothing else needs.")] = (
-        False
-    ),
-    progress: Annotated[
-        Path | None, typer.Option(help="Write progress to this file as JSON, instead of a bar on stderr.")
-    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Use only CPU time that is left over.")] = False,
+    progress: Annotated[Path | None, typer.Option(help="Write progress to this JSON file; no bar on stderr.")] = None,
 ) -> None:
     """Classify every image of SOURCE into Parquet files in OUT.
 

@@ -55,23 +55,15 @@ class JobParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(
-        None, ge=1, le=1000, description="Classes per image; a larger number than the model has returns all of them."
-    )
+    top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
 
 
 class JobInput(NamedTuple):
-    """The images of a new job.
+    """The images of a new job."""
 
-    Attributes:
-        sha256: Hash of the zip, or of the location.
-        name: What clients see as the source.
-        location: Folder or bucket prefix to read; None for a zip, which is in the draft folder.
-    """
-
-    sha256: str
-    name: str
-    location: str | None
+    sha256: str  # of the zip, or of the location
+    name: str  # what clients see as the source
+    location: str | None  # folder or bucket prefix to read; None for a zip, which is in the draft folder
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -191,9 +183,7 @@ def create_router(service: Service, problems: dict[int | str, dict[str, Any]]) -
         request: Request,
         job: str,
         format: Annotated[Format, Query(description="Format of the file.")] = "json",
-        only: Annotated[RowFilter, Query(description="`ok`: classified images; `failed`: images with an error.")] = (
-            "all"
-        ),
+        only: Annotated[RowFilter, Query(description="Classified images (`ok`) or errors (`failed`).")] = "all",
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         jobs = store()
@@ -217,9 +207,7 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
         location = resolve_source(await _read_source(request), limits.sources)
         return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location)
     if content_type not in (*RAW_TYPES, FORM):
-        raise UnsupportedImageError(
-            f"content type {content_type!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json"
-        )
+        raise UnsupportedImageError(f"type {content_type!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
     await asyncio.to_thread(check_zip, path, limits)
