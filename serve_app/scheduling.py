@@ -1,4 +1,9 @@
-"""Who takes turns, or only what CPU is free: replicas that get ready, and batch jobs; so that no request waits."""
+"""Linux scheduling for work that must not slow down requests: replicas that start, and batch jobs.
+
+Such work runs in the scheduling class SCHED_IDLE (``man 7 sched``), which gets a core only while nothing else wants it.
+A high nice value is weaker: a thread that serves a request and wakes up can still wait behind a busy thread of nice 19,
+because Linux may leave it on its last core. A core that runs only SCHED_IDLE threads counts as free.
+"""
 
 from __future__ import annotations
 
@@ -15,80 +20,86 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-LONGEST_S = 120  # what takes longer needs CPU, whoever else wants it
+MAX_IDLE_START_S = 120  # a replica that is not ready by then loads with normal scheduling
+MAX_LOCK_WAIT_S = 120
 
 
 def idle_python() -> list[str]:
-    """Command for a Python that only takes what CPU is free, from its first instruction on."""
-    chrt = shutil.which("chrt")  # Linux
+    """Return a command that starts this Python in SCHED_IDLE, or with nice 19 where ``chrt`` is missing."""
+    chrt = shutil.which("chrt")  # part of util-linux
     return [*([chrt, "--idle", "0"] if chrt else ["nice", "-n", "19"]), sys.executable]
 
 
 def idle_workers() -> dict[str, Any]:
-    """Options for Ray to start a worker so, on nodes that have Python where this one has it."""
+    """Return Ray options that start a worker with ``idle_python``; every node needs the same Python path."""
     return {"runtime_env": {"py_executable": shlex.join(idle_python())}}
 
 
 def idle_start_options() -> dict[str, Any]:
-    """Options for Ray to start a replica as ``enter_idle_scheduling`` would make it, as half of a start is imports."""
+    """Return Ray options that start a replica in SCHED_IDLE, or no options where a replica could not leave that class.
+
+    ``enter_idle_scheduling`` alone comes too late: half of a replica's start is imports.
+    """
     return idle_workers() if can_restore_scheduling() and shutil.which("chrt") else {}
 
 
 def enter_idle_scheduling() -> None:
-    """Run this thread, and those that it will start, only where a core would be idle; if that can be undone here.
+    """Move this thread, and the threads that it will start, to SCHED_IDLE, where that can be undone.
 
-    A low priority does less: Linux lets what wakes up wait for its last core while another is busy with a task
-    of low priority, but takes a core that has only tasks of the idle class for a free one.
+    A timer calls ``restore_scheduling`` after MAX_IDLE_START_S: on a node that is always busy, a SCHED_IDLE replica
+    would never get ready.
     """
     if can_restore_scheduling():
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        timer = Timer(LONGEST_S, restore_scheduling)
+        timer = Timer(MAX_IDLE_START_S, restore_scheduling)
         timer.daemon = True
         timer.start()
 
 
 def restore_scheduling() -> None:
-    """Put all threads of this process in the class of its parent, Ray's node; as far as that is allowed."""
+    """Move all threads of this process to the scheduling class of its parent, the Ray node's raylet."""
     if sys.platform != "linux":
         return
-    usual = os.sched_getscheduler(os.getppid())
+    parent_class = os.sched_getscheduler(os.getppid())
     for thread in (get_native_id(), *map(int, os.listdir("/proc/self/task"))):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or may not leave its class here
-            os.sched_setscheduler(thread, usual, os.sched_param(0))
+        with contextlib.suppress(OSError):  # the thread has ended, or this user may not leave SCHED_IDLE
+            os.sched_setscheduler(thread, parent_class, os.sched_param(0))
 
 
 @contextlib.contextmanager
-def node_lock(lock: Path, longest_s: float = LONGEST_S) -> Iterator[None]:
-    """One after the other: what all replicas of a node are told to do at the same moment, while they serve.
+def node_lock(lock_file: Path, timeout_s: float = MAX_LOCK_WAIT_S) -> Iterator[None]:
+    """Let one replica per node do expensive work at a time; a replica that has waited ``timeout_s`` goes on without.
+
+    All replicas of a node get new weights at the same moment, and two loading replicas starve the one that serves.
 
     Args:
-        lock: File that they share.
-        longest_s: What waits longer than that goes on.
+        lock_file: The file that the replicas of this node share.
+        timeout_s: Longest wait, in seconds.
     """
-    turn = FileLock(lock)
+    lock = FileLock(lock_file)
     with contextlib.suppress(Timeout):
-        turn.acquire(timeout=longest_s)
+        lock.acquire(timeout=timeout_s)
     try:
         yield
     finally:
-        turn.release()
+        lock.release()
 
 
 def can_restore_scheduling() -> bool:
-    """Whether this user may leave the idle class again: root may, and whoever has a RLIMIT_NICE of 20.
+    """Return whether this user may leave SCHED_IDLE: root may, and users with an RLIMIT_NICE of 20 may.
 
-    Linux keeps a class for each thread, so it is tried on one.
+    Linux keeps a scheduling class per thread, so a thread made for the purpose tries it.
     """
 
-    def left_and_returned() -> bool:
+    def try_both_classes() -> bool:
         try:
-            for each in (os.SCHED_IDLE, os.SCHED_OTHER):
-                os.sched_setscheduler(0, each, os.sched_param(0))
-        except OSError:  # a sandbox may forbid even the first
+            for scheduling_class in (os.SCHED_IDLE, os.SCHED_OTHER):
+                os.sched_setscheduler(0, scheduling_class, os.sched_param(0))
+        except OSError:  # some sandboxes forbid even the first call
             return False
         return True
 
     if sys.platform != "linux":
         return False
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(left_and_returned).result()
+        return thread.submit(try_both_classes).result()

@@ -1,18 +1,18 @@
-"""Work on many images that nobody waits for: batch prediction over folders, zips and buckets, on Ray Data.
+"""Batch prediction: classify a folder, zip or bucket prefix of images into Parquet files, on Ray Data.
 
-batch_predict.py  the command: flags, progress, summary
-pipeline.py       the stages on Ray Data; the only file here that knows Ray
-stages.py         what one worker does with one shard: read, decode, classify, write
-output.py         the folder of results: manifest, listing, parts; what makes a stopped run go on
-sources.py        where images come from: folder, glob, zip, bucket
+A source and its settings come in; a folder with one row per image goes out. Files in the order data meets them:
 
-The same over HTTP:
+predict.py      runs one job from start to end: listing, workers, progress, summary
+plan.py         settings of a job, and how many workers it gets
+sources.py      reads images from a folder, glob pattern, zip or bucket
+results.py      the folder of results: manifest, listing, one Parquet part per shard
+dataset.py      the stages on Ray Data; the only file here that imports Ray
+worker.py       what a worker does with a shard: read, decode, classify, write
 
-routes.py         /v1/jobs: submit, look, cancel, take the results
-upload.py         a body on its way to disk; archive.py refuses zips that are no honest ones
-store.py          the folder of jobs: what was asked, how far it is, how it ended
-supervisor.py     works the folder off by running the command
-results.py        parts of results -> JSON, JSON lines, CSV, Parquet
+Jobs over HTTP (routes: serve_app/http/jobs.py) add:
 
-etl.py            prediction log -> days and hourly summaries, on DuckDB
+zip_archive.py  refuses an uploaded zip that is hostile or too large
+job_store.py    the folder of jobs: request, progress and outcome of each
+supervisor.py   runs `serve-app predict` for the jobs in that folder, one at a time
+export.py       results as JSON, JSON lines, CSV or one Parquet file
 """

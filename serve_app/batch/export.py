@@ -1,4 +1,4 @@
-"""Parts of results -> JSON, JSON lines, CSV or one Parquet file, part by part, however many there are."""
+"""Stream results as JSON, JSON lines, CSV or one Parquet file, with one part in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serve_app.batch.results import SCHEMA, Output
+from serve_app.batch.results import SCHEMA, ResultsFolder
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
-Only = Literal["all", "ok", "failed"]
+RowFilter = Literal["all", "ok", "failed"]
 MEDIA_TYPES: dict[Format, str] = {
     "json": "application/json",
     "jsonl": "application/jsonl",
@@ -24,32 +24,32 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 
-def stream(output: Output, kind: Format, only: Only, top_k: int) -> Iterator[bytes]:
-    """Yield a file of all rows; one part is in memory at a time.
+def stream(results: ResultsFolder, format: Format, only: RowFilter, top_k: int) -> Iterator[bytes]:
+    """Yield the bytes of one file with the rows of all parts.
 
     Args:
-        output: The folder of results.
-        kind: Of the file.
-        only: Which rows.
-        top_k: Classes per image, for CSV's columns.
+        results: The folder of results.
+        format: Format of the file.
+        only: Which rows: all, classified images (``ok``) or images with an error (``failed``).
+        top_k: Classes per image, which decides the columns of a CSV.
     """
-    tables = (_rows(output.read(part), only) for part in output.parts())
-    if kind == "parquet":
+    tables = (_filter(results.read_part(part), only) for part in results.parts())
+    if format == "parquet":
         return _parquet(tables)
-    if kind == "csv":
+    if format == "csv":
         return _csv(tables, top_k)
-    return _json_array(tables) if kind == "json" else _json_lines(tables)
+    return _json_array(tables) if format == "json" else _json_lines(tables)
 
 
-def _rows(table: pa.Table, only: Only) -> pa.Table:
+def _filter(table: pa.Table, only: RowFilter) -> pa.Table:
     if only == "all":
         return table
     failed = pc.is_valid(table["error"])
     return table.filter(failed if only == "failed" else pc.invert(failed))
 
 
-def as_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A row in the words of /v1/classify."""
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the field names of /v1/classify."""
     if row["error"] is not None:
         return {"path": row["path"], "status": "error", "error": {"code": row["error"], "detail": row["detail"]}}
     predictions = zip(row["labels"], row["scores"], row["class_ids"], strict=True)
@@ -64,30 +64,30 @@ def as_json(row: dict[str, Any]) -> dict[str, Any]:
 
 def _json_lines(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     for table in tables:
-        yield "".join(json.dumps(as_json(row)) + "\n" for row in table.to_pylist()).encode()
+        yield "".join(json.dumps(_as_json(row)) + "\n" for row in table.to_pylist()).encode()
 
 
 def _json_array(tables: Iterator[pa.Table]) -> Iterator[bytes]:
-    before = "[\n"
+    separator = "[\n"
     for table in tables:
         for row in table.to_pylist():
-            yield (before + json.dumps(as_json(row))).encode()
-            before = ",\n"
-    yield b"\n]\n" if before != "[\n" else b"[]\n"
+            yield (separator + json.dumps(_as_json(row))).encode()
+            separator = ",\n"
+    yield b"\n]\n" if separator != "[\n" else b"[]\n"
 
 
 def _csv(tables: Iterator[pa.Table], top_k: int) -> Iterator[bytes]:
-    pairs = [f"{what}_{n}" for n in range(1, top_k + 1) for what in ("label", "score")]
-    yield _csv_lines([["path", *pairs, "margin", "entropy", "error", "detail", "version"]])
+    columns = [f"{name}_{n}" for n in range(1, top_k + 1) for name in ("label", "score")]
+    yield _csv_lines([["path", *columns, "margin", "entropy", "error", "detail", "version"]])
     for table in tables:
-        yield _csv_lines([_csv_row(row, len(pairs)) for row in table.to_pylist()])
+        yield _csv_lines([_csv_row(row, len(columns)) for row in table.to_pylist()])
 
 
 def _csv_row(row: dict[str, Any], width: int) -> list[Any]:
-    found = zip(row["labels"] or (), row["scores"] or (), strict=True)
-    flat = [value for label, score in found for value in (label, f"{score:.7g}")]
-    padding = [None] * (width - len(flat))
-    return [row["path"], *flat, *padding, row["margin"], row["entropy"], row["error"], row["detail"], row["version"]]
+    pairs = zip(row["labels"] or (), row["scores"] or (), strict=True)
+    values = [value for label, score in pairs for value in (label, f"{score:.7g}")]
+    padding = [None] * (width - len(values))
+    return [row["path"], *values, *padding, row["margin"], row["entropy"], row["error"], row["detail"], row["version"]]
 
 
 def _csv_lines(rows: list[list[Any]]) -> bytes:
@@ -97,19 +97,19 @@ def _csv_lines(rows: list[list[Any]]) -> bytes:
 
 
 def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:
-    sink = _Pieces()
-    with pq.ParquetWriter(pa.PythonFile(sink, "w"), SCHEMA, compression="zstd") as writer:
+    buffer = _DrainedBuffer()
+    with pq.ParquetWriter(pa.PythonFile(buffer, "w"), SCHEMA, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.cast(SCHEMA))
-            yield sink.take()
-    yield sink.take()
+            yield buffer.drain()
+    yield buffer.drain()
 
 
-class _Pieces(io.RawIOBase):
-    """A file that is taken away as it is written."""
+class _DrainedBuffer(io.RawIOBase):
+    """A write-only file whose bytes are taken out while it is written; ``tell`` counts all of them."""
 
     def __init__(self) -> None:
-        self._waiting = bytearray()
+        self._pending = bytearray()
         self._written = 0
 
     def writable(self) -> bool:
@@ -119,11 +119,11 @@ class _Pieces(io.RawIOBase):
         return self._written
 
     def write(self, data: Any) -> int:
-        self._waiting += data
+        self._pending += data
         self._written += len(data)
         return len(data)
 
-    def take(self) -> bytes:
-        found = bytes(self._waiting)
-        self._waiting.clear()
-        return found
+    def drain(self) -> bytes:
+        drained = bytes(self._pending)
+        self._pending.clear()
+        return drained

@@ -1,13 +1,13 @@
-"""The folder of jobs: what was asked, how far it is, how it ended. All of it is in files, so that it outlives everyone.
+"""The folder of jobs. Everything about a job is in files, so that it survives every process.
 
-    <id>/job.json       what was asked; never changes
-    <id>/upload.zip     unless it has a prefix
-    <id>/progress.json  of the command that works on it
-    <id>/results/       its folder of results, see output.py; with summary.json in it all is done
-    <id>/failed.json    why it failed
-    <id>/cancelled      somebody wants no more of it
+    <id>/job.json       the request; never changes
+    <id>/upload.zip     the uploaded zip; absent for a job that names a source
+    <id>/progress.json  written by `serve-app predict`
+    <id>/results/       the folder of results, see results.py; its summary.json means success
+    <id>/failed.json    why the job failed
+    <id>/cancelled      an empty file: the client cancelled the job
 
-A job appears whole, by renaming its draft.
+A job arrives in a draft folder and appears by one rename.
 """
 
 from __future__ import annotations
@@ -27,200 +27,202 @@ from pydantic import Field
 
 from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
 from serve_app.errors import ConflictError, UnknownJobError
-from serve_app.files import whole
+from serve_app.files import atomic_write
 from serve_app.model_card import ModelRef
 from serve_app.paths import ROOT
 
 ID = re.compile("[0-9a-f]{32}")
 DRAFT = ".draft-"
-DRAFT_S = 86400  # an upload that is older was given up
+MAX_DRAFT_AGE_S = 86400  # an upload that is older was abandoned
 UPLOAD, RESULTS = "upload.zip", "results"
-ENDS = {"cancelled": "cancelled", "failed": "failed.json", "succeeded": f"{RESULTS}/summary.json"}
+OUTCOMES = {"cancelled": "cancelled", "failed": "failed.json", "succeeded": f"{RESULTS}/summary.json"}
 
 
 class JobProgress(FrozenModel):
-    """How far a job is."""
+    """Images counted so far."""
 
-    total: int | None = Field(default=None, description="Images; null until they are listed.")
-    done: int = Field(default=0, description="Images with a row, failed ones included.")
-    failed: int = 0
+    total: int | None = Field(default=None, description="Images of the job; null until they are listed.")
+    done: int = Field(default=0, description="Images with a row, failed images included.")
+    failed: int = Field(default=0, description="Images whose row is an error.")
 
 
 class JobState(FrozenModel):
-    """A batch job as it is now."""
+    """State of a batch job."""
 
-    id: str
+    id: str = Field(description="32 hexadecimal digits.")
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
     created: datetime
-    source: str = Field(description="The prefix, or the zip's name.")
-    top_k: int
+    source: str = Field(description="The folder or prefix that the job reads, or the file name of its zip.")
+    top_k: int = Field(description="Classes per image.")
     model: ModelRef
     progress: JobProgress
-    eta_s: float | None = Field(default=None, description="Seconds until it ends; null while that is not known.")
-    error: str | None = Field(default=None, description="Why it failed.")
+    eta_s: float | None = Field(default=None, description="Seconds until the job ends; null while unknown.")
+    error: str | None = Field(default=None, description="Why the job failed; null for every other status.")
 
 
-class Request(FrozenModel):
-    """What was asked, in ``job.json``."""
+class JobRequest(FrozenModel):
+    """What a client submitted, with the model that served at that moment; the content of ``job.json``."""
 
-    caller: str | None = Field(description="Name of the API key.")
-    source: str = Field(description="What a client sees of it.")
-    location: str | None = Field(description="Folder or prefix that is read; none for a zip.")
-    body: str = Field(description="Hash of what was sent.")
+    caller: str | None  # name of the API key
+    source: str  # what clients see
+    location: str | None  # folder or bucket prefix to read; None for an uploaded zip
+    body_sha256: str  # of the zip, or of the location
     top_k: int
     weights: WeightsConfig
     engine: EngineConfig
     limits: LimitsConfig
     model: ModelRef
-    created: datetime
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
 
-class Store:
-    """Jobs of one folder; any number of processes may have it open."""
+class JobStore:
+    """Reads and writes the jobs of one folder; several processes may use the folder at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Look at nothing yet."""
+        """Use a folder, which need not exist yet."""
         self.folder = folder
 
     def draft(self) -> Path:
-        """Make a folder for a job that is still arriving."""
+        """Create a folder for a job that is still being uploaded."""
         path = self.folder / f"{DRAFT}{uuid.uuid4().hex}"
         path.mkdir(parents=True)
         return path
 
-    def submit(self, draft: Path, request: Request, key: str | None) -> str:
-        """Make a job of a draft, or find the one that this caller has made with the same key.
+    def submit(self, draft: Path, request: JobRequest, idempotency_key: str | None) -> str:
+        """Turn a draft into a job, or find the job that this caller submitted with the same key.
 
         Returns:
-            Its id.
+            The job's id.
 
         Raises:
-            ConflictError: The key was used for something else (409).
+            ConflictError: The key belongs to a job with another body or top_k (409).
         """
-        name = hashlib.sha256(f"{request.caller}\0{key}".encode()).hexdigest()[:32] if key else uuid.uuid4().hex
+        if idempotency_key:
+            job = hashlib.sha256(f"{request.caller}\0{idempotency_key}".encode()).hexdigest()[:32]
+        else:
+            job = uuid.uuid4().hex
         (draft / "job.json").write_text(request.model_dump_json(indent=2))
         try:
-            draft.rename(self.folder / name)  # fails if it is there: folders of jobs are never empty
+            draft.rename(self.folder / job)  # fails for a job that exists, because its folder is not empty
         except OSError:
-            before = self.request(name, request.caller)
-            if (before.body, before.top_k) != (request.body, request.top_k):
-                raise ConflictError(f"Idempotency-Key {key!r:.80} was used for another job, {name}") from None
-        return name
+            earlier = self.request(job, request.caller)
+            if (earlier.body_sha256, earlier.top_k) != (request.body_sha256, request.top_k):
+                raise ConflictError(
+                    f"Idempotency-Key {idempotency_key!r:.80} was used for another job, {job}; use a new key"
+                ) from None
+        return job
 
-    def request(self, job: str, caller: str | None = None) -> Request:
-        """What was asked.
+    def request(self, job: str, caller: str | None = None) -> JobRequest:
+        """Return what was submitted.
 
         Raises:
-            UnknownJobError: There is no such job, or it is someone else's (404).
+            UnknownJobError: No such job, or another caller's job (404).
         """
+        unknown = UnknownJobError(f"no job {job!r:.80}; jobs are deleted some days after they have ended")
         try:
-            found = Request.model_validate_json((self._path(job) / "job.json").read_bytes())
+            request = JobRequest.model_validate_json((self._path(job) / "job.json").read_bytes())
         except FileNotFoundError:
-            raise UnknownJobError(f"no job {job!r:.80} here; it may be forgotten by now") from None
-        if caller is not None and found.caller != caller:
-            raise UnknownJobError(f"no job {job!r:.80} here; it may be forgotten by now")
-        return found
+            raise unknown from None
+        if caller is not None and request.caller != caller:
+            raise unknown
+        return request
 
     def state(self, job: str, caller: str | None = None) -> JobState:
-        """How a job is.
+        """Return a job's state.
 
         Raises:
-            UnknownJobError: As for ``request``.
+            UnknownJobError: No such job, or another caller's job (404).
         """
-        asked, path = self.request(job, caller), self._path(job)
-        status = next((end for end, name in ENDS.items() if (path / name).exists()), None)
-        found = _read(path / "progress.json")
-        eta_s = found.pop("eta_s", None)
+        request, path = self.request(job, caller), self._path(job)
+        outcome = next((outcome for outcome, name in OUTCOMES.items() if (path / name).exists()), None)
+        progress = _read(path / "progress.json")
+        eta_s = progress.pop("eta_s", None)
         return JobState(
             id=job,
-            status=status or ("running" if found else "queued"),
-            created=asked.created,
-            source=asked.source,
-            top_k=asked.top_k,
-            model=asked.model,
-            progress=JobProgress(**found),
-            eta_s=None if status else eta_s,
-            error=_read(path / ENDS["failed"]).get("error") if status == "failed" else None,
+            status=outcome or ("running" if progress else "queued"),
+            created=request.created,
+            source=request.source,
+            top_k=request.top_k,
+            model=request.model,
+            progress=JobProgress(**progress),
+            eta_s=None if outcome else eta_s,
+            error=_read(path / OUTCOMES["failed"]).get("error") if outcome == "failed" else None,
         )
 
     def jobs(self, caller: str | None = None) -> list[JobState]:
-        """Someone's jobs, or all; the newest first."""
+        """Return a caller's jobs, or all jobs, the newest first."""
         states = []
-        for job in self._names():
+        for job in self._ids():
             try:
                 states.append(self.state(job, caller))
-            except UnknownJobError:  # someone else's, or just forgotten
+            except UnknownJobError:  # another caller's, or deleted a moment ago
                 continue
         return sorted(states, key=lambda state: state.created, reverse=True)
 
     def open_jobs(self) -> list[str]:
-        """Those that have not ended, the oldest first."""
+        """Return the ids of the jobs that have not ended, the oldest first."""
         return [state.id for state in reversed(self.jobs()) if state.status in ("queued", "running")]
 
     def cancel(self, job: str) -> None:
-        """Ask for the end of a job; one that has ended stays as it is."""
+        """Cancel a job, unless it has ended."""
         if job in self.open_jobs():
-            (self._path(job) / ENDS["cancelled"]).touch()
+            (self._path(job) / OUTCOMES["cancelled"]).touch()
 
     def fail(self, job: str, error: str) -> None:
-        """Say why a job cannot be done."""
-        with whole(self._path(job) / ENDS["failed"]) as path:  # others look at any time
+        """Record why a job failed."""
+        with atomic_write(self._path(job) / OUTCOMES["failed"]) as path:
             path.write_text(json.dumps({"error": error}))
 
     def drop_upload(self, job: str) -> None:
-        """Forget what a job has brought."""
+        """Delete the zip of a job that needs it no more."""
         (self._path(job) / UPLOAD).unlink(missing_ok=True)
 
-    def input(self, job: str) -> str:
-        """What the command is to read."""
+    def input_path(self, job: str) -> str:
+        """Return the source for `serve-app predict`."""
         return self.request(job).location or str(self._path(job) / UPLOAD)
 
-    def results(self, job: str) -> Path:
-        """Where a job's results are."""
+    def results_path(self, job: str) -> Path:
+        """Return the job's folder of results."""
         return self._path(job) / RESULTS
 
-    def progress(self, job: str) -> Path:
-        """Where the command is to say how far it is."""
+    def progress_path(self, job: str) -> Path:
+        """Return the file to which `serve-app predict` writes its progress."""
         return self._path(job) / "progress.json"
 
     def sweep(self, keep_days: float) -> None:
-        """Forget jobs that ended so long ago, uploads that are not needed, and drafts that were given up."""
+        """Delete jobs that ended more than ``keep_days`` ago, zips of ended jobs, and abandoned drafts."""
         now = time.time()
         for path in self.folder.glob(f"{DRAFT}*"):
-            if now - path.stat().st_mtime > DRAFT_S:
+            if now - path.stat().st_mtime > MAX_DRAFT_AGE_S:
                 shutil.rmtree(path, ignore_errors=True)
-        for job in self._names():
+        for job in self._ids():
             path = self._path(job)
-            ended = [(path / name).stat().st_mtime for name in ENDS.values() if (path / name).exists()]
+            ended = [(path / name).stat().st_mtime for name in OUTCOMES.values() if (path / name).exists()]
             if not ended:
                 continue
             self.drop_upload(job)
             if now - min(ended) > keep_days * 86400:
-                (path / "job.json").unlink(missing_ok=True)  # nobody finds it half gone
+                (path / "job.json").unlink(missing_ok=True)  # first, so that no reader meets a half-deleted job
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _names(self) -> Iterator[str]:
+    def _ids(self) -> Iterator[str]:
         return (path.name for path in self.folder.glob("*") if ID.fullmatch(path.name))
 
     def _path(self, job: str) -> Path:
         if not ID.fullmatch(job):
-            raise UnknownJobError(f"no job {job!r:.80} here: an id has 32 hexadecimal digits")
+            raise UnknownJobError(f"no job {job!r:.80}: an id has 32 hexadecimal digits")
         return self.folder / job
 
 
-def open_store(folder: str) -> Store:
-    """The store that a config names."""
-    return Store(ROOT / folder)
-
-
-def now() -> datetime:
-    """The time, with its zone."""
-    return datetime.now(UTC)
+def open_store(folder: str) -> JobStore:
+    """Return the store of ``jobs.folder``; a relative folder is below the project."""
+    return JobStore(ROOT / folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; an empty dictionary if there is no such file."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    return found
+    return content

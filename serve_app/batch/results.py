@@ -1,24 +1,23 @@
-"""The folder of results: manifest, listing and parts; what makes a stopped run go on where it was.
+"""The folder of results, which lets a stopped run go on where it was.
 
-    manifest.json         what was asked; there once the listing is complete
-    listing.parquet       every image's name, as bytes; row group n is shard n
-    parts/000012.parquet  a row for each image of shard 12; there whole or not at all
-    summary.json          there once all parts are
+    manifest.json         source, model and top_k; written once the listing is complete
+    listing.parquet       the name of every image, as bytes; row group n is shard n
+    parts/000012.parquet  one row per image of shard 12, written atomically
+    summary.json          written once all parts are complete
 
-The listing is made once: whatever happens to the source meanwhile, each of its images is in one shard, and each shard
-is one part.
+The source is listed once. Whatever happens to the source afterwards, every image is in one shard, and every shard
+becomes one part.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.sources import filesystem
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
 from serve_app.errors import SourceError
-from serve_app.files import whole
+from serve_app.files import atomic_write, exclusive_lock
 from serve_app.model_card import ModelCard
 
-NAMES = pa.schema([("name", pa.binary())])
+LISTING_SCHEMA = pa.schema([("name", pa.binary())])
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -41,37 +40,25 @@ SCHEMA = pa.schema(
         ("class_ids", pa.list_(pa.int32())),
         ("margin", pa.float32()),
         ("entropy", pa.float32()),
-        ("error", pa.string()),  # its code; null where there is an answer
+        ("error", pa.string()),  # an error code; null for a classified image
         ("detail", pa.string()),
         ("version", pa.string()),  # of the weights
     ]
 )
-READERS = 16  # footers read at a time
+FOOTER_READERS = 16  # parts whose footer is read at a time
 
 
 class BusyError(SourceError):
-    """Another run is at work on the same results."""
+    """Another run writes to the same folder of results."""
 
 
-class Job(FrozenModel):
-    """What is to be done with a source; everything that a worker has to know."""
-
-    source: str
-    out: str
-    weights: WeightsConfig = WeightsConfig()
-    engine: EngineConfig = EngineConfig()
-    top_k: int = 10
-    batch: int = 8
-    limits: LimitsConfig = LimitsConfig()
-
-
-class Done(NamedTuple):
-    """A part that is written.
+class CompletedShard(NamedTuple):
+    """A shard whose part is written.
 
     Attributes:
         shard: Its number.
-        images: How many rows it has.
-        errors: How many of them failed, by code.
+        images: Rows of the part.
+        errors: Rows with an error, by error code.
     """
 
     shard: int
@@ -79,137 +66,133 @@ class Done(NamedTuple):
     errors: dict[str, int]
 
 
-class Output:
-    """Reads and writes the folder; in the command and in every worker."""
+class ResultsFolder:
+    """Reads and writes the folder of results, in the command and in every worker."""
 
     def __init__(self, out: str) -> None:
-        """Look at nothing yet.
+        """Prepare access; nothing is read yet.
 
         Args:
-            out: An absolute path, or a bucket's prefix.
+            out: An absolute path, or a bucket prefix.
         """
         self._fs, path = filesystem(out)
         self._path = path.rstrip("/")
-        self._local = isinstance(self._fs, fs.LocalFileSystem)
+        self._is_local = isinstance(self._fs, fs.LocalFileSystem)
         self._listing: pq.ParquetFile | None = None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other runs out, as far as that can be: not in a bucket.
+    def lock(self) -> Iterator[None]:
+        """Keep other runs out of this folder while the block runs; a bucket has no lock.
 
         Raises:
-            BusyError: Another run is at work here.
-            SourceError: Nothing can be written.
+            BusyError: Another run holds the lock.
+            SourceError: The folder cannot be written to.
         """
-        if not self._local:
-            yield
-            return
-        try:
-            os.makedirs(self._path, exist_ok=True)
-            lock = open(f"{self._path}/.lock", "w")  # noqa: SIM115 # held below
-        except OSError as error:
-            raise SourceError(f"{self._path}: cannot be written to ({error})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(f"another run is at work on {self._path}: wait for its end") from None
+        with ExitStack() as stack:
+            if self._is_local:
+                try:
+                    os.makedirs(self._path, exist_ok=True)
+                    stack.enter_context(exclusive_lock(Path(self._path, ".lock")))
+                except BlockingIOError:
+                    raise BusyError(f"another run writes to {self._path}: wait until it has ended") from None
+                except OSError as error:
+                    raise SourceError(f"{self._path}: cannot be written to ({error})") from None
             yield
 
-    def begin(self, job: Job, card: ModelCard, names: Iterable[str], shard: int) -> dict[str, Any]:
-        """Make the listing, or find that it was made.
+    def begin(self, job: BatchJobConfig, card: ModelCard, names: Iterable[str], shard_size: int) -> dict[str, Any]:
+        """Write listing and manifest, or read the manifest of an earlier run of the same job.
 
         Args:
-            job: What is to be done.
-            card: Of its weights.
-            names: Of the images; looked at only if there is no listing yet.
-            shard: Images in a shard, if there is no listing yet.
+            job: The job.
+            card: Card of the job's weights.
+            names: Names of the images; read only if there is no manifest yet.
+            shard_size: Images per shard, if there is no manifest yet.
 
         Returns:
-            The manifest.
+            The manifest; ``images`` and ``shards`` are counts.
 
         Raises:
-            SourceError: The folder has results of something else, or there are no images.
+            SourceError: The folder holds results of another source, model or top_k; or the source has no images.
         """
         model = {**card.ref.model_dump(), "temperature": card.temperature}
-        asked = {"source": job.source, "top_k": job.top_k, "model": model}
-        if (found := self.read_json("manifest.json")) is not None:
-            other = [f"{key} {found.get(key)!r}" for key in asked if found.get(key) != asked[key]]
-            if other:
-                raise SourceError(f"{self._path} has results of {', '.join(other)}: choose another folder")
-            return found
+        identity = {"source": job.source, "top_k": job.top_k, "model": model}
+        if (earlier := self.read_json("manifest.json")) is not None:
+            differences = [f"{key} {earlier.get(key)!r}" for key in identity if earlier.get(key) != identity[key]]
+            if differences:
+                raise SourceError(f"{self._path} has results of {', '.join(differences)}: choose another folder")
+            return earlier
         self._fs.create_dir(f"{self._path}/parts", recursive=True)
-        images = self._list(names, shard)
+        images = self._write_listing(names, shard_size)
         if images == 0:
             raise SourceError(f"{job.source} holds no files")
-        manifest = {**asked, "images": images, "shard": shard, "shards": -(-images // shard)}
+        manifest = {**identity, "images": images, "shard_size": shard_size, "shards": -(-images // shard_size)}
         self.write_json("manifest.json", manifest)
         return manifest
 
-    def shard(self, number: int) -> list[str]:
-        """The names in a shard."""
+    def shard_names(self, shard: int) -> list[str]:
+        """Return the names of a shard's images."""
         if self._listing is None:
             self._listing = pq.ParquetFile(f"{self._path}/listing.parquet", filesystem=self._fs)
-        return [os.fsdecode(name.as_py()) for name in self._listing.read_row_group(number)["name"]]
+        return [os.fsdecode(name.as_py()) for name in self._listing.read_row_group(shard)["name"]]
 
-    def write_part(self, shard: int, rows: list[dict[str, Any]]) -> Done:
-        """Write the rows of a shard, in one step."""
+    def write_part(self, shard: int, rows: list[dict[str, Any]]) -> CompletedShard:
+        """Write a shard's rows (SCHEMA) as one part, atomically; its error counts go to the file's metadata."""
         errors = dict(Counter(row["error"] for row in rows if row["error"] is not None))
         schema = SCHEMA.with_metadata({"errors": json.dumps(errors)})
-        with self._whole(f"parts/{shard:06d}.parquet") as path:
+        with self._atomic_write(f"parts/{shard:06d}.parquet") as path:
             pq.write_table(pa.Table.from_pylist(rows, schema), path, filesystem=self._fs, compression="zstd")
-        return Done(shard, len(rows), errors)
+        return CompletedShard(shard, len(rows), errors)
 
     def parts(self) -> list[str]:
-        """Paths of the parts that are there, in order."""
-        found = self._fs.get_file_info(fs.FileSelector(f"{self._path}/parts", allow_not_found=True))
-        return sorted(each.path for each in found if not each.base_name.startswith("."))
+        """Return the paths of the complete parts, in the order of their shards."""
+        files = self._fs.get_file_info(fs.FileSelector(f"{self._path}/parts", allow_not_found=True))
+        return sorted(file.path for file in files if not file.base_name.startswith("."))
 
-    def done(self) -> list[Done]:
-        """The parts that are there."""
-        with ThreadPoolExecutor(READERS) as threads:
-            return list(threads.map(self._look, self.parts()))
+    def completed_shards(self) -> list[CompletedShard]:
+        """Return counts of every complete part; reads only the files' footers."""
+        with ThreadPoolExecutor(FOOTER_READERS) as threads:
+            return list(threads.map(self._read_footer, self.parts()))
 
-    def read(self, part: str) -> pa.Table:
-        """The rows of a part."""
-        return pq.read_table(part, filesystem=self._fs)
+    def read_part(self, path: str) -> pa.Table:
+        """Return the rows of a part."""
+        return pq.read_table(path, filesystem=self._fs)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """Read one of the small files, if it is there."""
+        """Return the content of a JSON file in this folder, or None if there is no such file."""
         try:
             with self._fs.open_input_file(f"{self._path}/{name}") as file:
-                found: dict[str, Any] = json.loads(file.read())
+                content: dict[str, Any] = json.loads(file.read())
         except FileNotFoundError:
             return None
-        return found
+        return content
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write one of the small files, in one step."""
-        with self._whole(name) as path, self._fs.open_output_stream(path) as file:
+        """Write a JSON file into this folder, atomically."""
+        with self._atomic_write(name) as path, self._fs.open_output_stream(path) as file:
             file.write(json.dumps(content, indent=2).encode() + b"\n")
 
-    def _look(self, path: str) -> Done:
+    def _read_footer(self, path: str) -> CompletedShard:
         footer = pq.read_metadata(path, filesystem=self._fs)
-        number = int(path.rpartition("/")[2].partition(".")[0])
-        return Done(number, footer.num_rows, json.loads(footer.metadata[b"errors"]))
+        shard = int(path.rpartition("/")[2].partition(".")[0])
+        return CompletedShard(shard, footer.num_rows, json.loads(footer.metadata[b"errors"]))
 
-    def _list(self, names: Iterable[str], shard: int) -> int:
-        images, left = 0, iter(names)
+    def _write_listing(self, names: Iterable[str], shard_size: int) -> int:
+        """Write one row group per shard; return the number of images."""
+        images, remaining = 0, iter(names)
         with (
-            self._whole("listing.parquet") as path,
-            pq.ParquetWriter(path, NAMES, filesystem=self._fs, write_statistics=False) as writer,
+            self._atomic_write("listing.parquet") as path,
+            pq.ParquetWriter(path, LISTING_SCHEMA, filesystem=self._fs, write_statistics=False) as writer,
         ):
-            while some := [os.fsencode(name) for name in itertools.islice(left, shard)]:
-                writer.write_table(pa.table([some], schema=NAMES))
-                images += len(some)
+            while shard := [os.fsencode(name) for name in itertools.islice(remaining, shard_size)]:
+                writer.write_table(pa.table([shard], schema=LISTING_SCHEMA))
+                images += len(shard)
         return images
 
     @contextmanager
-    def _whole(self, name: str) -> Iterator[str]:
-        """Where to write a file, so that it is there whole or not at all; an object in a bucket always is."""
+    def _atomic_write(self, name: str) -> Iterator[str]:
         path = f"{self._path}/{name}"
-        if not self._local:
+        if not self._is_local:  # an object in a bucket appears once it is complete
             yield path
             return
-        with whole(Path(path)) as unfinished:
-            yield str(unfinished)
+        with atomic_write(Path(path)) as temporary:
+            yield str(temporary)

@@ -1,4 +1,4 @@
-"""Where images come from: folder, glob, zip, bucket. First their names, in no order; bytes when they are needed."""
+"""Read images from a folder, a glob pattern, a zip or a bucket: names first, in any order, bytes when needed."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from pyarrow import fs
 
 from serve_app.errors import SourceError
 
-LEFT_OUT = "__MACOSX"  # macOS puts a shadow of each file there; names with a leading dot are left out, too
+MACOS_FOLDER = "__MACOSX"  # macOS adds a shadow of each file to a zip there
 
 
 class Source(Protocol):
-    """Many images.
+    """A listing of images, and their bytes by name.
 
     Attributes:
-        ahead: How many are worth reading at a time, because each takes long to come.
+        read_ahead: Reads to keep in flight, for sources with a long latency; 0 reads one image after the other.
     """
 
-    ahead: int
+    read_ahead: int
 
     def names(self) -> Iterator[str]:
-        """Every file, one by one, so that any number fits into memory."""
+        """Yield the name of every visible file; an iterator, because a listing may not fit into memory."""
 
-    def read(self, name: str, most: int) -> bytes:
-        """Read a file, or as much of it as shows that it is larger than ``most`` bytes.
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Read at most ``max_bytes + 1`` bytes of a file, which shows a file that is too large.
 
         Raises:
-            OSError, zipfile.BadZipFile: It cannot be read.
+            OSError, zipfile.BadZipFile: The file cannot be read.
         """
 
 
-class Folder:
-    """A folder of this machine with all its sub-folders; links to other folders are not followed."""
+class FolderSource:
+    """A local folder and its sub-folders. It does not follow links to other folders."""
 
-    ahead = 0
+    read_ahead = 0
 
     def __init__(self, path: Path) -> None:
-        """Names are below ``path``."""
+        """Use names below ``path``."""
         self._path = path
 
     def names(self) -> Iterator[str]:
         """See Source."""
         return self._walk("")
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """See Source."""
         with (self._path / name).open("rb") as file:
-            return file.read(most + 1)
+            return file.read(max_bytes + 1)
 
     def _walk(self, below: str) -> Iterator[str]:
         with os.scandir(self._path / below) as entries:
             for entry in entries:
-                if not shown(entry.name):
+                if not is_visible(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     yield from self._walk(f"{below}{entry.name}/")
@@ -65,11 +65,11 @@ class Folder:
                     yield f"{below}{entry.name}"
 
 
-class Glob(Folder):
-    """The files that a pattern matches; ``**`` is any number of folders."""
+class GlobSource(FolderSource):
+    """The files that a glob pattern matches; ``**`` matches any number of folders."""
 
     def __init__(self, pattern: str) -> None:
-        """Names are whole paths."""
+        """Use absolute paths as names."""
         super().__init__(Path("/"))
         self._pattern = pattern
 
@@ -78,16 +78,16 @@ class Glob(Folder):
         return (path for path in glob.iglob(self._pattern, recursive=True) if os.path.isfile(path))
 
 
-class Zip:
-    """A zip on a disk that every worker sees; it is never unpacked. Its directory is in memory, 0.6 kB a file."""
+class ZipSource:
+    """A zip file, which is never unpacked. Its directory is kept in memory: 0.6 kB per file."""
 
-    ahead = 0
+    read_ahead = 0
 
     def __init__(self, path: Path) -> None:
         """Read the directory.
 
         Raises:
-            SourceError: It is no zip.
+            SourceError: The file is no zip.
         """
         try:
             self._zip = zipfile.ZipFile(path)
@@ -97,25 +97,26 @@ class Zip:
     def names(self) -> Iterator[str]:
         """See Source."""
         for info in self._zip.infolist():
-            if not info.is_dir() and all(map(shown, info.filename.split("/"))):
+            if not info.is_dir() and all(map(is_visible, info.filename.split("/"))):
                 yield info.filename
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """See Source."""
         try:
             with self._zip.open(name) as file:
-                return file.read(most + 1)
-        except (KeyError, NotImplementedError, RuntimeError, EOFError) as error:  # unknown, method, encrypted, cut
+                return file.read(max_bytes + 1)
+        # In this order: no such entry, unknown compression, encrypted entry, truncated entry.
+        except (KeyError, NotImplementedError, RuntimeError, EOFError) as error:
             raise OSError(str(error)) from error
 
 
-class Bucket:
-    """What is below a prefix such as ``s3://bucket/photos``; credentials as AWS's own tools find them."""
+class BucketSource:
+    """All objects below a prefix such as ``s3://bucket/photos``; AWS credentials are found as AWS's tools find them."""
 
-    ahead = 16
+    read_ahead = 16
 
     def __init__(self, uri: str) -> None:
-        """Connect to nothing yet."""
+        """Prepare a client; nothing is read yet."""
         self._fs, path = filesystem(uri)
         self._path = path.rstrip("/")
 
@@ -123,58 +124,58 @@ class Bucket:
         """See Source."""
         return self._walk("")
 
-    def read(self, name: str, most: int) -> bytes:
+    def read(self, name: str, max_bytes: int) -> bytes:
         """See Source."""
         with self._fs.open_input_file(f"{self._path}/{name}") as file:
-            return bytes(file.read(most + 1))
+            return bytes(file.read(max_bytes + 1))
 
     def _walk(self, below: str) -> Iterator[str]:
-        for each in self._fs.get_file_info(fs.FileSelector(f"{self._path}/{below}".rstrip("/"))):
-            if not shown(each.base_name):
+        for info in self._fs.get_file_info(fs.FileSelector(f"{self._path}/{below}".rstrip("/"))):
+            if not is_visible(info.base_name):
                 continue
-            if each.type == fs.FileType.Directory:
-                yield from self._walk(f"{below}{each.base_name}/")
-            elif each.type == fs.FileType.File:
-                yield f"{below}{each.base_name}"
+            if info.type == fs.FileType.Directory:
+                yield from self._walk(f"{below}{info.base_name}/")
+            elif info.type == fs.FileType.File:
+                yield f"{below}{info.base_name}"
 
 
 def open_source(source: str) -> Source:
-    """Find out what a source is.
+    """Return the reader for a source.
 
     Args:
-        source: Absolute path of a folder or a zip, a pattern, or a bucket's prefix.
+        source: Absolute path of a folder or zip, a glob pattern, or a bucket prefix.
 
     Raises:
-        SourceError: None of these.
+        SourceError: The source is none of these.
     """
     path = Path(source)
     if "://" in source:
-        return Bucket(source)
+        return BucketSource(source)
     if path.is_dir():
-        return Folder(path)
+        return FolderSource(path)
     if path.is_file():
-        return Zip(path)
+        return ZipSource(path)
     if glob.has_magic(source):
-        return Glob(source)
+        return GlobSource(source)
     raise SourceError(f"{source}: no such folder or zip, nor a pattern (with *), nor a bucket (s3://…)")
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """What holds a folder, and the folder's path in it.
+    """Return the file system that holds a folder, and the folder's path in that file system.
 
     Args:
-        uri: A path of this machine, or an address such as ``s3://bucket/folder``.
+        uri: A local path, or an address such as ``s3://bucket/folder``.
 
     Raises:
-        SourceError: An address of a kind that is not known, or a bucket that does not answer.
+        SourceError: The address has an unknown scheme, or the bucket cannot be reached.
     """
     try:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
+        pair: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
     except (OSError, ValueError) as error:
         raise SourceError(f"{uri}: {' '.join(str(error).split())}") from None
-    return found
+    return pair
 
 
-def shown(name: str) -> bool:
-    """Whether a file or folder of this name is looked at."""
-    return not name.startswith(".") and name != LEFT_OUT
+def is_visible(name: str) -> bool:
+    """Return whether a job reads files and folders of this name: not hidden ones, nor macOS's shadow files."""
+    return not name.startswith(".") and name != MACOS_FOLDER

@@ -1,4 +1,4 @@
-"""Works off the folder of jobs, one at a time: starts the command, ends it when asked, says why it failed."""
+"""Run jobs of the job store one at a time: start `serve-app predict`, stop it for a cancelled job, record failures."""
 
 from __future__ import annotations
 
@@ -6,115 +6,133 @@ import logging
 import os
 import subprocess
 import threading
-import time
+from collections.abc import Callable
 
-from serve_app.batch.job_store import Store
+from serve_app.batch.job_store import JobStore
+from serve_app.batch.predict import ExitCode
 from serve_app.errors import UnknownJobError
 from serve_app.paths import ROOT
 from serve_app.scheduling import idle_python
 
-BUSY = 75  # exit code of the command when another run is at work on the same results
-CANNOT = 2  # exit code when trying again would not help
-TRIES = 3
-LOOK_S = 0.5
-BUSY_S = 5
-STOP_S = 20
+MAX_ATTEMPTS = 3
+POLL_S = 0.5  # between two looks at a running command and its job
+BUSY_RETRY_S = 5
+STORE_RETRY_S = 60
+TERMINATE_TIMEOUT_S = 20
+# Ray sets these for its workers; the command is a driver of its own.
+RAY_WORKER_VARIABLES = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")
 log = logging.getLogger("serve_app")
 
 
-class Supervisor:
-    """A thread that does jobs as long as there are any, then sleeps.
+def predict_command(store: JobStore, job: str, address: str | None, workers: int | None) -> list[str]:
+    """Return the command line that runs a job in SCHED_IDLE."""
+    request = store.request(job)
+    command = [*idle_python(), "-m", "serve_app", "predict"]
+    command += [store.input_path(job), str(store.results_path(job)), "--background"]
+    command += ["--weights", request.weights.model_dump_json(), "--engine", request.engine.model_dump_json()]
+    command += ["--limits", request.limits.model_dump_json()]
+    command += ["--top-k", str(request.top_k), "--progress", str(store.progress_path(job))]
+    command += ["--address", address] if address else []
+    command += ["--workers", str(workers)] if workers else []
+    return command
 
-    It may be killed at any time: what is done is in the job's folder, and the next one goes on there.
+
+class Supervisor:
+    """Runs the open jobs of a store, oldest first.
+
+    It may be killed at any time: a job's state is in its folder, and the next supervisor goes on from there.
     """
 
-    def __init__(self, store: Store, address: str | None, workers: int | None) -> None:
-        """Start.
+    def __init__(
+        self,
+        store: JobStore,
+        address: str | None = None,
+        workers: int | None = None,
+        command: Callable[[JobStore, str, str | None, int | None], list[str]] = predict_command,
+        poll_s: float = POLL_S,
+        busy_retry_s: float = BUSY_RETRY_S,
+    ) -> None:
+        """Prepare to run jobs; ``start`` or ``run_open_jobs`` runs them.
 
         Args:
             store: The jobs.
-            address: Of the Ray cluster that they run on; none is a Ray of their own.
-            workers: Workers of a job.
+            address: Address of the Ray cluster for the jobs; None starts a local Ray per job.
+            workers: Workers per job; None is one per CPU.
+            command: Returns the command line of a job.
+            poll_s: Seconds between two looks at a running job.
+            busy_retry_s: Seconds until the next attempt while another run writes to the job's results.
         """
-        self.store, self.workers = store, workers
-        self._address = address
-        self._wake, self._stopping = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
-        self._thread.start()
+        self.workers = workers
+        self._store, self._address, self._command = store, address, command
+        self._poll_s, self._busy_retry_s = poll_s, busy_retry_s
+        self._wake = threading.Event()
+
+    def start(self) -> None:
+        """Run jobs in a background thread for as long as this process lives."""
+        threading.Thread(target=self._run_forever, name="jobs", daemon=True).start()
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Make the thread look at the store now: a job was submitted or cancelled."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End the command that runs, if one does; its job stays open."""
-        self._stopping = True
-        self._wake.set()
-        self._thread.join()
+    def run_open_jobs(self) -> None:
+        """Run jobs until none is open."""
+        while jobs := self._store.open_jobs():
+            self._run_job(jobs[0])
 
-    def _run(self) -> None:
-        while not self._stopping:
+    def _run_forever(self) -> None:
+        while True:
             try:
-                while not self._stopping and (jobs := self.store.open_jobs()):
-                    self._do(jobs[0])
-            except Exception:  # a folder that is away for a while must not end this thread
-                log.exception("jobs: looking again")
-            self._wake.wait(60)
-            self._wake.clear()
+                self.run_open_jobs()
+            except Exception:  # such as a network folder that is gone for a while; the thread must survive it
+                log.exception("jobs: trying again within %d s", STORE_RETRY_S)
+            self._sleep(STORE_RETRY_S)
 
-    def _do(self, job: str) -> None:
-        """Run the command until the job has ended."""
-        tries = 0
-        while self._open(job):
-            if self._stopping:
-                return
-            code, said = self._command(job)
-            if code == BUSY:  # the command of a supervisor that was killed goes on
-                time.sleep(BUSY_S)
+    def _run_job(self, job: str) -> None:
+        """Run a job's command until the job has ended."""
+        attempts = 0
+        while self._is_open(job):
+            code, error = self._run_command(job)
+            if code == ExitCode.BUSY:  # the command of a killed supervisor still runs
+                self._sleep(self._busy_retry_s)
                 continue
-            tries += 1
-            if code == CANNOT or (code and tries == TRIES and self._open(job)):
-                self.store.fail(job, said.removeprefix("error: ") or f"the job's process ended with code {code}")
+            attempts += 1
+            if code == ExitCode.INVALID or (code and attempts == MAX_ATTEMPTS and self._is_open(job)):
+                self._store.fail(job, error or f"the job's process ended with code {code}")
             elif code:
-                log.warning("job %s: try %d ended with code %d: %s", job, tries, code, said)
-        self.store.drop_upload(job)
+                log.warning("job %s: attempt %d ended with code %d: %s", job, attempts, code, error)
+        self._store.drop_upload(job)
 
-    def _open(self, job: str) -> bool:
+    def _run_command(self, job: str) -> tuple[int, str]:
+        """Run the command once, and terminate it when the job is cancelled; return exit code and error message."""
+        command = self._command(self._store, job, self._address, self.workers)
+        with self._store.progress_path(job).with_name("log.txt").open("w+") as log_file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log_file, env=_environment()
+            )
+            while process.poll() is None:
+                if not self._is_open(job):
+                    process.terminate()
+                    try:
+                        process.wait(TERMINATE_TIMEOUT_S)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                self._sleep(self._poll_s)
+            log_file.seek(0)
+            errors = [line for line in log_file.read().splitlines() if line.startswith("error: ")]
+        return process.returncode, errors[-1].removeprefix("error: ") if errors else ""
+
+    def _is_open(self, job: str) -> bool:
         try:
-            return self.store.state(job).status in ("queued", "running")
+            return self._store.state(job).status in ("queued", "running")
         except UnknownJobError:
             return False
 
-    def _command(self, job: str) -> tuple[int, str]:
-        """Run it once; gives its exit code and its last words."""
-        asked, log_file = self.store.request(job), self.store.progress(job).with_name("log.txt")
-        command = [*idle_python(), "-m", "serve_app.batch.predict"]
-        command += [self.store.input(job), str(self.store.results(job)), "--background"]
-        command += ["--weights", asked.weights.model_dump_json(), "--engine", asked.engine.model_dump_json()]
-        command += ["--limits", asked.limits.model_dump_json()]
-        command += ["--top-k", str(asked.top_k), "--progress", str(self.store.progress(job))]
-        command += ["--address", self._address] if self._address else []
-        command += ["--workers", str(self.workers)] if self.workers else []
-        with log_file.open("w+") as output:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=output, env=_environment())
-            while process.poll() is None:
-                if self._stopping or not self._open(job):
-                    process.terminate()
-                    try:
-                        process.wait(STOP_S)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-                self._wait()
-            output.seek(0)
-            lines = [line for line in output.read().splitlines() if line.startswith("error: ")]
-        return process.returncode, lines[-1] if lines else ""
-
-    def _wait(self) -> None:
-        self._wake.wait(LOOK_S)
+    def _sleep(self, seconds: float) -> None:
+        self._wake.wait(seconds)
         self._wake.clear()
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what Ray tells a worker about itself."""
-    mine = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")
-    return {name: value for name, value in os.environ.items() if name not in mine} | {"PYTHONPATH": str(ROOT)}
+    inherited = {name: value for name, value in os.environ.items() if name not in RAY_WORKER_VARIABLES}
+    return inherited | {"PYTHONPATH": str(ROOT)}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import typer
 
 from serve_app.cli.deploy import deploy
+from serve_app.cli.etl import etl
 from serve_app.cli.keys import keys
+from serve_app.cli.predict import predict
 from serve_app.cli.run import run
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
 app.command()(run)
 app.command()(deploy)
 app.add_typer(keys)
+app.command()(predict)
+app.command()(etl)
 
 
 @app.callback()

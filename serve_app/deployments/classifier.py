@@ -18,7 +18,7 @@ from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import STEADY, log_with_serve, set_request_id, stay_on_loopback
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.files import whole
+from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.observability import tracing
@@ -61,7 +61,7 @@ class Classifier:
             engine = EngineConfig.model_validate_json(remembered.read_text())
         self._model = HotSwapModel(weights, engine, cores())
         self._loading_lock = _node_file("loading.lock")
-        with whole(remembered) as path:
+        with atomic_write(remembered) as path:
             path.write_text(self._model.config.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images per batch.", BATCH_SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)

@@ -1,4 +1,4 @@
-"""Who works off the folder of jobs on a Ray cluster: one actor that outlives every replica."""
+"""The Ray actor that runs batch jobs: one per folder of jobs, outside all Serve replicas, so it outlives them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,38 @@ from typing import Any
 
 import ray
 
-from serve_app.batch.job_store import Store, open_store
+from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.supervisor import Supervisor
 from serve_app.config import JobsConfig
 
 NAMESPACE = "serve_app"
 
 
-class Jobs:
-    """The actor. Where it dies, Ray starts it again, and it goes on with what is in the folder."""
+class JobActor:
+    """Runs the supervisor. Ray restarts the actor when it dies, and the supervisor goes on from the folder's state."""
 
     def __init__(self, folder: str) -> None:
-        """Look for jobs that have not ended."""
+        """Start to run the open jobs of a folder on this Ray cluster."""
         address = ray.get_runtime_context().gcs_address
-        self._supervisor = Supervisor(Store(Path(folder)), address, None)
+        self._supervisor = Supervisor(JobStore(Path(folder)), address)
+        self._supervisor.start()
 
     def wake(self, workers: int | None) -> None:
-        """There may be something to do; with so many workers."""
+        """Look for open jobs now, and run them with this many workers (None: one per CPU)."""
         self._supervisor.workers = workers
         self._supervisor.wake()
 
 
-async def start_jobs(tuning: JobsConfig) -> None:
-    """Have what is in the folder done, if there is something, and forget what is old."""
-    store = open_store(tuning.folder)
-    await asyncio.to_thread(store.sweep, tuning.keep_days)
-    if not await asyncio.to_thread(store.open_jobs):
-        return
-    await asyncio.to_thread(_wake, store, tuning)
+async def start_jobs(config: JobsConfig) -> None:
+    """Delete old jobs, and start or wake the actor if a job is open."""
+    store = open_store(config.folder)
+    await asyncio.to_thread(store.sweep, config.keep_days)
+    if await asyncio.to_thread(store.open_jobs):
+        await asyncio.to_thread(_wake_actor, str(store.folder), config.workers)
 
 
-def _wake(store: Store, tuning: JobsConfig) -> None:
-    folder = str(store.folder)
-    actor: Any = ray.remote(Jobs).options(
+def _wake_actor(folder: str, workers: int | None) -> None:
+    actor: Any = ray.remote(JobActor).options(
         name=f"jobs-{hashlib.sha256(folder.encode()).hexdigest()[:16]}",
         namespace=NAMESPACE,
         lifetime="detached",
@@ -50,4 +49,4 @@ def _wake(store: Store, tuning: JobsConfig) -> None:
         max_restarts=-1,
         max_task_retries=-1,
     )
-    ray.get(actor.remote(folder).wake.remote(tuning.workers))
+    ray.get(actor.remote(folder).wake.remote(workers))

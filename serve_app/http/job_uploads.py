@@ -1,13 +1,12 @@
-"""A zip on its way to disk: in pieces, however large it is, raw or as the only file of a form."""
+"""Write an uploaded zip to disk while it arrives, whatever its size: a raw body, or the only file of a form."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -21,129 +20,123 @@ from serve_app.http.uploads import LimitedRequest
 RAW_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 FORM = "multipart/form-data"
 FIELD = "file"
-FORM_BYTES = 64 * 1024  # what a form may have besides the file
-PIECE_BYTES = MiB  # written at a time
-IDLE_S = 30  # longest pause of a client
+FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries and headers around the file
+WRITE_BYTES = MiB  # per write to disk
+IDLE_TIMEOUT_S = 30  # longest pause of a client
+DEFAULT_NAME = "upload.zip"
 
 
 async def save_zip(request: Request, path: Path, limits: JobsConfig) -> tuple[str, str]:
-    """Write the zip of a request to a file.
+    """Write the zip of a request to ``path``.
 
     Returns:
-        Its sha256, and the name that the client gave it.
+        Its SHA-256 in hex, and the file name that the client gave.
 
     Raises:
-        MalformedRequestError: The body is no form with one file, or ends before its end (400).
-        SlowBodyError: Nothing came for IDLE_S (408).
-        TooLargeError: More bytes than the limit (413).
+        MalformedRequestError: The form does not hold exactly one file, or the body is truncated (400).
+        SlowBodyError: No byte arrived for IDLE_TIMEOUT_S (408).
+        TooLargeError: The body is larger than ``jobs.max_zip_bytes`` (413).
         OverloadedError: The disk is full (503).
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    is_form = kind.decode() == FORM
-    most = limits.max_zip_bytes + (FORM_BYTES if is_form else 0)
-    limited = LimitedRequest(request.scope, _in_time(request.receive), most)
-    digest = hashlib.sha256()
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    form = _FormFile(options.get(b"boundary", b"")) if content_type.decode() == FORM else None
+    max_bytes = limits.max_zip_bytes + (FORM_OVERHEAD_BYTES if form else 0)
+    body = LimitedRequest(request.scope, _with_idle_timeout(request.receive), max_bytes).stream()
     try:
-        with path.open("wb") as file:
-            if is_form:
-                form = _Form(options.get(b"boundary", b""))
-                pieces = form.file(limited.stream())
-            else:
-                pieces = limited.stream()
-            await _write(pieces, file, digest.update)
+        digest = await _write(form.extract(body) if form else body, path)
     except OSError as error:
-        raise OverloadedError(f"the zip cannot be kept now ({error.strerror}); try again later", 60) from error
-    return digest.hexdigest(), form.name if is_form else "upload.zip"
+        raise OverloadedError(f"the zip cannot be stored now ({error.strerror}); try again later", 60) from error
+    return digest, form.name if form else DEFAULT_NAME
 
 
-async def _write(pieces: AsyncIterator[bytes], file: BinaryIO, update: Callable[[bytes], None]) -> None:
-    waiting = bytearray()
+async def _write(chunks: AsyncIterator[bytes], path: Path) -> str:
+    """Write chunks to a file in a worker thread; return their SHA-256."""
+    digest, buffer = hashlib.sha256(), bytearray()
+    with path.open("wb") as file:
 
-    def flush(piece: bytes) -> None:
-        file.write(piece)
-        update(piece)
+        def flush() -> None:
+            file.write(buffer)
+            digest.update(buffer)
+            buffer.clear()
 
-    async for piece in pieces:
-        waiting += piece
-        if len(waiting) >= PIECE_BYTES:
-            await asyncio.to_thread(flush, bytes(waiting))
-            waiting.clear()
-    await asyncio.to_thread(flush, bytes(waiting))
-    await asyncio.to_thread(os.fsync, file.fileno())
+        async for chunk in chunks:
+            buffer += chunk
+            if len(buffer) >= WRITE_BYTES:
+                await asyncio.to_thread(flush)
+        await asyncio.to_thread(flush)
+        await asyncio.to_thread(os.fsync, file.fileno())
+    return digest.hexdigest()
 
 
-class _Form:
-    """The one file of a form, taken out while the form arrives."""
+class _FormFile:
+    """Extracts the one file of a form while the form arrives.
+
+    Attributes:
+        name: File name that the client gave; known once the part's headers have arrived.
+    """
 
     def __init__(self, boundary: bytes) -> None:
         if not boundary:
             raise MalformedRequestError("the multipart content type names no boundary")
-        self.name = "upload.zip"
-        self._found = self._ended = False
-        self._header, self._value, self._headers = b"", b"", dict[bytes, bytes]()
+        self.name = ""
+        self._is_complete = False
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._data = bytearray()
         self._parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": self._headers.clear,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._part_data,
-                "on_end": self._end,
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._begin_part,
+                "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
+                "on_end": self._complete,
             },
         )
 
-    async def file(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def extract(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the file's bytes."""
         try:
-            async for piece in body:
-                self._parser.write(piece)
-                if self._data:
-                    yield bytes(self._data)
-                    self._data.clear()
+            async for chunk in body:
+                self._parser.write(chunk)
+                yield bytes(self._data)
+                self._data.clear()
             self._parser.finalize()
         except MultipartParseError as error:
             raise MalformedRequestError(f"the multipart body does not parse: {error}") from None
-        if not self._ended:
+        if not self._is_complete:
             raise MalformedRequestError("the multipart body ends before its closing boundary")
-        if not self._found:
-            raise MalformedRequestError(f"the form holds no file: use the field {FIELD!r}")
+        if not self.name:
+            raise MalformedRequestError(f"the form holds no file: send the zip in the field {FIELD!r}")
 
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[self._header.lower()] = self._value
-        self._header = self._value = b""
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+    def _begin_part(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._disposition = b""
         field = options.get(b"name", b"").decode(errors="replace")
         if field != FIELD or b"filename" not in options:
-            raise MalformedRequestError(f"form field {field!r:.80}: a job takes one file, in the field {FIELD!r}")
-        if self._found:
-            raise MalformedRequestError(f"the form has several files in {FIELD!r}: a job takes one zip")
-        self._found = True
-        self.name = options[b"filename"].decode(errors="replace")[:200] or self.name
+            raise MalformedRequestError(
+                f"form field {field!r:.80}: send one file, with its file name, in the field {FIELD!r}"
+            )
+        if self.name:
+            raise MalformedRequestError(f"the form has several files in {FIELD!r}: send one zip")
+        self.name = options[b"filename"].decode(errors="replace")[:200] or DEFAULT_NAME
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += data[start:end]
-
-    def _end(self) -> None:
-        self._ended = True
+    def _complete(self) -> None:
+        self._is_complete = True
 
 
-def _in_time(receive: Receive) -> Receive:
+def _with_idle_timeout(receive: Receive) -> Receive:
     async def receive_in_time() -> Message:
         try:
-            async with asyncio.timeout(IDLE_S):
+            async with asyncio.timeout(IDLE_TIMEOUT_S):
                 return await receive()
         except TimeoutError:
-            raise SlowBodyError(f"nothing of the body came for {IDLE_S} s") from None
+            raise SlowBodyError(f"no byte of the body arrived for {IDLE_TIMEOUT_S} s; send it again") from None
 
     return receive_in_time

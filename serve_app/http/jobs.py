@@ -1,4 +1,7 @@
-"""Stage 1/3 · /v1/jobs: submit, look, cancel, take the results. supervisor.py has the work done."""
+"""Routes of /v1/jobs: submit a batch job, look at it, cancel it, download its results.
+
+The supervisor (serve_app/batch/supervisor.py) runs the jobs.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,15 @@ import hashlib
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response, StreamingResponse
 
-from serve_app.batch import job_store as jobs
-from serve_app.batch.export import MEDIA_TYPES, Format, Only, stream
-from serve_app.batch.job_store import JobState
-from serve_app.batch.results import Output
+from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
+from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
+from serve_app.batch.results import ResultsFolder
 from serve_app.batch.zip_archive import check_zip
 from serve_app.config import JobsConfig, describe
 from serve_app.errors import (
@@ -35,25 +37,34 @@ from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest
 
 PATH = "/v1/jobs"
-JSON_BYTES = 64 * 1024
-UPLOADS_AT_ONCE = 4  # of one ingress replica
+MAX_JSON_BYTES = 64 * 1024
+MAX_UPLOADS = 4  # in flight at one ingress replica
+MAX_KEY_LENGTH = 200
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class Prefix(BaseModel):
-    """The JSON body of a job that brings no images."""
+class JobSource(BaseModel):
+    """The JSON body of a job that reads a folder or bucket instead of a zip."""
 
     model_config = ConfigDict(extra="forbid")
 
-    source: str = Field(min_length=1, max_length=1000, description="A prefix (`s3://…`) or folder.")
+    source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")
 
 
-class Asked(BaseModel):
+class JobParameters(BaseModel):
     """The query of a new job."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image; more than there are gives all.")
+    top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
+
+
+class JobInput(NamedTuple):
+    """The images of a new job."""
+
+    sha256: str  # of the zip, or of the location
+    name: str  # what clients see as the source
+    location: str | None  # folder or bucket prefix to read; None for a zip, which is in the draft folder
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -63,34 +74,30 @@ BODY = {
     "content": {
         "application/zip": ZIP,
         FORM: {"schema": FILE},
-        "application/json": {"schema": Prefix.model_json_schema()},
+        "application/json": {"schema": JobSource.model_json_schema()},
     },
 }
 KEY_HEADER = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Sent again with the same body, it gives the same job.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+    "description": "A request with the same key and body returns the same job; another body is a conflict (409).",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
 }
 
 
 def create_router(service: Service) -> APIRouter:
-    """Build the routes.
-
-    Args:
-        service: Its ``jobs`` says whether and how, as it is now.
-    """
+    """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
     router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
-    uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+    uploads = asyncio.Semaphore(MAX_UPLOADS)
 
-    def tuning() -> JobsConfig:
+    def config() -> JobsConfig:
         if service.config.jobs is None:
             raise JobsOffError("this service takes no batch jobs: set `jobs: {folder: …}` in the Ingress's user_config")
         return service.config.jobs
 
-    def store() -> jobs.Store:
-        return jobs.open_store(tuning().folder)
+    def store() -> JobStore:
+        return open_store(config().folder)
 
     @router.post(
         "",
@@ -98,140 +105,146 @@ def create_router(service: Service) -> APIRouter:
         response_model=JobState,
         openapi_extra={"requestBody": BODY, "parameters": [KEY_HEADER]},
         responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
-        summary="Classify a whole zip, or all below a prefix",
+        summary="Classify all images of a zip, folder or bucket prefix",
     )
-    async def submit(request: Request, asked: Annotated[Asked, Query()]) -> Response:
-        """Send a zip as the body, or as `file` of a form, or name a prefix in JSON; the answer says where to look.
+    async def submit(request: Request, parameters: Annotated[JobParameters, Query()]) -> Response:
+        """Submit a zip as the body or as the form field `file`, or name a source in JSON.
 
-        The job answers as `/v1/classify` would, whichever variant `X-Model` names. It goes on after a restart
-        of the service. Online requests come first.
+        The response's `Location` header is the job's URL. The job classifies with the weights and precision that
+        serve now, as `/v1/classify` does; `X-Model` names a variant. It survives a restart of the service. Online
+        requests come first.
         """
-        limits, found = tuning(), store()
-        key = _key(request)
+        limits, jobs = config(), store()
+        key = _idempotency_key(request)
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
-        if len(await asyncio.to_thread(found.open_jobs)) >= limits.max_queued_jobs:
-            raise OverloadedError(f"{limits.max_queued_jobs} jobs wait already, which is the most here; try again", 60)
+        if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
+            raise OverloadedError(
+                f"{limits.max_queued_jobs} jobs are queued already (limit: `jobs.max_queued_jobs`); retry later", 60
+            )
         if uploads.locked():
-            raise OverloadedError(f"{UPLOADS_AT_ONCE} uploads are under way, which is the most here; try again", 10)
+            raise OverloadedError(f"{MAX_UPLOADS} uploads are in flight already; retry later", 10)
         async with uploads:
-            draft = await asyncio.to_thread(found.draft)
+            draft = await asyncio.to_thread(jobs.draft)
             try:
-                body, source, location = await _receive(request, draft, limits)
-                job = jobs.Request(
+                images = await _receive(request, draft, limits)
+                job_request = JobRequest(
                     caller=request.state.caller,
-                    source=source,
-                    location=location,
-                    body=body,
-                    top_k=asked.top_k or service.config.top_k,
+                    source=images.name,
+                    location=images.location,
+                    body_sha256=images.sha256,
+                    top_k=parameters.top_k or service.config.top_k,
                     weights=model.weights,
                     engine=model.engine,
                     limits=service.config.limits,
                     model=model.card.ref,
-                    created=jobs.now(),
                 )
-                name = await asyncio.to_thread(found.submit, draft, job, key)
+                job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
         await service.start_jobs()
-        state = await asyncio.to_thread(found.state, name)
-        return _answer(state, 202, {"Location": f"{PATH}/{name}"})
+        state = await asyncio.to_thread(jobs.state, job)
+        return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
-    @router.get("", response_model=JobList, summary="Your jobs, the newest first")
-    async def listing(request: Request) -> Response:
-        now = tuning()
-        limits = now.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        mine = await asyncio.to_thread(store().jobs, request.state.caller)
-        return _answer(JobList(jobs=mine, sources=list(now.sources), limits=limits))
+    @router.get("", response_model=JobList, summary="List your jobs, the newest first")
+    async def list_jobs(request: Request) -> Response:
+        """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
+        current = config()
+        limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
+        jobs = await asyncio.to_thread(store().jobs, request.state.caller)
+        return _json(JobList(jobs=jobs, sources=list(current.sources), limits=limits))
 
-    @router.get("/{job}", response_model=JobState, summary="How far a job is")
-    async def look(request: Request, job: str) -> Response:
-        return _answer(await asyncio.to_thread(store().state, job, request.state.caller))
+    @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
+    async def get_job(request: Request, job: str) -> Response:
+        return _json(await asyncio.to_thread(store().state, job, request.state.caller))
 
-    @router.delete("/{job}", response_model=JobState, summary="Cancel a job; one that has ended stays as it is")
+    @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
     async def cancel(request: Request, job: str) -> Response:
-        found = store()
-        await asyncio.to_thread(found.request, job, request.state.caller)
-        await asyncio.to_thread(found.cancel, job)
+        """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
+        jobs = store()
+        await asyncio.to_thread(jobs.request, job, request.state.caller)
+        await asyncio.to_thread(jobs.cancel, job)
         await service.start_jobs()
-        return _answer(await asyncio.to_thread(found.state, job))
+        return _json(await asyncio.to_thread(jobs.state, job))
 
     @router.get(
         "/{job}/results",
         responses={
-            200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
+            200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
             **{n: PROBLEMS[n] for n in (409, 422)},
         },
         response_class=Response,
-        summary="The rows of a job that has ended, as a file",
+        summary="Download the results of a job that has ended",
     )
     async def results(
         request: Request,
         job: str,
-        format: Annotated[Format, Query(description="Of the file.")] = "json",
-        only: Annotated[Only, Query(description="Which rows.")] = "all",
+        format: Annotated[Format, Query(description="Format of the file.")] = "json",
+        only: Annotated[RowFilter, Query(description="Classified images (`ok`) or errors (`failed`).")] = "all",
     ) -> Response:
-        """Of a job that was cancelled or failed: what it had done."""
-        found = store()
-        state = await asyncio.to_thread(found.state, job, request.state.caller)
+        """Download one row per image. A cancelled or failed job has rows for the images it completed."""
+        jobs = store()
+        state = await asyncio.to_thread(jobs.state, job, request.state.caller)
         if state.status not in ENDED:
-            raise ConflictError(f"job {job} has not ended: it is {state.status}")
-        output = Output(str(found.results(job)))
-        headers = {"Content-Disposition": f'attachment; filename="{job}.{format}"'}
+            raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
+        folder = ResultsFolder(str(jobs.results_path(job)))
         return StreamingResponse(
-            stream(output, format, only, state.top_k), headers=headers, media_type=MEDIA_TYPES[format]
+            stream(folder, format, only, state.top_k),
+            headers={"Content-Disposition": f'attachment; filename="{job}.{format}"'},
+            media_type=MEDIA_TYPES[format],
         )
 
     return router
 
 
-async def _receive(request: Request, draft: Path, limits: JobsConfig) -> tuple[str, str, str | None]:
-    """Read a job's body: its hash, what to call it, and what to read unless it is the zip in the draft."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind == "application/json":
-        location = allowed(await _read_source(request), limits.sources)
-        return hashlib.sha256(location.encode()).hexdigest(), location, location
-    if kind not in (*RAW_TYPES, FORM):
-        raise UnsupportedImageError(f"content type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
-    path = draft / jobs.UPLOAD
-    body, name = await save_zip(request, path, limits)
+async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInput:
+    """Read the body of a new job; a zip goes to the draft folder."""
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type == "application/json":
+        location = resolve_source(await _read_source(request), limits.sources)
+        return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location)
+    if content_type not in (*RAW_TYPES, FORM):
+        raise UnsupportedImageError(f"type {content_type!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
+    path = draft / UPLOAD
+    sha256, name = await save_zip(request, path, limits)
     await asyncio.to_thread(check_zip, path, limits)
-    return body, name, None
+    return JobInput(sha256, name, None)
 
 
 async def _read_source(request: Request) -> str:
     try:
-        body = await LimitedRequest(request.scope, request.receive, JSON_BYTES).body()
-        return Prefix.model_validate_json(body).source
+        body = await LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES).body()
+        return JobSource.model_validate_json(body).source
     except ValidationError as error:
-        raise MalformedRequestError(f"the JSON body: {describe(error, Prefix)}") from None
+        raise MalformedRequestError(f"the JSON body: {describe(error, JobSource)}") from None
 
 
-def allowed(source: str, prefixes: tuple[str, ...]) -> str:
-    """Give a source back that is one of the prefixes or below one.
+def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
+    """Return the absolute location of a source that equals an allowed prefix or lies below one.
 
     Raises:
-        ForbiddenSourceError: It is not (403).
+        ForbiddenSourceError: The source is outside every prefix, or could lead out of one (403).
     """
-    outside = ForbiddenSourceError(
-        f"source {source!r:.200}: not below a prefix that is allowed here; there is {', '.join(prefixes) or 'none'}"
+    forbidden = ForbiddenSourceError(
+        f"source {source!r:.200}: not below a prefix of `jobs.sources`, which allows {', '.join(prefixes) or 'none'}"
     )
-    if re.search(r"(^|/)\.\.?(/|$)|[\0*?\[\]#%\\]", source):  # a way out, a pattern, or settings of a connection
-        raise outside
-    place = source if "://" in source else str(Path(source).resolve())
+    # "." and ".." lead out of a prefix, *?[] are glob patterns, and # ? % carry connection settings in an address.
+    if re.search(r"(^|/)\.\.?(/|$)|[\0*?\[\]#%\\]", source):
+        raise forbidden
+    location = source if "://" in source else str(Path(source).resolve())
     for prefix in prefixes:
         top = (prefix if "://" in prefix else str(Path(prefix).resolve())).rstrip("/")
-        if place.rstrip("/") == top or place.startswith(f"{top}/"):
-            return place
-    raise outside
+        if location.rstrip("/") == top or location.startswith(f"{top}/"):
+            return location
+    raise forbidden
 
 
-def _key(request: Request) -> str | None:
+def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= 200:
-        raise InvalidParameterError(f"Idempotency-Key: {len(key)} characters; 1 to 200 are possible")
+    if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
+        raise InvalidParameterError(f"Idempotency-Key: has {len(key)} characters; send 1 to {MAX_KEY_LENGTH}")
     return key
 
 
-def _answer(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status, headers, "application/json")

@@ -23,7 +23,7 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from serve_app.config import FeedbackConfig, FrozenModel
-from serve_app.files import whole
+from serve_app.files import atomic_write
 
 VOTES, IMAGES = "votes", "images"
 
@@ -84,10 +84,10 @@ class Feedback:
             kept = Path(IMAGES, folder_of(vote.label), f"{sha256(encoded).hexdigest()}.{kind}")
             vote = vote.model_copy(update={"image": str(kept)})
             (self._folder / kept).parent.mkdir(exist_ok=True)
-            with whole(self._folder / kept) as path:
+            with atomic_write(self._folder / kept) as path:
                 path.write_bytes(encoded)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        with whole(self._folder / VOTES / name) as path:
+        with atomic_write(self._folder / VOTES / name) as path:
             path.write_text(vote.model_dump_json() + "\n")
         self._tell(vote)
 

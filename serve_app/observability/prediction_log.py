@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from serve_app.config import PredictionLogConfig
 from serve_app.errors import ServiceError
-from serve_app.files import whole
+from serve_app.files import atomic_write
 from serve_app.messages import ClassifyRequest, ClassifyResult
 
 RAW = "raw"  # subfolder of the log's folder
@@ -166,7 +166,7 @@ def write_rows(filesystem: fs.FileSystem, path: str, rows: Iterable[tuple[Any, .
     if not isinstance(filesystem, fs.LocalFileSystem):  # an object in a bucket appears when it is complete
         pq.write_table(table, path, filesystem=filesystem)
         return
-    with whole(Path(path)) as unfinished:
+    with atomic_write(Path(path)) as unfinished:
         pq.write_table(table, unfinished)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from serve_app.files import whole
+from serve_app.files import atomic_write
 from serve_app.training.data import LabeledImages
 from serve_app.training.recipe import Recipe
 from serve_app.training.team import Team
@@ -159,7 +159,7 @@ class Trainer:
             "history": self.history,
             "recipe": asdict(self.recipe),
         }
-        with whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
 
     def resume(self, path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from serve_app.batch.results import Job, Output
+from serve_app.batch.plan import BatchJobConfig
+from serve_app.batch.results import ResultsFolder
 from serve_app.batch.sources import open_source
 from serve_app.batch.worker import Decoder, Predictor
 from serve_app.inference.card import load_card
@@ -57,14 +58,14 @@ def test_the_command_answers_as_the_service_does(
     folder.mkdir()
     for name, photo in mixed_photos.items():
         (folder / name).write_bytes(photo)
-    job = Job(source=str(folder), out=str(tmp_path / "out"))
-    output = Output(job.out)
-    output.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
+    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"))
+    results = ResultsFolder(job.out)
+    results.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
     Predictor(job)(Decoder(job)(0))
-    (part,) = output.parts()
+    (part,) = results.parts()
     rows_by_name = {
         row["path"]: row["error"] or dict(zip(row["labels"], row["scores"], strict=True))
-        for row in output.read(part).to_pylist()
+        for row in results.read_part(part).to_pylist()
     }
     check_equal(rows_by_name, online(http, mixed_photos))
 

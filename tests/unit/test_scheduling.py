@@ -1,91 +1,109 @@
-"""Replicas that start leave the cores to those that serve; those that serve are as urgent as they were."""
+"""A starting replica runs in SCHED_IDLE and a serving one does not; the node lock admits one holder at a time."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from serve_app.scheduling import can_restore_scheduling, idle_start_options, node_lock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
-SETUP = """
+PROGRAM = """
 import os, threading
-from serve_app import scheduling as priority
+from serve_app import scheduling
 if {user}: os.setuid({user})
-priority.LONGEST_S = {longest}
-stay = threading.Event()
-print(priority.can_restore_scheduling(), bool(priority.idle_start_options()))
-priority.enter_idle_scheduling()
-threading.Thread(target=stay.wait, daemon=True).start()
+scheduling.MAX_IDLE_START_S = {max_idle_start_s}
+print(scheduling.can_restore_scheduling(), bool(scheduling.idle_start_options()))
+scheduling.enter_idle_scheduling()
+timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(os.sched_getscheduler(0))
-stay.wait({wait})
-if not {wait}: priority.restore_scheduling()
-print(*(os.sched_getscheduler(int(each)) for each in os.listdir("/proc/self/task")))
+if {let_timer_end}: timers[0].join()
+else: scheduling.restore_scheduling()
+print(*(os.sched_getscheduler(thread.native_id) for thread in threading.enumerate()))
 """
 
 
-def run(user: int = 0, longest: float = 60, wait: float = 0, command: tuple[str, ...] = ()) -> list[str]:
-    """Whether a process may return and is started low, its class while it starts, and its threads' afterwards."""
-    program = SETUP.format(user=user, longest=longest, wait=wait)
+def run(
+    user: int = 0, max_idle_start_s: float = 60, let_timer_end: bool = False, command: tuple[str, ...] = ()
+) -> list[str]:
+    """Start a process; return what it may do, its class while it starts, and the classes of its threads afterwards."""
+    program = PROGRAM.format(user=user, max_idle_start_s=max_idle_start_s, let_timer_end=let_timer_end)
     printed = subprocess.check_output([*command, sys.executable, "-c", program], text=True)
-    first, low, threads = printed.splitlines()
-    return [first, low, " ".join(sorted(set(threads.split())))]
+    allowed, starting, threads = printed.splitlines()
+    return [allowed, starting, " ".join(sorted(set(threads.split())))]
 
 
-IDLE, USUAL = (str(each) for each in (getattr(os, "SCHED_IDLE", 5), getattr(os, "SCHED_OTHER", 0)))
-returns = pytest.mark.skipif(not can_restore_scheduling(), reason="this user may not leave the idle class")
-root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+IDLE, NORMAL = (str(number) for number in (getattr(os, "SCHED_IDLE", 5), getattr(os, "SCHED_OTHER", 0)))
+can_restore = pytest.mark.skipif(not can_restore_scheduling(), reason="this user may not leave SCHED_IDLE")
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-@returns
-def test_a_start_is_idle_and_all_its_threads_return() -> None:
-    assert run() == ["True True", IDLE, USUAL]
+@can_restore
+def test_start_is_idle_and_all_threads_are_restored() -> None:
+    """A process is in SCHED_IDLE while it starts; afterwards none of its threads is."""
+    assert run() == ["True True", IDLE, NORMAL]
 
 
-@returns
-def test_ray_starts_a_replica_so_from_its_first_instruction() -> None:
+@can_restore
+def test_ray_option_starts_python_in_idle_class() -> None:
+    """The ``py_executable`` given to Ray runs in SCHED_IDLE from its first instruction on."""
     program = idle_start_options()["runtime_env"]["py_executable"]
     printed = subprocess.check_output(["bash", "-c", f"exec {program} -c 'import os; print(os.sched_getscheduler(0))'"])
     assert printed.decode().strip() == IDLE
 
 
-@returns
-def test_what_was_started_so_returns() -> None:
-    assert run(command=("chrt", "--idle", "0")) == ["True True", IDLE, USUAL]
+@can_restore
+def test_process_started_by_chrt_is_restored() -> None:
+    """A process that was started in SCHED_IDLE leaves that class when it is ready."""
+    assert run(command=("chrt", "--idle", "0")) == ["True True", IDLE, NORMAL]
 
 
-@returns
-def test_a_start_that_takes_long_returns_by_itself() -> None:
-    assert run(longest=0.2, wait=2) == ["True True", IDLE, USUAL]
+@can_restore
+def test_slow_start_is_restored_by_the_timer() -> None:
+    """A replica that is not ready in time gets normal scheduling without a call."""
+    assert run(max_idle_start_s=0.2, let_timer_end=True) == ["True True", IDLE, NORMAL]
 
 
 @root
-def test_where_none_may_return_none_gives_way() -> None:
-    assert run(user=65534) == ["False False", USUAL, USUAL]
+def test_user_that_cannot_leave_the_idle_class_never_enters_it() -> None:
+    """Without the right to restore, the process keeps normal scheduling throughout."""
+    assert run(user=65534) == ["False False", NORMAL, NORMAL]
 
 
-def test_one_after_the_other(tmp_path: Path) -> None:
-    """What takes turns is never there twice, not even after one that failed; what waits too long goes on."""
-    lock, seen = tmp_path / "lock", []
+def test_node_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:
+    """The second caller enters after the first has left, even if the first failed."""
+    lock, order, started = tmp_path / "lock", list[str](), threading.Event()
 
-    def take(name: str, longest_s: float) -> None:
-        with node_lock(lock, longest_s):
-            seen.append(f"{name} begins")
-            time.sleep(0.3)
-            seen.append(f"{name} ends")
-            raise RuntimeError(name)
+    def second() -> None:
+        started.set()
+        with node_lock(lock):
+            order.append("second")
 
-    with ThreadPoolExecutor(3) as threads:
-        taken = [threads.submit(take, name, 60) for name in ("one", "two")]
-        assert {type(each.exception()) for each in taken} == {RuntimeError}
-        assert [each.split()[1] for each in seen] == ["begins", "ends"] * 2
-        seen.clear()
-        taken = [threads.submit(take, name, 0.1) for name in ("one", "two")]
-        assert {type(each.exception()) for each in taken} == {RuntimeError}
-        assert [each.split()[1] for each in seen] == ["begins", "begins", "ends", "ends"]
+    def first(threads: ThreadPoolExecutor) -> None:
+        with node_lock(lock):
+            threads.submit(second)
+            assert started.wait(60)
+            order.append("first")
+            raise RuntimeError
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(RuntimeError):
+        first(threads)
+    assert order == ["first", "second"]
+
+
+def test_node_lock_goes_on_after_its_timeout(tmp_path: Path) -> None:
+    """A caller that waited too long enters beside the holder, and leaves the holder its lock."""
+    lock = tmp_path / "lock"
+    with node_lock(lock):
+        with node_lock(lock, timeout_s=0):
+            pass
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)

@@ -9,7 +9,7 @@ from frontend.api_client import ApiClient, Photo, ProblemError, ServerDownError
 from serve_app.config import KeysConfig, LimitsConfig
 from serve_app.errors import OverloadedError
 from serve_app.http.app import create_app
-from serve_app.http.auth import Keys, hash_of
+from serve_app.http.auth import ApiKeys, hash_key
 from tests.conftest import encode, make_photo, make_picture
 from tests.support.local_service import LocalService
 
@@ -44,7 +44,7 @@ def test_requests_keep_the_limits(client: ApiClient) -> None:
 
 def test_a_refused_request_fails_only_its_photos(client: ApiClient, service: LocalService) -> None:
     """A photo over the body limit fails with a reason; photos in other requests are classified."""
-    service.limits = LimitsConfig(max_images=4, max_body_bytes=100_000)
+    service.configure(limits=LimitsConfig(max_images=4, max_body_bytes=100_000))
     given = [*photos(3), Photo("large.bmp", encode(make_picture(400, 400), "BMP"))]
     results = list(client.classify_many(given, 4, 100_000))
     assert sorted(result["index"] for result in results) == [0, 1, 2, 3]
@@ -64,7 +64,7 @@ def test_an_unreachable_api_is_named() -> None:
 
 def test_problems_are_raised(client: ApiClient, service: LocalService) -> None:
     """A service that is not ready gives a reason, and a problem+json becomes a ProblemError."""
-    service.failing = OverloadedError("busy")
+    service.client.failing = OverloadedError("busy")
     assert client.not_ready_reason() is not None
     with pytest.raises(ProblemError) as raised:
         client.labels("other", "main")
@@ -73,7 +73,7 @@ def test_problems_are_raised(client: ApiClient, service: LocalService) -> None:
 
 def test_requests_carry_the_key_and_snippets_do_not(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
     """API_KEY authorizes every request; snippets name the variable and never hold its value."""
-    service.keys = Keys(KeysConfig(hashes={"page": hash_of("key_of_the_page")}))
+    service.keys = ApiKeys(KeysConfig(hashes={"page": hash_key("key_of_the_page")}))
     monkeypatch.setenv("API_KEY", "key_of_the_page")
     with TestClient(create_app(service)) as http:
         client = ApiClient("http://testserver", transport=http._transport)

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from serve_app.config import KeysConfig
-from serve_app.http.auth import Keys
+from serve_app.http.auth import ApiKeys
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
 
@@ -33,7 +33,7 @@ def test_a_service_that_is_down_is_explained(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_rejected_key_is_explained(page: AppTest, service: LocalService) -> None:
     """A page without the key that the API requires names the variable to set."""
-    service.keys = Keys(KeysConfig(hashes={"someone": "0" * 64}))
+    service.keys = ApiKeys(KeysConfig(hashes={"someone": "0" * 64}))
     page.run()
     assert not page.exception
     assert "rejected this page's key" in page.error[0].value

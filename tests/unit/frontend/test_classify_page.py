@@ -62,7 +62,7 @@ def test_many_photos(page: AppTest, client: ApiClient) -> None:
 def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalService) -> None:
     """The API's title, reason and Retry-After are shown with the photo's name."""
     page.run()
-    service.failing = OverloadedError("1024 images are in flight", 7)
+    service.client.failing = OverloadedError("1024 images are in flight", 7)
     page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
     assert not page.exception
     assert page.error[0].value == "**cat.jpg** · **Overloaded**: 1024 images are in flight (retry in 7 s)"

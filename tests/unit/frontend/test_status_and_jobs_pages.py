@@ -52,7 +52,7 @@ def test_jobs_that_are_off_are_explained(jobs_page: AppTest, client: ApiClient) 
 
 def test_a_job_from_a_prefix(jobs_page: AppTest, client: ApiClient, service: LocalService, tmp_path: Path) -> None:
     """A forbidden prefix shows the API's reason; an allowed one becomes a queued job that can be cancelled."""
-    service.jobs = JobsConfig(folder=str(tmp_path), sources=("s3://photos/in",))
+    service.configure(jobs=JobsConfig(folder=str(tmp_path), sources=("s3://photos/in",)))
     jobs_page.run()
     assert "No jobs yet" in jobs_page.info[0].value
     jobs_page.text_input[0].set_value("s3://photos/other").run()

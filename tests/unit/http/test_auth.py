@@ -199,7 +199,7 @@ def test_cross_origin_requests_are_off_by_default(http: TestClient) -> None:
 
 def test_configured_origins_may_call(http: TestClient, service: LocalService) -> None:
     """A preflight needs no key, refusals carry the CORS header, and other origins stay excluded."""
-    service.cors_origins = (SITE["origin"],)
+    service.configure(cors_origins=(SITE["origin"],))
     request = SITE | {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
     preflight = http.options("/v1/classify", headers=request)
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, SITE["origin"])

@@ -15,7 +15,7 @@ import pytest
 import tritonclient.http as triton
 from starlette.testclient import TestClient
 
-from serve_app.config import ResponseConfig, WeightsConfig
+from serve_app.config import WeightsConfig
 from serve_app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from serve_app.http.app import create_app
 from tests.conftest import LABELS, make_photo
@@ -39,7 +39,8 @@ def client(weights: WeightsConfig) -> Iterator[tuple[TestClient, LocalService]]:
 def service(client: tuple[TestClient, LocalService]) -> Iterator[LocalService]:
     service = client[1]
     yield service
-    service.failing, service.tuning = None, ResponseConfig()
+    service.client.failing = None
+    service.configure(top_k=10)
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_health_and_metadata(http: TestClient, service: LocalService) -> None:
         assert http.get(f"{path}/config").json()["max_batch_size"] == 8
     (listed,) = http.post("/v2/repository/index").json()
     assert listed == {"name": "resnet18", "version": "random", "state": "READY", "reason": ""}
-    service.failing = NotReadyError("")
+    service.client.failing = NotReadyError("")
     for path in ("/v2/health/ready", f"{MODEL}/ready"):
         assert "does not answer yet" in error(http.get(path), 503)
     assert http.post("/v2/repository/index").json()[0]["state"] == "UNAVAILABLE"
@@ -142,7 +143,7 @@ def test_outputs_are_as_asked_for(http: TestClient, service: LocalService) -> No
         "inputs": [tensor(PHOTOS[0])],
         "outputs": [{"name": "class_id", "parameters": {"binary_data": False}}, {"name": "score"}],
     }
-    service.tuning = ResponseConfig(top_k=2)
+    service.configure(top_k=2)
     response = http.post(INFER, json=asked)
     end = int(response.headers[LENGTH])
     head = json.loads(response.content[:end])
@@ -223,7 +224,7 @@ def test_a_failing_image_fails_the_request_and_is_named(http: TestClient) -> Non
 )
 def test_what_the_server_does_wrong(http: TestClient, service: LocalService, failure: Exception, status: int) -> None:
     """What is worth trying again says when; nothing internal is told."""
-    service.failing = failure
+    service.client.failing = failure
     response = http.post(INFER, **binary(PHOTOS[0]))
     assert "secrets" not in error(response, status)
     assert ("retry-after" in response.headers) == (status != 500)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.config import EngineConfig, ResponseConfig, WeightsConfig
+from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import DatasetError, WeightsError
 from serve_app.http.app import create_app
 from serve_app.inference.card import load_card
@@ -166,7 +166,7 @@ def test_the_configuration_overrules_the_card(calibrated: WeightsConfig) -> None
         score, abstains = asked()
         assert abstains == (score < 0.3)
         for threshold in (score + 0.01, score - 0.01):
-            service.tuning = ResponseConfig(abstain_below=threshold)
+            service.configure(abstain_below=threshold)
             assert asked() == (pytest.approx(score), score < threshold)
         assert http.get("/v1/models").json()["models"][0]["calibration"]["abstain_below"] == 0.3
 

@@ -1,0 +1,38 @@
+"""`serve-app etl`: prediction log to days and hourly summaries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def etl(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder as in `prediction_log.folder`.")],
+    keep_days: Annotated[int | None, typer.Option(min=0, help="Days of rows to keep. Default: all.")] = None,
+) -> None:
+    """Turn the prediction log into one clean file per day and hourly summaries.
+
+    Reads FOLDER/raw, writes FOLDER/days and FOLDER/summary, prints counts as JSON.
+    Running it twice, or again after a crash, gives the same rows.
+    Incomplete rows, and files that are no prediction log, go to FOLDER/rejected.
+
+    Exit codes: 0 all rows are in their days; 1 something was rejected, the rest
+    is done; 2 the run failed.
+    """
+    import duckdb
+
+    from serve_app.analytics import etl as analytics_etl
+
+    try:
+        report = analytics_etl.run(folder, keep_days)
+    except (analytics_etl.EtlError, OSError, duckdb.Error) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps(asdict(report)))
+    if report.rejected_files or report.rejected_rows:
+        typer.echo(f"error: files or rows were rejected; see {folder / analytics_etl.REJECTED}", err=True)
+        raise typer.Exit(1)

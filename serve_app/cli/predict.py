@@ -1,0 +1,94 @@
+"""`serve-app predict`: classify any number of images into Parquet files."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from serve_app.batch.plan import BatchJobConfig
+
+
+def predict(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, zip, quoted glob pattern or s3://… prefix.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3://… prefix for the results.")],
+    weights: Annotated[str, typer.Option(help="demo, imagenet, a .safetensors file, or JSON as in `args`.")] = "demo",
+    engine: Annotated[str, typer.Option(help='Runtime, or JSON such as \'{"precision": "int8"}\'.')] = "auto",
+    limits: Annotated[str, typer.Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
+    top_k: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 10,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
+    decoders: Annotated[int, typer.Option(min=0, help="CPU workers that only decode; 0: every worker decodes.")] = 0,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: 8, or 64 on a GPU.")] = None,
+    shard: Annotated[int, typer.Option(min=1, help="Images per Parquet part: what a crash costs a worker.")] = 128,
+    background: Annotated[bool, typer.Option("--background", help="Use only CPU time that is left over.")] = False,
+    progress: Annotated[Path | None, typer.Option(help="Write progress to this JSON file; no bar on stderr.")] = None,
+) -> None:
+    """Classify every image of SOURCE into Parquet files in OUT.
+
+    Run the same command again after it was stopped: it goes on from there.
+    In the end each image has one row; a failed image has a row with its error.
+    Progress goes to stderr, one JSON summary to stdout.
+
+    Exit codes: 0 every image has its row; 1 workers failed, run it again;
+    2 wrong arguments, source or weights; 75 another run writes to OUT;
+    130 stopped.
+    """
+    from serve_app.batch.plan import WorkerPlan
+    from serve_app.batch.predict import ExitCode, JobFailedError
+    from serve_app.batch.predict import predict as run_job
+    from serve_app.batch.results import BusyError
+    from serve_app.errors import ServiceError
+
+    def fail(code: ExitCode, message: str) -> typer.Exit:
+        typer.echo(message, err=True)
+        return typer.Exit(code)
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        job = _job(source, out, weights, engine, limits, top_k, batch or (64 if gpus else 8))
+        summary = run_job(job, WorkerPlan(workers, gpus, decoders, background), shard, address, progress)
+    except KeyboardInterrupt:
+        raise fail(ExitCode.INTERRUPTED, "stopped; the same command goes on from here") from None
+    except JobFailedError as error:
+        raise fail(ExitCode.FAILED, f"error: {error}; the same command goes on from here") from None
+    except BusyError as error:
+        raise fail(ExitCode.BUSY, f"error: {error}") from None
+    except (ServiceError, OSError, ValueError) as error:
+        raise fail(ExitCode.INVALID, f"error: {' '.join(str(error).split())}") from None
+    typer.echo(json.dumps(summary))
+
+
+def _job(source: str, out: str, weights: str, engine: str, limits: str, top_k: int, batch_size: int) -> BatchJobConfig:
+    from serve_app.batch.plan import BatchJobConfig
+    from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig, parse
+
+    if weights.endswith(".safetensors"):
+        from serve_app.inference.weights import spec_of  # imports torch, which nothing else needs in this process
+
+        weights_config = spec_of(weights)
+    else:
+        weights_config = parse(WeightsConfig, _json_or_text(weights))
+    return BatchJobConfig(
+        source=_absolute(source),
+        out=_absolute(out),
+        weights=weights_config,
+        engine=parse(EngineConfig, _json_or_text(engine)),
+        top_k=top_k,
+        limits=parse(LimitsConfig, _json_or_text(limits)),
+        batch_size=batch_size,
+    )
+
+
+def _json_or_text(option: str) -> object:
+    return json.loads(option) if option.startswith("{") else option
+
+
+def _absolute(location: str) -> str:
+    """Return a path that means the same in a worker's working folder."""
+    return location if "://" in location else str(Path(location).absolute())
