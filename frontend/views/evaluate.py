@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from frontend.components.downloads import offer_csv_and_json
 from frontend.components.many_photos import classify_all
 from frontend.components.thumbnails import grid, thumbnail
 from frontend.components.uploads import read_once, read_photo
-from frontend.labeled import BINS, LabelError, by_folder, per_class, reliability, summary, table, unzip
+from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
 
 MAX_MISTAKES, MISTAKE_COLUMNS = 24, 6
 HELP = (
@@ -32,11 +31,11 @@ def show_evaluate(client: ApiClient) -> None:
     st.title("How good is the model?")
     st.caption(f"Model {model['name']}, version {model['version']} · {model['classes']} classes")
     try:
-        uploaded = _photos()
+        uploaded = _photos(served["formats"])
         if not uploaded:
             st.info(HELP, icon=":material/folder_open:")
             return
-        named = by_folder(uploaded, client.labels(model["name"], model["variant"]))
+        named = by_folder(uploaded, client.labels(model["name"], model["variant"]), served["formats"])
     except LabelError as error:
         st.error(str(error), icon=":material/warning:")
         return
@@ -48,27 +47,24 @@ def show_evaluate(client: ApiClient) -> None:
         st.warning(f"{failed} of {len(named)} photos failed and are not counted; the first error: {first['detail']}.")
     if rows.empty:
         return
-    _show_metrics(summary(rows))
+    metrics = compute_metrics(rows)
+    _show_metrics(metrics)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
         st.altair_chart(_confusion(rows), width="stretch")
     with right:
         st.markdown("**Reliability diagram** · on the diagonal, confidence equals accuracy")
-        st.altair_chart(_reliability(reliability(rows)), width="stretch")
+        st.altair_chart(_reliability(metrics["reliability"]), width="stretch")
     st.markdown("**By class**")
     percent = {name: st.column_config.NumberColumn(format="percent") for name in ("precision", "recall")}
-    st.dataframe(per_class(rows), column_config=percent)
+    st.dataframe(class_table(metrics), column_config=percent)
     _show_mistakes(rows, photos, served["limits"]["max_pixels"])
-    document = {
-        "model": {name: model[name] for name in ("name", "version", "sha256")},
-        **summary(rows),
-        "classes": json.loads(per_class(rows).to_json(orient="index")),
-    }
+    document = {"model": {name: model[name] for name in ("name", "version", "sha256")}, **metrics}
     offer_csv_and_json(rows, document, "evaluation")
 
 
-def _photos() -> list[Photo]:
+def _photos(formats: Sequence[str]) -> list[Photo]:
     """Return the uploaded photos. A photo's name is its path in the folder or zip; the page never opens that path."""
     from_folder, from_zip = st.tabs(["Folder", "Zip"])
     files: list[Any] = from_folder.file_uploader(
@@ -77,22 +73,21 @@ def _photos() -> list[Photo]:
     archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
     if archive:
-        readers.append((archive, lambda file: [Photo(name, data) for name, data in unzip(file.getvalue())]))
+        readers.append((archive, lambda file: [Photo(name, data) for name, data in unzip(file.getvalue(), formats)]))
     return read_once("labeled-photos", readers)
 
 
-def _show_metrics(metrics: dict[str, float]) -> None:
+def _show_metrics(metrics: dict[str, Any]) -> None:
     columns = st.columns(6)
-    columns[0].metric("Photos", int(metrics["images"]))
-    for column, label, name, digits in (
-        (columns[1], "Accuracy", "top1", 1),
-        (columns[2], "Top-5 accuracy", "top5", 1),
-        (columns[3], "Calibration error", "ece", 2),
-        (columns[4], "Not sure", "not_sure", 1),
-        (columns[5], "Accuracy when sure", "right_where_sure", 1),
+    columns[0].metric("Photos", metrics["images"])
+    for column, label, value, digits in (
+        (columns[1], "Accuracy", metrics["top1"], 1),
+        (columns[2], "Top-5 accuracy", metrics["top5"], 1),
+        (columns[3], "Calibration error", metrics["ece"], 2),
+        (columns[4], "Not sure", metrics["abstain"]["share"], 1),
+        (columns[5], "Accuracy when sure", metrics["abstain"]["precision"], 1),
     ):
-        value = metrics[name]
-        column.metric(label, "—" if pd.isna(value) else f"{value:.{digits}%}")
+        column.metric(label, "—" if value is None else f"{value:.{digits}%}")
 
 
 def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
@@ -109,18 +104,17 @@ def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
     return chart
 
 
-def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
-    bins = diagram.reset_index(drop=True).assign(high=lambda f: f["low"] + 1 / BINS)
+def _reliability(diagram: list[dict[str, Any]]) -> alt.LayerChart:
     scale = alt.Scale(domain=[0, 1])
     bars = (
-        alt.Chart(bins)
+        alt.Chart(pd.DataFrame(diagram))
         .mark_bar()
         .encode(
-            alt.X("low:Q", scale=scale, title="confidence"),
-            alt.Y("right:Q", scale=scale, title="accuracy"),
-            x2="high:Q",
-            opacity=alt.Opacity("photos:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
-            tooltip=["score", "right", "photos"],
+            alt.X("from:Q", scale=scale, title="confidence"),
+            alt.Y("accuracy:Q", scale=scale, title="accuracy"),
+            x2="to:Q",
+            opacity=alt.Opacity("images:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
+            tooltip=["confidence", "accuracy", "images"],
         )
     )
     diagonal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="gray")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.calibrate import calibrate
 from serve_app.cli.deploy import deploy
 from serve_app.cli.etl import etl
+from serve_app.cli.evaluate import evaluate
 from serve_app.cli.keys import keys
 from serve_app.cli.predict import predict
+from serve_app.cli.publish import publish
+from serve_app.cli.quantize import quantize
 from serve_app.cli.run import run
+from serve_app.cli.train import train
 
 app = typer.Typer(
     name="serve-app",
+    help="Classify photos: serve a model, run batch jobs, train your own classes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
-app.command()(deploy)
+for command in (run, deploy, predict, train, evaluate, calibrate, quantize, publish, etl):
+    app.command()(command)
 app.add_typer(keys)
-app.command()(predict)
-app.command()(etl)
-
-
-@app.callback()
-def _group() -> None:
-    """Classify photos: serve a model, run batch jobs, train your own classes."""
 
 
 def main() -> None:

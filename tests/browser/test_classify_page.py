@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect
 
-from serve_app.observability.feedback_store import labeled
+from serve_app.observability.feedback_store import labeled_images
 from serve_app.release.rollout import Cluster, previous_config
 from tests.conftest import make_photo
 from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, upload, wait_for_charts
@@ -152,5 +152,5 @@ def test_feedback_keeps_the_photo_under_its_right_class(
         save_screenshot(page, "feedback")
     finally:
         cluster.apply(before, 60)
-    (kept,) = labeled(tmp_path)
+    (kept,) = labeled_images(tmp_path)
     assert kept.path.read_bytes() == files[0].read_bytes()

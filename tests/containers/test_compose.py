@@ -114,7 +114,11 @@ def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "paths"), [("api", ["LICENSE", "configs", "serve_app"]), ("page", [".streamlit", "LICENSE", "frontend"])]
+    ("image", "paths"),
+    [
+        ("api", ["LICENSE", "configs", "serve_app"]),
+        ("page", [".streamlit", "LICENSE", "frontend", "serve_app/__init__.py", "serve_app/classification_metrics.py"]),
+    ],
 )
 def test_images_contain_only_files_that_git_tracks(images: None, image: str, paths: list[str]) -> None:
     """And all of them, below the paths that the Dockerfile copies."""

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pyarrow.parquet as pq
 
-from serve_app.observability.feedback_store import votes
+from serve_app.observability.feedback_store import read_votes
 from tests.conftest import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import FullService
@@ -110,7 +110,7 @@ def test_every_metric_of_dashboard_and_alerts_is_exported(full_service: FullServ
     assert classify(full_service, "bad", content=b"no image").status_code == 415
     for vote in ({"correct": True}, {"correct": False, "label": "cat"}):
         assert httpx2.post(f"{api}/v1/feedback", json={"request_id": "counted-1", **vote}).status_code == 204
-    assert [vote.label for vote in votes(full_service.folder / "feedback")] == [None, "cat"]
+    assert [vote.label for vote in read_votes(full_service.folder / "feedback")] == [None, "cat"]
 
     def exported() -> str:
         groups = httpx2.get(f"{dashboard}/api/prometheus/sd").json()

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from frontend.api_client import ApiClient, Photo
 from serve_app.config import FeedbackConfig
 from serve_app.errors import OverloadedError
-from serve_app.observability.feedback_store import Feedback, labeled, votes
+from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
 from tests.conftest import make_photo
 from tests.support.local_service import LocalService
 
@@ -75,17 +75,17 @@ def test_feedback_reaches_the_training_set(feedback_page: AppTest, tmp_path: Pat
     assert "keeps the photo" in str([element.value for element in feedback_page.caption])
     feedback_page.feedback[0].set_value(0).run()
     assert not feedback_page.exception
-    assert [(vote.correct, vote.label) for vote in votes(tmp_path)] == [(False, None)]
+    assert [(vote.correct, vote.label) for vote in read_votes(tmp_path)] == [(False, None)]
     right = "bee" if best != "bee" else "cow"
     feedback_page.selectbox[0].select(right).run()
     assert not feedback_page.exception
-    (kept,) = labeled(tmp_path)
+    (kept,) = labeled_images(tmp_path)
     assert (kept.label, kept.path.read_bytes()) == (right, make_photo())
     assert "Thank you" in str([element.value for element in feedback_page.caption])
     feedback_page.run()
-    assert len(list(votes(tmp_path))) == 2  # a rerun sends no vote again
+    assert len(list(read_votes(tmp_path))) == 2  # a rerun sends no vote again
     feedback_page.feedback[0].set_value(1).run()
-    assert [photo.label for photo in labeled(tmp_path)] == [best]
+    assert [photo.label for photo in labeled_images(tmp_path)] == [best]
 
 
 def test_no_thumbs_without_feedback(page: AppTest) -> None:
