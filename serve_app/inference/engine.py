@@ -15,7 +15,7 @@ from serve_app.errors import EngineError
 from serve_app.inference.head import Head
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
-from serve_app.inference.runtimes.select import BATCHES, build
+from serve_app.inference.runtimes.select import TIMED_BATCH_SIZES, select_runtime
 from serve_app.messages import Classification, ClassifyItem
 from serve_app.model_card import ModelCard
 
@@ -30,7 +30,7 @@ class ResNetEngine:
         spec: EngineConfig | None = None,
         cores: int = 1,
         serving: bool = False,
-        batches: Sequence[int] = BATCHES,
+        batches: Sequence[int] = TIMED_BATCH_SIZES,
     ) -> None:
         """Prepare a model; it is changed in place.
 
@@ -46,7 +46,7 @@ class ResNetEngine:
             EngineError: The runtime cannot be had here.
         """
         self.crop_px = card.transform.crop_px
-        self._backbone = build(model, card, spec or EngineConfig(), cores, serving, batches)
+        self._backbone = select_runtime(model, card, spec or EngineConfig(), cores, serving, batches)
         self._head = Head(model.fc, self._backbone.device, card.temperature)
         self._gpu: CudaGraphRunner | None = None
         if isinstance(self._backbone, CudaRuntime):

@@ -138,23 +138,23 @@ def test_the_normalisation_moves_into_the_first_convolution(made: WeightsConfig)
     graph = to_onnx(fold(model), card.transform)
     expected = OnnxRuntime(graph.SerializeToString(), 1)(pixels)
     mean = np.rint(np.array(card.transform.mean) * 255).astype(np.uint8)
-    moved = OnnxRuntime(int8.from_pixels(graph).SerializeToString(), 1)
-    assert (moved(int8.padded(pixels, mean)) - expected).abs().max() < 0.02 * expected.max()
-    assert (moved(int8.padded(pixels, np.zeros(3, np.uint8))) - expected).abs().max() > 0.05 * expected.max()
+    moved = OnnxRuntime(int8.fold_normalization(graph).SerializeToString(), 1)
+    assert (moved(int8.pad(pixels, mean)) - expected).abs().max() < 0.02 * expected.max()
+    assert (moved(int8.pad(pixels, np.zeros(3, np.uint8))) - expected).abs().max() > 0.05 * expected.max()
 
 
 def test_the_careful_way_gives_the_same(
     engine: ResNetEngine, made: WeightsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a CPU gets that overflows when it adds bytes: the same answers, more slowly."""
-    monkeypatch.setattr(int8, "adds_bytes_exactly", lambda: False)
+    monkeypatch.setattr(int8, "sums_are_exact", lambda: False)
     careful = ResNetEngine(*load_model(made), INT8)
     batch = items(made)
     assert np.array_equal(by_class(careful.classify(batch)), by_class(engine.classify(batch)))
 
 
 def test_no_calibration_is_one_sentence_with_the_command(weights: WeightsConfig) -> None:
-    with pytest.raises(EngineError, match=r"holds no calibration; make one with `python -m serve_app\.quantize W"):
+    with pytest.raises(EngineError, match=r"holds no calibration; make one with `serve-app quantize W"):
         ResNetEngine(*load_model(weights), INT8)
 
 
