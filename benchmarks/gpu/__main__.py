@@ -1,9 +1,8 @@
 """Check and time the GPU engine in one run of under eight minutes: ``python -m benchmarks.gpu --out FILE.json``.
 
-Each part runs in a process of its own with a time limit, and what it finds is on disk at
-once: an error, a hang or a lost GPU costs one section, never the run. It needs torch,
-torchvision, numpy, pillow, psutil, tqdm, pydantic, safetensors and fsspec, and neither Ray
-nor FastAPI nor ONNX.
+Each part runs in its own process with a time limit and writes each result to disk at once, so an error, a hang or a
+lost GPU costs one section and not the run. The script needs torch, torchvision, numpy, pillow, psutil, tqdm, pydantic,
+safetensors and fsspec. It needs neither ONNX nor, except for the part ``served``, Ray and FastAPI.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# Longest time of each part, in seconds.
+# Time limit of each part, in seconds.
 PARTS = {"checks": 110, "speed": 165, "pipeline": 115, "served": 110, "compiled": 70}
 NEEDED = {
     **{name: name for name in ("torch", "torchvision", "numpy", "psutil", "tqdm", "pydantic", "safetensors", "fsspec")},
@@ -33,11 +33,15 @@ NEEDED = {
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="where to write; a .md is written beside it")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--seconds", type=float, default=460.0, help="for all parts together")
     parser.add_argument(
-        "--cpu-smoke", action="store_true", help="run what runs without a GPU, tiny, to see that it does"
+        "--out", type=Path, default=Path("gpu.json"), help="JSON file to write; the report is written beside it as .md"
+    )
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help=f"parts to run, separated by commas: {', '.join(PARTS)}"
+    )
+    parser.add_argument("--seconds", type=float, default=460.0, help="time limit of all parts together")
+    parser.add_argument(
+        "--cpu-smoke", action="store_true", help="run everything on the CPU with tiny sizes, to test the script"
     )
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--journal", type=Path, help=argparse.SUPPRESS)
@@ -47,8 +51,8 @@ def main() -> None:
         return
     if missing := [package for name, package in NEEDED.items() if importlib.util.find_spec(name) is None]:
         sys.exit(f"error: not installed here: pip install {' '.join(missing)}")
-    if not (options.cpu_smoke or gpu_found()):
-        sys.exit("error: PyTorch finds no NVIDIA GPU here; --cpu-smoke runs what runs without")
+    if not (options.cpu_smoke or gpu_available()):
+        sys.exit("error: PyTorch finds no NVIDIA GPU here; use --cpu-smoke to test the script without one")
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         journal = Path(folder) / "journal"
         journal.touch()
@@ -56,22 +60,22 @@ def main() -> None:
         report(options, journal)
 
 
-def gpu_found() -> bool:
-    """Whether there is a GPU to measure."""
+def gpu_available() -> bool:
+    """Report whether PyTorch finds a GPU."""
     import torch
 
     return torch.cuda.is_available()
 
 
 def run_parts(options: argparse.Namespace, journal: Path) -> None:
-    """Each part in its turn, in a process that is ended when its time is up."""
+    """Run the parts one after the other, each in a process that is killed when its time is up."""
     ends = time.monotonic() + options.seconds
     for part in options.parts.split(","):
+        if options.cpu_smoke:
+            run_part(part, journal, math.inf, smoke=True)
+            continue
         seconds = min(PARTS[part], ends - time.monotonic())
         print(f"{part}: up to {seconds:.0f} s", flush=True)
-        if options.cpu_smoke:
-            run_part(part, journal, seconds, smoke=True)
-            continue
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--journal", str(journal)]
         child = subprocess.Popen([*command, "--seconds", str(seconds)], cwd=ROOT, start_new_session=True)
         try:
@@ -80,7 +84,7 @@ def run_parts(options: argparse.Namespace, journal: Path) -> None:
             status = "out of time"
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)  # and the processes that it started
+                os.killpg(child.pid, signal.SIGKILL)  # the part and the processes that it started
                 child.wait()
         if status:
             note(journal, f"{part}/ended", f"the process ended with {status}")
@@ -93,24 +97,24 @@ def run_part(part: str, path: Path, seconds: float, smoke: bool) -> None:
         from benchmarks.gpu.common import Journal, Scale
 
         importlib.import_module(f"benchmarks.gpu.{part}").run(Journal(path, ends), Scale(smoke))
-    except Exception:  # sections keep their own errors; this is one of importing
+    except Exception:  # an import failed; errors inside a section are recorded by the section
         note(path, f"{part}/ended", traceback.format_exc()[-3000:])
 
 
 def note(journal: Path, section: str, error: str) -> None:
-    """Add an error to the journal."""
+    """Append an error to the journal."""
     with journal.open("a") as file:
         file.write(json.dumps({"section": section, "error": error}) + "\n")
 
 
 def report(options: argparse.Namespace, journal: Path) -> None:
-    """Write what was found, as JSON and as Markdown, and print the latter."""
+    """Write the results as JSON and as Markdown, and print the Markdown."""
     from benchmarks.gpu.report import machine, markdown
 
     sections: dict[str, Any] = {}
     for line in journal.read_text().splitlines():
-        found = json.loads(line)
-        sections[found.pop("section")] = found
+        section = json.loads(line)
+        sections[section.pop("section")] = section
     result = {"machine": machine(sys.argv[1:]), "sections": sections}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Part 1: the engine's answers on the GPU are plain torchvision's, in any batch, from several threads, for hours."""
+"""Part 1: compare the GPU's results with eager torchvision, for all batch sizes and from several threads."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from torchvision.models import ResNet
 from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, models, normalized, random_model, wait
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.runtimes.cuda.runtime import FUSED, CudaRuntime, exact
+from serve_app.inference.runtimes.cuda.runtime import FUSION_LEVELS, CudaRuntime, cudnn_without_tf32
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.weights import load_model
-from serve_app.messages import Classification, ClassifyItem, Explain
+from serve_app.messages import ClassifyRequest, ClassifyResult, Explain
 from serve_app.model_card import ModelCard
 
 PRECISIONS = ("fp16", "fp32", "bf16")
-LARGEST_DIFFERENCE = {"fp32": 2e-3, "fp16": 0.03, "bf16": 0.2}  # of a score, between two ways to compute it
+LARGEST_DIFFERENCE = {"fp32": 2e-3, "fp16": 0.03, "bf16": 0.2}  # of a score
 
 HALF = torch.float16
-MIXED_UP = 0.05  # of a score: more than kernels for different batch sizes differ by
+MIXED_UP = 0.05  # difference of a score that another image causes, and no kernel for another batch size
 
 
 def run(journal: Journal, scale: Scale) -> None:
-    """All checks."""
+    """Run all checks."""
     journal.section("checks/eager-on-cpu", lambda: _eager_on_cpu(scale))
     for weights in models(scale):
         for precision in PRECISIONS:
             journal.section(f"checks/{weights}/{precision}", lambda w=weights, p=precision: _agreement(scale, w, p))
     journal.section("checks/engine", lambda: _engine(scale))
-    journal.section("checks/uninitialised-memory", lambda: _poisoned(scale))
+    journal.section("checks/uninitialized-memory", lambda: _poisoned(scale))
     journal.section("checks/workers", lambda: _stress(scale, journal))
 
 
 def _eager_on_cpu(scale: Scale) -> dict[str, Any]:
-    """The reference itself: eager float32 on the GPU against eager float32 on the CPU."""
+    """Compare the reference itself: eager float32 on the GPU against eager float32 on the CPU."""
     model, card = random_model(scale)
     pixels = images(scale.pick(8, 2), scale.crop_px)
     cpu = torch.device("cpu")
@@ -53,19 +53,19 @@ def _eager_on_cpu(scale: Scale) -> dict[str, Any]:
 
 
 def _agreement(scale: Scale, weights: str, precision: str) -> dict[str, Any]:
-    """Top-1, scores, logits of maps and sums of maps against eager float32; batches against singles."""
+    """Compare top-1, scores and heat maps with eager float32, and batches with single images."""
     model, card = models(scale)[weights]()
     pixels = images(scale.pick(300, 6), card.transform.crop_px)
     expected = _reference(model, card, pixels, scale)
     started = time.monotonic()
-    engine = gpu_engine(model, card, precision, scale, search=False)
+    engine = gpu_engine(model, card, precision, scale, benchmark=False)
     sizes = scale.sizes if precision == "fp16" else scale.pick([1, 8, 64, 256], scale.sizes)
     engine.record(sizes)
     warmed_s = time.monotonic() - started
-    batch = [ClassifyItem(each, len(card.labels), "top") for each in pixels]
+    batch = [ClassifyRequest(each, len(card.labels), "top") for each in pixels]
     answers = engine(batch)
     found = _scores(answers, len(card.labels))
-    alone = _scores([engine([item])[0] for item in batch[: scale.pick(64, 3)]], len(card.labels))
+    singles = _scores([engine([item])[0] for item in batch[: scale.pick(64, 3)]], len(card.labels))
     by_size = {}
     for size in sizes:
         part = _scores(engine(batch[:size]), len(card.labels))
@@ -84,49 +84,49 @@ def _agreement(scale: Scale, weights: str, precision: str) -> dict[str, Any]:
             np.abs(found - expected)[range(len(found)), expected.argmax(1)].mean()
         ),
         "largest_difference_by_batch_size": by_size,
-        "batch_against_singles": float(np.abs(found[: len(alone)] - alone).max()),
+        "batch_against_singles": float(np.abs(found[: len(singles)] - singles).max()),
         "maps": len(maps),
         "maps_add_up_within": max(abs(float(m.values.mean()) + m.bias - m.logit) for m in maps),
-        "backbone": {"fused": engine.backbone.fused, "warm_up_s": round(warmed_s, 1)},
+        "runtime": {"fused": engine.runtime.fused, "warm_up_s": round(warmed_s, 1)},
     }
 
 
 def _engine(scale: Scale) -> dict[str, Any]:
-    """What a deployment does: `auto` takes the GPU, warms up, and classifies."""
+    """Do what a deployment does: select the runtime by `auto`, warm up, classify."""
     model, card = load_model(WeightsConfig(source="demo"))
     engine = ResNetEngine(model, card, EngineConfig(runtime=scale.pick("auto", "torch")))
     engine.warm_up(scale.sizes[-1])
     side = card.transform.crop_px
-    answers = engine.classify([ClassifyItem(each, 3, "top") for each in images(scale.sizes[-1], side)])
+    answers = engine.classify([ClassifyRequest(each, 3, "top") for each in images(scale.sizes[-1], side)])
     return {"runtime": engine.runtime, "workers": engine.workers, "answers": len(answers)}
 
 
 def _poisoned(scale: Scale) -> dict[str, Any]:
-    """Nothing reads memory that nobody wrote: with it full of NaN, the features stay finite."""
+    """Fill free GPU memory with NaN: the features stay finite if no kernel reads memory before it is written."""
     model, card = random_model(scale)
     fold(model)
     found: dict[str, Any] = {}
-    for fused in FUSED[scale.pick(0, -1) :]:
+    for fused in FUSION_LEVELS[scale.pick(0, -1) :]:
         for size in scale.sizes[:: scale.pick(2, 1)]:
             name = f"fused {'+'.join(fused) or 'nothing'}, batch {size}"
             try:
                 found[name] = _finite(CudaRuntime(model, card.transform, HALF, scale.device, fused), size, scale)
-            except RuntimeError as error:  # no such kernel on this GPU: the engine does without
+            except RuntimeError as error:  # this GPU lacks the kernel, and the engine uses others
                 found[name] = str(error)[:200]
     return {"ok": False not in found.values(), "finite": found}
 
 
 @torch.inference_mode()
-def _finite(backbone: CudaRuntime, size: int, scale: Scale) -> bool:
+def _finite(runtime: CudaRuntime, size: int, scale: Scale) -> bool:
     pixels = torch.from_numpy(images(size, scale.crop_px)).to(scale.device)
-    with exact():
-        backbone.forward(pixels)  # the allocator keeps its memory, and the next pass gets it
+    with cudnn_without_tf32():
+        runtime.forward(pixels)  # the allocator keeps its memory, and the next pass gets it
         _fill_free_memory(scale)
-        return bool(backbone.forward(pixels).isfinite().all())
+        return bool(runtime.forward(pixels).isfinite().all())
 
 
 def _fill_free_memory(scale: Scale) -> None:
-    """Write NaN to what the allocator hands out next."""
+    """Write NaN to the memory that the allocator hands out next."""
     if scale.smoke:
         return
     free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -143,12 +143,12 @@ def _fill_free_memory(scale: Scale) -> None:
 
 
 def _stress(scale: Scale, journal: Journal) -> dict[str, Any]:
-    """Two threads with batches of all sizes, every answer checked; afterwards no more memory is in use."""
+    """Run batches of all sizes from two threads, check every result, and compare the memory before and after."""
     model, card = random_model(scale)
-    engine = gpu_engine(model, card, scale.pick("fp16", "fp32"), scale, search=False)
+    engine = gpu_engine(model, card, scale.pick("fp16", "fp32"), scale, benchmark=False)
     engine.warm_up(scale.sizes[-1])
     pixels = images(scale.pick(256, 8), scale.crop_px, seed=3)
-    expected = engine([ClassifyItem(each, 10, "top") for each in pixels])
+    expected = engine([ClassifyRequest(each, 10, "top") for each in pixels])
     state = {"wrong": 0, "images": 0, "largest": 0.0, "batches": 0}
     lock = threading.Lock()
     each = scale.pick(500, 10)
@@ -162,7 +162,7 @@ def _stress(scale: Scale, journal: Journal) -> dict[str, Any]:
             size = choose.choice([1, 2, 3, choose.randint(1, 16), choose.randint(1, int(scale.sizes[-1] * 1.2))])
             places = [choose.randrange(len(pixels)) for _ in range(size)]
             explain: list[Explain] = [choose.choice([None, "top"]) for _ in places]
-            given = [ClassifyItem(pixels[i], 10, e) for i, e in zip(places, explain, strict=True)]
+            given = [ClassifyRequest(pixels[i], 10, e) for i, e in zip(places, explain, strict=True)]
             wrong, largest = _compare(engine(given), [expected[i] for i in places], explain)
             with lock:
                 state["wrong"] += wrong
@@ -171,7 +171,7 @@ def _stress(scale: Scale, journal: Journal) -> dict[str, Any]:
                 state["largest"] = max(state["largest"], largest)
 
     memory = [_memory()]
-    for _ in range(2):  # the first half sets up what threads set up once
+    for _ in range(2):  # the first round allocates what each thread allocates once
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(work, (1, 2)))
         memory.append(_memory())
@@ -179,11 +179,11 @@ def _stress(scale: Scale, journal: Journal) -> dict[str, Any]:
 
 
 def _compare(
-    found: list[Classification], expected: list[Classification], asked: Sequence[Explain]
+    found: list[ClassifyResult], expected: list[ClassifyResult], explains: Sequence[Explain]
 ) -> tuple[int, float]:
-    """How many answers are another image's, and the largest difference of a best score."""
+    """Count the results that belong to another image, and return the largest difference of a best score."""
     wrong, largest = 0, 0.0
-    for one, other, explain in zip(found, expected, asked, strict=True):
+    for one, other, explain in zip(found, expected, explains, strict=True):
         difference = abs(one.scores[0] - other.scores[0])
         changed = one.class_ids[0] != other.class_ids[0] and other.margin > MIXED_UP
         mapped = (one.activation_map is not None) == (explain is not None)
@@ -210,14 +210,14 @@ def _memory() -> dict[str, int]:
 def _reference(model: ResNet, card: ModelCard, pixels: np.ndarray, scale: Scale) -> np.ndarray:
     """All scores by plain torchvision: eager, float32, no TF32."""
     model.to(scale.device)
-    with exact():
+    with cudnn_without_tf32():
         given = normalized(pixels, card.transform.mean, card.transform.std, scale.device)
         scores = torch.cat([model(part).softmax(1) for part in given.split(64)]).cpu().numpy()
     model.cpu()
     return np.asarray(scores)
 
 
-def _scores(answers: Sequence[Classification], classes: int) -> np.ndarray:
+def _scores(answers: Sequence[ClassifyResult], classes: int) -> np.ndarray:
     found = np.full((len(answers), classes), np.nan, np.float32)
     for row, answer in zip(found, answers, strict=True):
         row[[*answer.class_ids]] = answer.scores

@@ -1,4 +1,4 @@
-"""Part 3: torch.compile, which takes a minute for each batch size, against our engine."""
+"""Part 3: compare with torch.compile, which takes a minute for each batch size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.gpu.common import Journal, Scale, gpu_engine, images, interleave
 
 
 def run(journal: Journal, scale: Scale) -> None:
-    """The largest batch first: a part that takes too long is cut off."""
+    """Measure the largest batch first, because a part that takes too long is killed."""
     for size in (scale.sizes[-1], scale.sizes[0]):
         journal.section(f"compile/batch {size}", lambda size=size: _compiled(scale, size), least_s=scale.pick(20, 0))
 
@@ -24,7 +24,7 @@ def _compiled(scale: Scale, size: int) -> dict[str, Any]:
     given = given.to(kind, memory_format=torch.channels_last)
     torch.backends.cudnn.benchmark = True
     eager = model.to(scale.device, kind, memory_format=torch.channels_last)
-    # Without a GPU only its tracing is tried: compiling C++ would take longer than all else.
+    # A smoke test only traces: compiling C++ would take longer than everything else.
     fast = (
         torch.compile(eager, mode="max-autotune", dynamic=False)
         if not scale.smoke
@@ -32,17 +32,17 @@ def _compiled(scale: Scale, size: int) -> dict[str, Any]:
     )
     expected = eager(given).float().softmax(1)
     found = fast(given).float().softmax(1)
-    for _ in range(scale.pick(3, 0)):  # it records graphs of its own
+    for _ in range(scale.pick(3, 0)):  # torch.compile records CUDA graphs here
         fast(given)
     ours_model, card = random_model(scale)
-    engine = gpu_engine(ours_model, card, "fp16", scale, search=not scale.smoke)
+    engine = gpu_engine(ours_model, card, "fp16", scale, benchmark=not scale.smoke)
     engine.record([size])
     engine(items(pixels))
-    with engine.lane() as lane:
+    with engine.slot() as slot:
         variants = {
             "eager fp16, channels last": lambda: eager(given),
             "torch.compile max-autotune fp16": lambda: fast(given),
-            "ours fp16": lane.batches[size].run,
+            "ours fp16": slot.graphs[size].run,
         }
         times = interleaved(variants, scale.rounds, scale.device)
     return {

@@ -1,4 +1,4 @@
-"""What the decoding processes do; they start without torch."""
+"""The decoding processes of part 4; this module does not import torch, so that they start fast."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.transform import preprocess
 
 MAX_PIXELS = 50_000_000
-GROUP = 8  # crops announced in one message
+GROUP = 8  # crops per message
 SPAWN = get_context("spawn")  # a fork of a process that uses a GPU breaks
 
 
 def photos(count: int, processes: int) -> list[bytes]:
-    """Photo-like JPEGs, 500 x 375 and about 107 kB each."""
+    """Generate photo-like JPEGs, 500 x 375 and about 107 kB each."""
     with ProcessPoolExecutor(processes, mp_context=SPAWN) as pool:
         return list(pool.map(one_photo, range(count)))
 
 
 def one_photo(seed: int) -> bytes:
-    """One of them."""
+    """Generate one of them."""
     from benchmarks.images import MEDIAN_BYTES, photo
 
     return photo(seed, 500, 375, MEDIAN_BYTES)
 
 
 def decode_for(encoded: list[bytes], transform: ImageTransform, seconds: float, ready: Barrier, rates: Any) -> None:
-    """Decode for so long, and report images per second."""
+    """Decode for so many seconds and put the images per second into a queue."""
     ready.wait()
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -45,14 +45,14 @@ def decode_for(encoded: list[bytes], transform: ImageTransform, seconds: float, 
 def decode_into(
     encoded: list[bytes], transform: ImageTransform, memory: str, shape: tuple[int, ...], *pipes: Any
 ) -> None:
-    """Fill free places of shared memory with crops until told to stop.
+    """Fill free places of shared memory with crops until an event is set.
 
     Args:
-        encoded: Decoded in turn.
-        transform: Size of the crops.
+        encoded: Files to decode, one after the other.
+        transform: Resize and crop sizes.
         memory: Name of the shared memory.
-        shape: Of all crops in it.
-        *pipes: Queues of free and of filled places, an event to stop, a barrier to start.
+        shape: Shape of the array of crops in it.
+        *pipes: Queues of free and of filled places, an event that stops, a barrier at the start.
     """
     free, filled, stop, ready = pipes
     shared = SharedMemory(memory)

@@ -1,4 +1,4 @@
-"""Part 2, inside the engine: lone images, two workers, copies, kernels, and what was decided without a GPU."""
+"""Part 2: single images, two workers, the stages of a batch, kernels, and alternatives to them."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from benchmarks.gpu.common import (
 )
 from serve_app.inference.head import Head
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
-from serve_app.inference.runtimes.cuda.runtime import FUSED, Convolution, CudaRuntime, convolve
+from serve_app.inference.runtimes.cuda.runtime import FUSION_LEVELS, Convolution, CudaRuntime, convolve
 from serve_app.inference.runtimes.folding import fold
 
 
 def run(journal: Journal, scale: Scale, engine: CudaGraphRunner) -> None:
-    """All of it, for an engine that is warm."""
+    """Run all sections with an engine that is warm."""
     journal.section("inside/lone-image", lambda: _lone(scale, engine))
     journal.section("inside/workers", lambda: _workers(scale, engine))
-    journal.section("inside/way-of-a-batch", lambda: _parts(scale, engine))
+    journal.section("inside/stages-of-a-batch", lambda: _parts(scale, engine))
     journal.section("inside/kernels", lambda: _kernels(scale, engine))
     journal.section("inside/choices", lambda: _choices(scale))
     journal.section("inside/memory", lambda: _memory(scale))
 
 
 def _lone(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
-    """One image, from pixels on the host to its answer on the host; waiting asleep, as shipped, or awake."""
+    """Time one image from host to host, with a thread that sleeps while it waits (the default) and one that spins."""
     (pixels,) = images(1, scale.crop_px)
     found = {"asleep": _latency(scale, engine, pixels)}
     if not scale.smoke:
-        with engine.lane() as one, engine.lane() as other:
-            for lane in (one, other):
-                lane.stream._done = torch.cuda.Event(blocking=False)
+        with engine.slot() as first, engine.slot() as second:
+            for slot in (first, second):
+                slot.stream._done = torch.cuda.Event(blocking=False)
         found["awake"] = _latency(scale, engine, pixels)
-        with engine.lane() as one, engine.lane() as other:
-            for lane in (one, other):
-                lane.stream._done = torch.cuda.Event(blocking=True)
+        with engine.slot() as first, engine.slot() as second:
+            for slot in (first, second):
+                slot.stream._done = torch.cuda.Event(blocking=True)
     return found
 
 
@@ -63,7 +63,7 @@ def _latency(scale: Scale, engine: CudaGraphRunner, pixels: np.ndarray) -> dict[
 
 
 def _workers(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
-    """Images per second from host to host, by batch size, with one thread and with two."""
+    """Measure images per second from host to host, by batch size, with one thread and with two."""
     pixels = images(scale.sizes[-1], scale.crop_px)
     given = items(pixels)
     found: dict[str, Any] = {}
@@ -94,16 +94,16 @@ def _rate(engine: CudaGraphRunner, batch: list[Any], threads: int, seconds: floa
 
 @torch.inference_mode()
 def _parts(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
-    """The parts of a batch's way: onto pinned memory, to the GPU, computed, put into answers."""
+    """Time the stages of a batch: copy to pinned memory, copy to the GPU, compute, build the results."""
     found: dict[str, Any] = {}
     for size in scale.pick((1, 16, 64, 256), (1, 2)):
         given = items(images(size, scale.crop_px))
-        with engine.lane() as lane:
-            batch = lane.batches[size]
-            staged, pixels = batch._staged_pixels, batch._pixels
-            best = np.array(batch._staged_best[:21].numpy())
+        with engine.slot() as slot:
+            batch = slot.graphs[size]
+            staged, pixels = batch._pinned_pixels, batch._pixels
+            best = np.array(batch._pinned_best[:21].numpy())
             parts: dict[str, float] = {
-                "staged": _wall(lambda s=staged, g=given: np.stack([i.pixels for i in g], out=s.numpy())),
+                "staged": _wall(lambda s=staged, g=given: np.stack([i.image for i in g], out=s.numpy())),
                 "to_gpu": milliseconds(lambda s=staged, p=pixels: p.copy_(s, non_blocking=True), scale.device),
                 "computed": milliseconds(batch.run, scale.device),
                 "answers": _wall(lambda g=given, b=best, head=batch._head: head.answers(g, b)),
@@ -124,21 +124,21 @@ def _wall(run: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def _kernels(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
-    """Where a batch's time goes, kernel by kernel: what to improve next."""
+    """Profile a batch by kernel."""
     from torch.profiler import ProfilerActivity, profile
 
     kind = ProfilerActivity.CPU if scale.smoke else ProfilerActivity.CUDA
-    model, _ = random_model(scale)
-    head = Head(model.fc, scale.device)
+    model, card = random_model(scale)
+    head = Head(model.fc, scale.device, card)
     found: dict[str, Any] = {}
     for size in scale.pick((1, 256), (1,)):
         pixels = torch.from_numpy(images(size, scale.crop_px)).to(scale.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=not scale.smoke, allow_tf32=False):
-            head.best(engine.backbone.forward(pixels), head.classes)
+            head.best(engine.runtime.forward(pixels), head.classes)
             wait(scale.device)
             with profile(activities=[kind]) as seen:
                 for _ in range(3):
-                    head.best(engine.backbone.forward(pixels), head.classes)
+                    head.best(engine.runtime.forward(pixels), head.classes)
                 wait(scale.device)
         spent = [(e.self_device_time_total or e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()]
         found[str(size)] = [
@@ -150,17 +150,17 @@ def _kernels(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _choices(scale: Scale) -> dict[str, Any]:
-    """What was decided without a GPU at hand: kernels that fuse, and how many channels the first layer is given."""
+    """Time alternatives: levels of fusion, and the number of channels of the first layer."""
     model, card = random_model(scale)
     fold(model)
     size = scale.pick(64, 2)
     pixels = torch.from_numpy(images(size, scale.crop_px)).to(scale.device)
     dtype = scale.pick(torch.float16, torch.float32)
     found: dict[str, Any] = {}
-    for fused in FUSED[scale.pick(0, -1) :]:
-        backbone = CudaRuntime(model, card.transform, dtype, scale.device, fused)
-        name = f"backbone, fused {'+'.join(fused) or 'nothing'}"
-        found[name] = _tried(lambda backbone=backbone: backbone.forward(pixels), scale)
+    for fused in FUSION_LEVELS[scale.pick(0, -1) :]:
+        runtime = CudaRuntime(model, card.transform, dtype, scale.device, fused)
+        name = f"runtime, fused {'+'.join(fused) or 'nothing'}"
+        found[name] = _tried(lambda runtime=runtime: runtime.forward(pixels), scale)
     for channels in (3, 4, 8):
         shape = (size, channels, scale.crop_px, scale.crop_px)
         x = torch.randn(shape, device=scale.device).to(dtype, memory_format=torch.channels_last)
@@ -175,12 +175,12 @@ def _choices(scale: Scale) -> dict[str, Any]:
 def _tried(work: Callable[[], object], scale: Scale) -> dict[str, float] | str:
     try:
         return interleaved({"": work}, scale.rounds, scale.device)[""]
-    except RuntimeError as error:  # no kernel for these channels
+    except RuntimeError as error:  # cuDNN has no kernel for this number of channels
         return str(error)[:200]
 
 
 def _memory(scale: Scale) -> dict[str, Any]:
-    """GPU memory of the weights, and of each lane, for batches of up to so many images."""
+    """Measure the GPU memory of the weights and of each slot, by the largest batch."""
     if scale.smoke:
         return {}
     found = {}
@@ -189,7 +189,7 @@ def _memory(scale: Scale) -> dict[str, Any]:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        engine = gpu_engine(model, card, "fp16", scale, search=False)
+        engine = gpu_engine(model, card, "fp16", scale, benchmark=False)
         weights = torch.cuda.memory_reserved() - before
         engine.warm_up(largest)
         torch.cuda.synchronize()
@@ -197,7 +197,7 @@ def _memory(scale: Scale) -> dict[str, Any]:
         grown = torch.cuda.memory_reserved() - before - weights
         found[str(largest)] = {
             "weights_and_size_1_mib": weights // 2**20,
-            "each_lane_mib": grown // 2**20 // engine.backbone.workers,
+            "each_slot_mib": grown // 2**20 // engine.runtime.workers,
         }
         del engine
     return found

@@ -1,4 +1,4 @@
-"""Part 4: from encoded bytes to answers without Ray, and which stage bounds it."""
+"""Part 4: from encoded images to results in plain processes, without Ray, and which stage limits it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional
 from benchmarks.gpu.common import MEAN, STD, Journal, Scale, gpu_engine, images, items, random_model, wait
 from benchmarks.gpu.decoding import GROUP, MAX_PIXELS, SPAWN, decode_for, decode_into, photos
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
-from serve_app.messages import ClassifyItem
+from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.transform import preprocess
 
@@ -28,7 +28,7 @@ JOIN_S = 10.0
 
 
 def run(journal: Journal, scale: Scale) -> None:
-    """All of it."""
+    """Run all sections."""
     state: dict[str, Any] = {}
     cores = scale.pick(os.cpu_count() or 1, 1)
     journal.section("pipeline/engine", lambda: _prepare(scale, state, cores))
@@ -40,12 +40,12 @@ def run(journal: Journal, scale: Scale) -> None:
 
 
 def _prepare(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, Any]:
-    """Photos, and an engine with the batch sizes that count."""
+    """Generate photos, and record the batch sizes that are measured."""
     state["photos"] = photos(scale.pick(16, 1), cores)
     side = scale.crop_px
     state["transform"] = ImageTransform(resize_px=side * 8 // 7, crop_px=side, mean=MEAN, std=STD)
     model, card = random_model(scale)
-    engine = gpu_engine(model, card, "fp16", scale, search=False)
+    engine = gpu_engine(model, card, "fp16", scale, benchmark=False)
     engine.record(scale.pick([1, 8, 64, 256], [1, 2]))
     state["engine"] = engine
     given = items(images(scale.sizes[-1], side))
@@ -58,7 +58,7 @@ def _prepare(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, Any]:
 
 
 def _decode(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, Any]:
-    """Pillow alone: one process, and one on every core."""
+    """Decode with Pillow: in one process, and in one process per core."""
     found = {}
     for processes in sorted({1, cores}):
         ready, rates = SPAWN.Barrier(processes), SPAWN.Queue()
@@ -71,7 +71,7 @@ def _decode(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, Any]:
 
 
 def _end_to_end(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, Any]:
-    """A decoding process on every core, crops in shared memory, one process with the engine and two threads."""
+    """Decode in one process per core and classify in this one with two threads; crops are in shared memory."""
     largest, engine, side = scale.sizes[-1], state["engine"], scale.crop_px
     places = largest * 4 // GROUP * GROUP or GROUP
     shared = SharedMemory(create=True, size=places * side * side * 3)
@@ -99,13 +99,13 @@ def _end_to_end(scale: Scale, state: dict[str, Any], cores: int) -> dict[str, An
 def _consume(
     engine: CudaGraphRunner, crops: np.ndarray, free: Any, filled: Any, seconds: float, largest: int
 ) -> dict[str, float]:
-    """Batches of what is there, in whichever lane is free, as the MicroBatcher does."""
+    """Classify all decoded crops as soon as one of two threads is free, as the MicroBatcher does."""
     busy, sizes, workers = [], [], threading.Semaphore(2)
 
     def classify(taken: list[int]) -> None:
         start = time.perf_counter()
         try:
-            engine([ClassifyItem(crops[i], 10) for i in taken])
+            engine([ClassifyRequest(crops[i], 10) for i in taken])
         finally:
             busy.append(time.perf_counter() - start)
             sizes.append(len(taken))
@@ -128,12 +128,12 @@ def _consume(
     return {
         "images_s": round(sum(sizes) / took, 1),
         "mean_batch": round(sum(sizes) / max(1, len(sizes)), 1),
-        "engine_busy_share_of_two_lanes": round(sum(busy) / took / 2, 3),
+        "engine_busy_share_of_two_workers": round(sum(busy) / took / 2, 3),
     }
 
 
 def _nvjpeg(scale: Scale, state: dict[str, Any]) -> dict[str, Any]:
-    """Decode, resize and crop on the GPU against Pillow: how fast, and how different the pixels are."""
+    """Decode, resize and crop on the GPU, and compare speed and pixels with Pillow."""
     encoded, transform = state["photos"], state["transform"]
     expected = np.stack([preprocess(each, transform, MAX_PIXELS).pixels for each in encoded])
     found = on_device(encoded, transform, scale.device).cpu().numpy()
@@ -163,7 +163,7 @@ def _decoded(encoded: list[bytes], device: torch.device) -> list[torch.Tensor]:
 
 @torch.inference_mode()
 def on_device(encoded: list[bytes], transform: ImageTransform, device: torch.device) -> torch.Tensor:
-    """Decode, resize (antialiased) and crop there: uint8, (N, side, side, 3). Upright baseline JPEGs only."""
+    """Decode, resize (antialiased) and crop on a device: uint8, (N, side, side, 3). Upright baseline JPEGs only."""
     resized = [
         functional.resize(picture, [transform.resize_px], antialias=True) for picture in _decoded(encoded, device)
     ]
@@ -183,7 +183,7 @@ def _rate(work: Callable[[], object], size: int, scale: Scale) -> float:
 
 
 def _shared_gpu(scale: Scale) -> dict[str, Any]:
-    """One process with the engine, then two of them on the same GPU, as two replicas of half a GPU are."""
+    """Measure one process, then two on the same GPU, like two replicas with half a GPU each."""
     found: dict[str, Any] = {}
     for processes in scale.pick((1, 2), (1,)):
         ready, rates = SPAWN.Barrier(processes), SPAWN.Queue()
@@ -196,7 +196,7 @@ def _shared_gpu(scale: Scale) -> dict[str, Any]:
 
 def _classify_for(scale: Scale, ready: Any, rates: Any) -> None:
     model, card = random_model(scale)
-    engine = gpu_engine(model, card, "fp16", scale, search=False)
+    engine = gpu_engine(model, card, "fp16", scale, benchmark=False)
     sizes = scale.pick((8, 64, 256), (2,))
     engine.record(sizes)
     found = {}
@@ -205,7 +205,7 @@ def _classify_for(scale: Scale, ready: Any, rates: Any) -> None:
         ready.wait(90)
         ends = time.perf_counter() + scale.pick(2.0, 0.1)
 
-        def work(_: int, given: list[ClassifyItem] = given, ends: float = ends) -> int:
+        def work(_: int, given: list[ClassifyRequest[np.ndarray]] = given, ends: float = ends) -> int:
             done = 0
             while time.perf_counter() < ends:
                 engine(given)

@@ -1,4 +1,4 @@
-"""The run as Markdown."""
+"""Write the results of a run as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Sections = dict[str, dict[str, Any]]
 
 
 def machine(arguments: Iterable[str]) -> dict[str, Any]:
-    """What it ran on; what cannot be read is left out."""
+    """Describe the machine; facts that cannot be read are left out."""
     import torch
 
     found: dict[str, Any] = {
@@ -45,7 +45,7 @@ def machine(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """Tables of what matters, then everything that went wrong."""
+    """Write the tables, then the other results, then the sections that failed."""
     sections: Sections = result["sections"]
     of = result["machine"]
     gpu = of.get("gpu", {})
@@ -60,9 +60,9 @@ def markdown(result: dict[str, Any]) -> str:
         ("Checks", _checks(sections)),
         ("Forward pass, images/s (times eager fp32)", _forward(sections)),
         ("Share of the machine's measured rates", _of(sections, "speed/limits", "image")),
-        ("Lone image, host to host", _of(sections, "inside/lone-image")),
+        ("Single image, host to host", _of(sections, "inside/lone-image")),
         ("Host to host, images/s", _of(sections, "inside/workers")),
-        ("A batch's way, ms", _of(sections, "inside/way-of-a-batch")),
+        ("Stages of a batch, ms", _of(sections, "inside/stages-of-a-batch")),
         ("GPU memory by largest batch", _of(sections, "inside/memory")),
     ):
         if rows:
@@ -90,7 +90,7 @@ def _checks(sections: Sections) -> list[str]:
             f"{found['largest_score_difference']:.1e}",
             f"{found['batch_against_singles']:.1e}",
             f"{found['maps_add_up_within']:.1e}",
-            str(found["backbone"]["fused"]),
+            str(found["runtime"]["fused"]),
         ]
         for name, found in sections.items()
         if name.startswith("checks/") and "top1_agreement" in found
@@ -118,7 +118,7 @@ def _forward(sections: Sections) -> list[str]:
 
 
 def _of(sections: Sections, section: str, *without: str) -> list[str]:
-    """A section whose values are all of one kind."""
+    """Write a section whose values all have the same keys as a table."""
     found = {k: v for k, v in sections.get(section, {}).items() if isinstance(v, dict) and k not in without}
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     return _table(
@@ -133,7 +133,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _flat(found: Any, path: str = "") -> list[str]:
-    """Nested values, a line each."""
+    """Write nested values, one per line."""
     if isinstance(found, dict):
         return [line for key, value in found.items() if key != "traceback" for line in _flat(value, f"{path} {key}")]
     if isinstance(found, list):

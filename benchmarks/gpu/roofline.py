@@ -1,4 +1,7 @@
-"""The two limits of a GPU: the arithmetic that a forward pass needs, and the bytes that it moves."""
+"""The least time of a forward pass on a GPU, by its arithmetic and by the bytes that it moves.
+
+Source: the roofline model, Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-HALF, PIXEL = 2, 1  # bytes of an activation, of a channel of a pixel
+HALF_BYTES, PIXEL_BYTES = 2, 1  # of an activation; of one channel of a pixel
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,10 @@ class Layer:
     """One kernel of the engine, for one image.
 
     Attributes:
-        name: As in the model.
-        macs: Multiplications with an addition.
+        name: Of the module.
+        macs: Multiply-adds.
         moved: Bytes of activations, read and written.
-        weights: Bytes of weights, read once in a batch.
+        weights: Bytes of weights, read once per batch.
     """
 
     name: str
@@ -30,28 +33,30 @@ class Layer:
 
 
 def layers(crop_px: int = 224, classes: int = 1000) -> list[Layer]:
-    """The engine's kernels in fp16, every activation read once and written once.
+    """List the kernels in fp16, with every activation read once and written once.
 
-    Bias, ReLU and the sum with the shortcut cost nothing of their own but the shortcut's
-    reading: they happen where the convolution writes.
+    Bias, ReLU and the sum with the shortcut are part of the convolution, so only reading the
+    shortcut counts.
     """
     found: list[Layer] = []
     with torch.device("meta"):  # shapes without numbers
         model = resnet18(num_classes=classes).eval()
         picture = torch.empty(1, 3, crop_px, crop_px)
-    found.append(Layer("normalize", 0, picture.numel() * (PIXEL + HALF), 0))
+    found.append(Layer("normalize", 0, picture.numel() * (PIXEL_BYTES + HALF_BYTES), 0))
 
     def note(name: str, module: nn.Module, given: Any, out: torch.Tensor) -> None:
         x = given[0]
         if isinstance(module, nn.Conv2d):
             side = module.kernel_size[0] * module.kernel_size[1]
             joined = out.numel() if name.endswith("conv2") else 0
-            moved = (x.numel() + out.numel() + joined) * HALF
-            found.append(Layer(name, out.numel() * module.in_channels * side, moved, module.weight.numel() * HALF))
+            moved = (x.numel() + out.numel() + joined) * HALF_BYTES
+            found.append(
+                Layer(name, out.numel() * module.in_channels * side, moved, module.weight.numel() * HALF_BYTES)
+            )
         elif isinstance(module, nn.MaxPool2d):
-            found.append(Layer(name, 0, (x.numel() + out.numel()) * HALF, 0))
+            found.append(Layer(name, 0, (x.numel() + out.numel()) * HALF_BYTES, 0))
         elif isinstance(module, nn.AdaptiveAvgPool2d):
-            found.append(Layer(name, 0, x.numel() * HALF, 0))
+            found.append(Layer(name, 0, x.numel() * HALF_BYTES, 0))
         elif isinstance(module, nn.Linear):
             found.append(Layer(name, module.weight.numel(), 0, module.weight.numel() * 4))
 
@@ -62,18 +67,18 @@ def layers(crop_px: int = 224, classes: int = 1000) -> list[Layer]:
 
 
 def limits(batch: int, flops: float, bytes_s: float, crop_px: int = 224, classes: int = 1000) -> dict[str, float]:
-    """The least time of one forward pass.
+    """Compute the least time of one forward pass.
 
     Args:
-        batch: Images in it.
-        flops: Measured rate of large matrix products, per second.
-        bytes_s: Measured rate of large copies on the device, bytes read and written per second.
+        batch: Images in the batch.
+        flops: Measured rate of large matrix products: operations per second.
+        bytes_s: Measured rate of large copies on the device: bytes read and written per second.
         crop_px: Side of the crops.
-        classes: Of the model.
+        classes: Classes of the model.
 
     Returns:
-        Milliseconds for the arithmetic alone, for the bytes alone, and with every layer
-        waiting for whichever of its two is slower.
+        Milliseconds for the arithmetic alone, for the bytes alone, and for the slower of the
+        two in every layer.
     """
     kernels = layers(crop_px, classes)
     arithmetic = [2 * each.macs * batch / flops for each in kernels]
@@ -86,9 +91,9 @@ def limits(batch: int, flops: float, bytes_s: float, crop_px: int = 224, classes
     }
 
 
-def summary(crop_px: int = 224, classes: int = 1000) -> dict[str, float]:
-    """What one image costs."""
-    kernels = layers(crop_px, classes)
+def summary() -> dict[str, float]:
+    """Sum up the arithmetic and the bytes of one image of 224 px, with ImageNet's classes."""
+    kernels = layers()
     return {
         "gmacs_per_image": sum(each.macs for each in kernels) / 1e9,
         "gflop_per_image": 2 * sum(each.macs for each in kernels) / 1e9,

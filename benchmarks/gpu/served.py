@@ -1,4 +1,4 @@
-"""Part 5: the whole service over HTTP on this GPU, where Ray is installed: how much, and on which process's time."""
+"""Part 5: the whole service over HTTP on this GPU, if Ray is installed: images per second and CPU by process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.processes import CpuWatch
 
 GPU_CONFIG = ROOT / "configs" / "gpu.yaml"
 RAMP_S = 3
-# Name -> processes that ask, requests each has under way, images in a request.
+# Load -> client processes, requests in flight per process, images per request.
 LOADS = {"single images": (4, 30, 1), "8 in a request": (2, 12, 8), "64 in a request": (2, 2, 64)}
 
 
 def run(journal: Journal, scale: Scale) -> None:
-    """All of it."""
+    """Start the service and run all loads."""
     if importlib.util.find_spec("ray") is None:
         journal.section("served", lambda: {"skipped": "Ray is not installed"})
         return
@@ -52,13 +52,15 @@ def run(journal: Journal, scale: Scale) -> None:
 
 
 def config(scale: Scale, folder: Path) -> Path:
-    """The config for a GPU, with as many decoders as there are cores for."""
+    """Write the config for a GPU with as many Preprocessor replicas as this machine has cores for."""
     if scale.smoke:
         return LOCAL
     found = yaml.safe_load(GPU_CONFIG.read_text())
     cores = os.cpu_count() or 1
     replicas = {"Ingress": max(1, cores // 5)}
-    replicas["Preprocessor"] = max(1, cores - replicas["Ingress"] - 5)  # two cores for the model, three to ask
+    replicas["Preprocessor"] = max(
+        1, cores - replicas["Ingress"] - 5
+    )  # two cores for the Classifier, three for the clients
     for deployment in found["applications"][0]["deployments"]:
         deployment["num_replicas"] = replicas.get(deployment["name"], deployment["num_replicas"])
     path = folder / "config.yaml"
@@ -67,19 +69,19 @@ def config(scale: Scale, folder: Path) -> Path:
 
 
 def started(server: Running) -> dict[str, Any]:
-    """How long it took, and what the service says of itself."""
+    """Return the start-up time and the service's status."""
     with urlopen(server.url.replace("/classify", "/status"), timeout=20) as answer:
         return {"start_s": server.start_s, "status": json.load(answer)}
 
 
 def lone(server: Running, images: Path, seconds: float) -> dict[str, Any]:
-    """One request at a time."""
+    """Send one request at a time."""
     found = load.apply(server.url, images, seconds=seconds, clients=1)
     return {"outcomes": found["outcomes"], "latency_ms": found["latency_ms"]}
 
 
 def under(name: str, server: Running, images: Path, seconds: float) -> dict[str, Any]:
-    """A closed loop from several processes, as one takes a core long before the GPU is busy."""
+    """Run a closed loop from several processes; one process would use up its core long before the GPU is busy."""
     processes, clients, per_request = LOADS[name]
 
     def apply(seed: int) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def under(name: str, server: Running, images: Path, seconds: float) -> dict[str,
 
 
 def gpu_busy(after_s: float) -> str:
-    """What nvidia-smi sees in the middle of it."""
+    """Read the GPU's utilization with nvidia-smi in the middle of the load."""
     time.sleep(after_s + RAMP_S)
     fields = "utilization.gpu,utilization.memory,memory.used,power.draw"
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]

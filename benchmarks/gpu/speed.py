@@ -1,4 +1,4 @@
-"""Part 2: how fast the forward pass is, against eager torchvision and against the machine's own limits."""
+"""Part 2: the forward pass, compared with eager torchvision and with the machine's limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from benchmarks.gpu.common import (
 )
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 
-SEARCH_S = 60.0  # after that, the batch sizes that are left are recorded without a search
+BENCHMARK_S = 60.0  # after that, cuDNN no longer times its kernels for the remaining batch sizes
 EAGER = {"eager fp32": (torch.float32, False), "eager fp32, TF32": (torch.float32, True)}
 HALF = "eager fp16, channels last"
 
 
 def run(journal: Journal, scale: Scale) -> None:
-    """All times."""
+    """Run all sections."""
     torch.backends.cudnn.benchmark = True
     state: dict[str, CudaGraphRunner] = {}
     rates: dict[str, float] = {}
@@ -42,7 +42,7 @@ def run(journal: Journal, scale: Scale) -> None:
 
 
 def _rates(scale: Scale, rates: dict[str, float]) -> dict[str, Any]:
-    """What the machine can do: matrix products of random numbers, copies on the device and to it."""
+    """Measure the machine: matrix products of random numbers, copies on the device, to it and from it."""
     n = scale.pick(8192, 64)
     found: dict[str, Any] = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
@@ -67,31 +67,31 @@ def _rates(scale: Scale, rates: dict[str, float]) -> dict[str, Any]:
 
 
 def _engines(scale: Scale, state: dict[str, CudaGraphRunner]) -> dict[str, Any]:
-    """Seconds to search and record each batch size, as a deployment spends them before its first request."""
+    """Time benchmarking and recording of each batch size, which a deployment does before its first request."""
     found: dict[str, Any] = {}
     for precision in ("fp16", "bf16"):
         started = time.monotonic()
         model, card = random_model(scale)
-        engine = gpu_engine(model, card, precision, scale, search=not scale.smoke)
+        engine = gpu_engine(model, card, precision, scale, benchmark=not scale.smoke)
         seconds = {"load, and size 1": round(time.monotonic() - started, 2)}
         for size in scale.sizes:
             begun = time.monotonic()
-            engine.search = engine.search and begun - started < SEARCH_S / (1 if precision == "fp16" else 2)
+            engine.benchmark = engine.benchmark and begun - started < BENCHMARK_S / (1 if precision == "fp16" else 2)
             engine.warm_up(size)
-            seconds[f"{size}{', searched' if engine.search else ''}"] = round(time.monotonic() - begun, 2)
+            seconds[f"{size}{', benchmarked' if engine.benchmark else ''}"] = round(time.monotonic() - begun, 2)
         state[precision] = engine
-        found[precision] = {"seconds_by_size": seconds, "fused": engine.backbone.fused}
+        found[precision] = {"seconds_by_size": seconds, "fused": engine.runtime.fused}
     return found
 
 
 @torch.inference_mode()
 def _forward(scale: Scale, state: dict[str, CudaGraphRunner], journal: Journal) -> dict[str, Any]:
-    """From pixels on the GPU to scores on the GPU; eager gets its pixels normalized and converted."""
+    """Time from pixels on the GPU to scores on the GPU; eager gets pixels that are normalized and converted."""
     model, card = random_model(scale)
     eager = model.to(scale.device)
     half = random_model(scale)[0].to(scale.device, torch.float16, memory_format=torch.channels_last)
     found: dict[str, Any] = {}
-    for size in sorted(scale.sizes, key=lambda n: (n not in (1, 64, 256), n)):  # what matters most, first
+    for size in sorted(scale.sizes, key=lambda n: (n not in (1, 64, 256), n)):  # the most important sizes first
         if journal.left_s() < 40 and not scale.smoke:
             found["cut"] = "no time was left for the other sizes"
             break
@@ -103,10 +103,10 @@ def _forward(scale: Scale, state: dict[str, CudaGraphRunner], journal: Journal) 
         halved = given.to(torch.float16, memory_format=torch.channels_last)
         variants[HALF] = lambda halved=halved: half(halved)
         for precision, engine in state.items():
-            engine(items(pixels))  # leaves these pixels in the buffers of both workers
+            engine(items(pixels))  # leaves these pixels in the buffers of both slots
             engine(items(pixels))
-            with engine.lane() as lane:
-                variants[f"ours {precision}"] = lane.batches[size].run
+            with engine.slot() as slot:
+                variants[f"ours {precision}"] = slot.graphs[size].run
         times = interleaved(variants, scale.rounds, scale.device)
         found[str(size)] = {
             name: {**ms, "images_s": round(size / ms["median"] * 1000), "ratio": round(base / ms["median"], 2)}
@@ -123,12 +123,12 @@ def _eager(model: torch.nn.Module, given: Tensor, tf32: bool) -> object:
 
 @torch.inference_mode()
 def _limits(scale: Scale, state: dict[str, CudaGraphRunner], rates: dict[str, float]) -> dict[str, Any]:
-    """Which share of the machine's measured rates the forward pass reaches."""
-    found: dict[str, Any] = {"image": roofline.summary(scale.crop_px, scale.classes)}
+    """Compare the forward pass with the machine's measured rates."""
+    found: dict[str, Any] = {"image": roofline.summary()}
     for precision, engine in state.items():
         for size in (scale.sizes[0], scale.sizes[len(scale.sizes) // 2], scale.sizes[-1]):
-            with engine.lane() as lane:
-                ms = min(milliseconds(lane.batches[size].run, scale.device) for _ in range(scale.rounds))
+            with engine.slot() as slot:
+                ms = min(milliseconds(slot.graphs[size].run, scale.device) for _ in range(scale.rounds))
             least = roofline.limits(size, rates[precision], rates["bytes_s"], scale.crop_px, scale.classes)
             found[f"{precision}, batch {size}"] = {
                 "ms": round(ms, 4),

@@ -15,7 +15,7 @@ from serve_app.errors import EngineError, InvalidParameterError
 from serve_app.inference.head import Head, Requests
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
-from serve_app.inference.runtimes.select import BATCHES, build
+from serve_app.inference.runtimes.select import TIMED_BATCH_SIZES, select_runtime
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ModelCard
 
@@ -34,7 +34,7 @@ class ResNetEngine:
         config: EngineConfig | None = None,
         cores: int = 1,
         serving: bool = False,
-        batches: Sequence[int] = BATCHES,
+        batches: Sequence[int] = TIMED_BATCH_SIZES,
     ) -> None:
         """Prepare a model; the model is changed in place.
 
@@ -50,7 +50,7 @@ class ResNetEngine:
             EngineError: The runtime cannot run here.
         """
         self.card = card
-        self._runtime = build(model, card, config or EngineConfig(), cores, serving, batches)
+        self._runtime = select_runtime(model, card, config or EngineConfig(), cores, serving, batches)
         self._head = Head(model.fc, self._runtime.device, card)
         self._gpu: CudaGraphRunner | None = None
         if isinstance(self._runtime, CudaRuntime):

@@ -1,1 +1,14 @@
-"""Stage 3/3 · ways to run the same ResNet-18, from raw pixels to its last feature map."""
+"""Run the trunk of ResNet-18 with the fastest software that this machine has.
+
+A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, float32 (N, 512, h, w).
+
+- select.py: builds the runtime that the config names, or times all of them and takes the fastest
+- folding.py: merges each batch norm into the convolution before it
+- onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime and MNN read
+- int8.py: calibrates that graph and quantizes it
+- base.py: the interface of a runtime
+- parallel.py: distributes batches over one runtime per core
+- torch.py, onnxruntime.py, mnn.py: runtimes that call a library
+- winograd/: the runtime with convolutions of this project, for CPUs with AVX2 or AVX-512
+- cuda/: the runtime for NVIDIA GPUs
+"""

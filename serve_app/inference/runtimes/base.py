@@ -1,7 +1,8 @@
-"""The interface that every runtime implements: uint8 pixels in, the last feature map out."""
+"""The interface that every runtime implements."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -12,12 +13,12 @@ CPU = torch.device("cpu")
 
 
 class Runtime(Protocol):
-    """Everything of a ResNet-18 but its pooling and last layer.
+    """Runs a ResNet-18 up to its last feature map; pooling and the last layer are in ``inference.head``.
 
     Attributes:
-        name: Of the runtime.
-        device: Where the features are.
-        workers: How many batches it takes at a time, each from a thread of its own.
+        name: Shown in ``/v1/status`` and in the logs.
+        device: Device of the features.
+        workers: Batches that may run at the same time, each called from its own thread.
     """
 
     name: str
@@ -28,8 +29,11 @@ class Runtime(Protocol):
         """Run a batch.
 
         Args:
-            pixels: uint8, (N, H, W, 3), RGB, 0-255.
+            pixels: uint8, (N, H, W, 3), RGB, values 0-255.
 
         Returns:
             The last feature map: float32, (N, 512, h, w).
         """
+
+
+RuntimeFactory = Callable[[int], Runtime]  # builds a runtime that uses so many threads

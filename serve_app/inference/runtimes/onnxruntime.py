@@ -14,19 +14,28 @@ from serve_app.inference.runtimes.onnx_graph import FEATURES, PIXELS
 
 
 class OnnxRuntime:
-    """ONNX Runtime: blocked direct convolutions. For any number of threads at a time."""
+    """ONNX Runtime: direct convolutions in a blocked layout. Any number of threads may call it at the same time."""
 
     name, device, workers = "onnxruntime", CPU, 1
 
-    def __init__(self, graph: bytes | Path, threads: int, settings: Mapping[str, str] | None = None) -> None:
-        """Load a graph as backbones.graph or backbones.int8 writes it; settings are ONNX Runtime's own."""
+    def __init__(self, graph: bytes | Path, threads: int, session_config: Mapping[str, str] | None = None) -> None:
+        """Load a graph.
+
+        Args:
+            graph: As ``onnx_graph.to_onnx`` or ``int8.quantize`` writes it.
+            threads: Threads that work on one batch.
+            session_config: Entries for ONNX Runtime's ``SessionOptions.add_session_config_entry``.
+
+        Raises:
+            ImportError: ONNX Runtime is not installed.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        for name, value in (settings or {}).items():
-            options.add_session_config_entry(name, value)
-        # A thread that spins while it waits takes the core from the stages that share it.
+        for key, value in (session_config or {}).items():
+            options.add_session_config_entry(key, value)
+        # A thread that spins while it waits takes a core from the deployments on the same machine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source = graph if isinstance(graph, bytes) else str(graph)
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Several CPU runtimes side by side: one batch per core, or one batch on all cores."""
+"""Distribute batches over the cores of a CPU."""
 
 from __future__ import annotations
 
@@ -11,56 +11,60 @@ from threading import Condition
 import numpy as np
 from torch import Tensor
 
-from serve_app.inference.runtimes.base import CPU, Runtime
+from serve_app.inference.runtimes.base import CPU, Runtime, RuntimeFactory
 
-LATELY_S = 2
+QUIET_PERIOD_S = 2.0  # without overlapping batches, before a batch may use all cores
 
 
 class ParallelRuntime:
-    """Several batches at a time, one core each; a batch that comes when little is asked gets all cores.
+    """Runs one batch per core, or a single batch on all cores while the load is low.
 
-    So a queue is worked off without threads that wait for each other, and a lone image
-    does not leave cores idle. Two threads on an image end it in 0.65 to 0.75 of the time for 1.3
-    to 1.5 times the CPU, as they spin where they wait, and for several times the CPU where others want
-    the cores: so what met another batch of late has a core of its own, and what comes while
-    one batch has all cores waits for it.
+    Under load each batch has one core, so that no thread waits for another one. A batch that
+    runs alone gets all cores, so that none stays idle: with two threads an image takes 0.65 to
+    0.75 of the time and 1.3 to 1.5 times the CPU time, because threads spin while they wait.
+    Where other batches need the cores, two threads take several times the CPU time. Hence a
+    batch gets all cores only after QUIET_PERIOD_S in which no two batches overlapped, and a
+    batch that arrives meanwhile waits until it has ended.
     """
 
     device = CPU
 
-    def __init__(self, make: Callable[[int], Runtime], cores: int) -> None:
-        """Make one backbone per core, and one for all.
+    def __init__(self, build: RuntimeFactory, cores: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Build one runtime per core, and one that uses all cores.
 
         Args:
-            make: Makes a backbone for so many threads.
-            cores: What the batches share.
+            build: Builds a runtime for a number of threads.
+            cores: CPU cores that the batches share.
+            clock: Gives the time in seconds.
         """
-        self._wide = make(cores)
-        self.name, self.workers = self._wide.name, cores
-        self._narrow: SimpleQueue[Runtime] = SimpleQueue()
+        self._all_cores = build(cores)
+        self.name, self.workers = self._all_cores.name, cores
+        self._single_core: SimpleQueue[Runtime] = SimpleQueue()
         for _ in range(cores):
-            self._narrow.put(make(1))
+            self._single_core.put(build(1))
+        self._clock = clock
         self._changed = Condition()
-        self._running, self._all_taken = 0, False
-        self._met = -math.inf  # when two batches were last there at a time
+        self._in_flight, self._exclusive = 0, False
+        self._last_overlap_s = -math.inf
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """See Runtime; for at most ``workers`` threads at a time."""
+        """See Runtime; at most ``workers`` threads at a time."""
         with self._changed:
-            if self._running:
-                self._met = time.monotonic()
-            alone = not self._running and time.monotonic() - self._met > LATELY_S
-            self._running += 1  # one that waits counts: who comes when the lone batch ends must not take all cores too
-            self._changed.wait_for(lambda: not self._all_taken)
-            self._all_taken = alone
-        backbone = self._wide if alone else self._narrow.get()
+            if self._in_flight:
+                self._last_overlap_s = self._clock()
+            exclusive = not self._in_flight and self._clock() - self._last_overlap_s > QUIET_PERIOD_S
+            # A waiting batch counts as in flight: the next one must not take all cores when the exclusive batch ends.
+            self._in_flight += 1
+            self._changed.wait_for(lambda: not self._exclusive)
+            self._exclusive = exclusive
+        runtime = self._all_cores if exclusive else self._single_core.get()
         try:
-            return backbone(pixels)
+            return runtime(pixels)
         finally:
             with self._changed:
-                self._running -= 1
-                if alone:
-                    self._all_taken = False
+                self._in_flight -= 1
+                if exclusive:
+                    self._exclusive = False
                     self._changed.notify_all()
                 else:
-                    self._narrow.put(backbone)
+                    self._single_core.put(runtime)

@@ -1,11 +1,12 @@
-"""Builds the backbone that a config asks for; ``auto`` measures which is fastest on this very CPU."""
+"""Build the runtime that the config names; ``auto`` times every runtime on this CPU and takes the fastest."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -14,10 +15,10 @@ from torchvision.models import ResNet
 
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
-from serve_app.inference.runtimes.base import Runtime
-from serve_app.inference.runtimes.cuda.runtime import TYPES, gpu_found, on_gpu
+from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
+from serve_app.inference.runtimes.cuda.runtime import DTYPES, build_cuda_runtime, gpu_available
 from serve_app.inference.runtimes.folding import fold
-from serve_app.inference.runtimes.int8 import int8_maker
+from serve_app.inference.runtimes.int8 import int8_factory
 from serve_app.inference.runtimes.mnn import MnnRuntime, to_mnn
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
@@ -26,129 +27,157 @@ from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.model_card import ImageTransform, ModelCard
 
 log = logging.getLogger("serve_app")
-Maker = Callable[[int], Runtime]
-TOLERANCE = 1e-3  # largest error of a feature, as a share of the largest feature
+TOLERANCE = 1e-3  # largest error of a feature, relative to the largest feature
 ROUNDS = 4
-LOST = 1.5  # times the best so far: not worth more than one round
-BATCHES = (1, 8)  # alone, and under load
-PAUSE = 1.0  # as a share of the time that making a lane took
+DROP_RATIO = 1.5  # a runtime that takes this many times the best time so far is timed in one round only
+TIMED_BATCH_SIZES = (1, 8)  # a single request, and a batch under load
+PAUSE_RATIO = 1.0  # pause after building a runtime, relative to the time that building took
 
 
-def build(
+def select_runtime(
     model: ResNet,
     card: ModelCard,
-    spec: EngineConfig,
+    config: EngineConfig,
     cores: int,
     serving: bool = False,
-    batches: Sequence[int] = BATCHES,
+    batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
 ) -> Runtime:
-    """Build a backbone from a model, which is changed in place.
+    """Build the runtime that a config asks for.
 
     Args:
-        model: In eval mode, on the CPU.
-        card: The model's transform.
-        spec: Which runtime, which precision.
-        cores: CPU cores that its batches share.
-        serving: Requests are answered by this process meanwhile, and the workers are made one by one between them.
-        batches: Sizes that ``auto`` measures with.
+        model: In eval mode, on the CPU; its batch norms are folded in place.
+        card: The model's transform and calibration.
+        config: Runtime and precision.
+        cores: CPU cores that the runtime's batches share.
+        serving: Another engine of this process answers requests meanwhile, so building pauses
+            between the runtimes of the cores.
+        batch_sizes: Sizes that ``auto`` times.
 
     Raises:
-        EngineError: It cannot be had here; the message is one sentence.
+        EngineError: This machine cannot run that runtime or precision.
     """
     fold(model)
-    if spec.runtime == "cuda" or (spec.runtime == "auto" and spec.precision in TYPES and gpu_found()):
-        return on_gpu(model, card.transform, spec.precision)
-    if spec.precision in ("fp16", "bf16"):
-        raise EngineError(f"engine {spec.runtime}: precision {spec.precision} needs a GPU; a CPU has fp32 and int8")
-    # Once for all workers, and only for who asks.
-    written = cache(lambda: to_onnx(model, card.transform))
-    graph = cache(lambda: written().SerializeToString())
-    converted = cache(lambda: to_mnn(graph()))
-    ours = cache(lambda: _winograd(model, card.transform))
-    # ONNX Runtime's are for any number of threads at a time, so workers share one, with its weights.
-    makers: dict[str, Maker] = {
-        "winograd": lambda threads: ours()(threads),
-        "torch": lambda threads: TorchRuntime(model, card.transform, threads),
-        "onnxruntime": cache(lambda threads: OnnxRuntime(graph(), threads)),
-        "mnn": lambda threads: MnnRuntime(converted(), threads, card.transform.crop_px),
-    }
-    if spec.precision == "int8":
-        name, makers = "onnxruntime", {"onnxruntime": int8_maker(written(), card, spec.runtime)}
+    if config.runtime == "cuda" or (config.runtime == "auto" and config.precision in DTYPES and gpu_available()):
+        return build_cuda_runtime(model, card.transform, config.precision)
+    if config.precision in ("fp16", "bf16"):
+        raise EngineError(
+            f"engine {config.runtime}: precision {config.precision} needs a GPU; on a CPU use fp32, int8 or auto"
+        )
+    if config.precision == "int8":
+        name, build = "onnxruntime", int8_factory(to_onnx(model, card.transform), card, config.runtime)
     else:
-        # MNN's wheel ends at AVX2: where there is more it is not worth the two seconds.
-        slow = {"mnn"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else set()
-        tried = {name: make for name, make in makers.items() if name not in slow}
-        name = spec.runtime if spec.runtime != "auto" else fastest(tried, card.transform.crop_px, batches)
-    make = _between_requests(makers[name]) if serving else makers[name]
+        factories = runtime_factories(model, card.transform)
+        name = config.runtime
+        if name == "auto":
+            name = fastest_runtime(_worth_timing(factories), card.transform.crop_px, batch_sizes)
+        build = factories[name]
+    if serving:
+        build = _with_pauses(build)
     try:
-        return make(cores) if name == "torch" or cores == 1 else ParallelRuntime(make, cores)
+        return build(cores) if name == "torch" or cores == 1 else ParallelRuntime(build, cores)
     except ImportError as error:
         raise EngineError(f"engine {name}: cannot run here ({error})") from error
 
 
-def fastest(makers: Mapping[str, Maker], crop_px: int, batches: Sequence[int] = BATCHES) -> str:
-    """Name the one that takes the least time on one core, of those that can be had and agree with torch.
+def runtime_factories(model: ResNet, transform: ImageTransform) -> dict[str, RuntimeFactory]:
+    """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use.
 
-    Each batch size counts as much as the others: ten percent of one are worth ten percent of another.
+    Args:
+        model: Batch norms folded, on the CPU.
+        transform: Transform of the model.
     """
-    samples = [np.random.default_rng(n).integers(0, 256, (n, crop_px, crop_px, 3), np.uint8) for n in batches]
-    reference = makers["torch"](1)
+    graph = cache(lambda: to_onnx(model, transform).SerializeToString())
+    converted = cache(lambda: to_mnn(graph()))
+    winograd = cache(lambda: _winograd_factory(model, transform))
+    return {
+        "winograd": lambda threads: winograd()(threads),
+        "torch": lambda threads: TorchRuntime(model, transform, threads),
+        # Any number of threads may call one OnnxRuntime, so the workers share it and its weights.
+        "onnxruntime": cache(lambda threads: OnnxRuntime(graph(), threads)),
+        "mnn": lambda threads: MnnRuntime(converted(), threads, transform.crop_px),
+    }
+
+
+def fastest_runtime(
+    factories: Mapping[str, RuntimeFactory], crop_px: int, batch_sizes: Sequence[int] = TIMED_BATCH_SIZES
+) -> str:
+    """Return the name of the fastest runtime on one core, of those that are installed and agree with torch.
+
+    Times are compared by their geometric mean over the batch sizes, so that 10 % of a small
+    batch's time count as much as 10 % of a large one's.
+
+    Args:
+        factories: Factories by name; ``torch`` is among them.
+        crop_px: Side of the crops.
+        batch_sizes: Sizes of the batches.
+    """
+    samples = [np.random.default_rng(n).integers(0, 256, (n, crop_px, crop_px, 3), np.uint8) for n in batch_sizes]
+    reference = factories["torch"](1)
     with torch.inference_mode():
         expected = [reference(sample) for sample in samples]
         seconds: dict[str, float] = {}
-        for name, make in makers.items():
+        for name, build in factories.items():
             try:
-                backbone = reference if name == "torch" else make(1)
+                runtime = reference if name == "torch" else build(1)
             except ImportError as error:
                 log.info("engine %s: cannot run here (%s)", name, error)
                 continue
             except EngineError as error:
                 log.warning("%s", error)
                 continue
-            found = expected if name == "torch" else [backbone(sample) for sample in samples]
-            worst = max(
-                float((features - wanted).abs().max() / wanted.abs().max())
-                for features, wanted in zip(found, expected, strict=True)
+            features = expected if runtime is reference else [runtime(sample) for sample in samples]
+            deviation = max(
+                float((actual - correct).abs().max() / correct.abs().max())
+                for actual, correct in zip(features, expected, strict=True)
             )
-            if not worst < TOLERANCE:
-                log.warning("engine %s: answers differ by %.1e and are not used", name, worst)
+            if not deviation < TOLERANCE:  # NaN fails too
+                log.warning("engine %s: not used, its features differ from torch's by %.1e", name, deviation)
                 continue
-            seconds[name] = _per_image(backbone, samples, 1)
-            if seconds[name] < LOST * min(seconds.values()):
-                seconds[name] = min(seconds[name], _per_image(backbone, samples, ROUNDS - 1))
-    best = min(seconds, key=lambda name: seconds[name])
-    log.info("engine %s; ms per image: %s", best, {name: round(s * 1000, 1) for name, s in seconds.items()})
-    return best
+            seconds[name] = _time_per_image(runtime, samples, 1)
+            if seconds[name] < DROP_RATIO * min(seconds.values()):
+                seconds[name] = min(seconds[name], _time_per_image(runtime, samples, ROUNDS - 1))
+    fastest = min(seconds, key=lambda name: seconds[name])
+    log.info("engine %s; ms per image: %s", fastest, {name: round(s * 1000, 1) for name, s in seconds.items()})
+    return fastest
 
 
-def _winograd(model: ResNet, transform: ImageTransform) -> Maker:
-    """Imported here: numba is for who asks, and may be missing as other runtimes may."""
-    from serve_app.inference.runtimes.winograd.runtime import Network, WinogradRuntime
+def _worth_timing(factories: Mapping[str, RuntimeFactory]) -> dict[str, RuntimeFactory]:
+    """Leave out MNN on a CPU with AVX-512: its wheel ends at AVX2, and building it takes two seconds."""
+    with suppress(ImportError):  # without numba there is no winograd runtime, which beats MNN
+        from serve_app.inference.runtimes.winograd import kernels
 
-    network = Network(model, transform)
+        if kernels.AVX512:
+            return {name: build for name, build in factories.items() if name != "mnn"}
+    return dict(factories)
+
+
+def _winograd_factory(model: ResNet, transform: ImageTransform) -> RuntimeFactory:
+    # Imported here because numba may be missing, as every runtime's library may.
+    from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
+
+    network = PackedNetwork(model, transform)
     return lambda threads: WinogradRuntime(network, threads)
 
 
-def _between_requests(make: Maker) -> Maker:
-    """Let requests go on for as long as they may have waited: what a backbone does first mostly holds Python's lock."""
+def _with_pauses(build: RuntimeFactory) -> RuntimeFactory:
+    """Pause after each runtime: building mostly holds the global interpreter lock, and requests wait for it."""
 
-    def made(threads: int) -> Runtime:
+    def build_and_pause(threads: int) -> Runtime:
         start = time.monotonic()
-        backbone = make(threads)
-        time.sleep(PAUSE * (time.monotonic() - start))
-        return backbone
+        runtime = build(threads)
+        time.sleep(PAUSE_RATIO * (time.monotonic() - start))
+        return runtime
 
-    return made
-
-
-def _per_image(backbone: Runtime, samples: Sequence[np.ndarray], rounds: int) -> float:
-    """Best times over the rounds, as a geometric mean over the samples: seconds."""
-    return math.prod(min(_time(backbone, sample) for _ in range(rounds)) / len(sample) for sample in samples) ** (
-        1 / len(samples)
-    )
+    return build_and_pause
 
 
-def _time(backbone: Runtime, sample: np.ndarray) -> float:
+def _time_per_image(runtime: Runtime, samples: Sequence[np.ndarray], rounds: int) -> float:
+    """Return seconds per image: the best round of each sample, and their geometric mean."""
+    best = [min(_time(runtime, sample) for _ in range(rounds)) / len(sample) for sample in samples]
+    return math.prod(best) ** (1 / len(samples))
+
+
+def _time(runtime: Runtime, sample: np.ndarray) -> float:
     start = time.perf_counter()
-    backbone(sample)
+    runtime(sample)
     return time.perf_counter() - start

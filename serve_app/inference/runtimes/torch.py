@@ -1,4 +1,4 @@
-"""PyTorch on a CPU: the reference that every other runtime is compared with."""
+"""PyTorch on a CPU: the reference that select.py compares every other runtime with."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from serve_app.model_card import ImageTransform
 
 
 class TorchRuntime:
-    """PyTorch in channels-last memory, which saves a CPU memory traffic. Runs everywhere."""
+    """PyTorch with channels-last memory, which needs less memory traffic on a CPU. Runs on every machine."""
 
     name, device, workers = "torch", CPU, 1
 
     def __init__(self, model: ResNet, transform: ImageTransform, threads: int) -> None:
-        """Prepare a folded model; its memory layout is changed in place. The threads are the whole process's."""
+        """Prepare a model; its memory layout is changed in place.
+
+        Args:
+            model: Batch norms folded, on the CPU.
+            transform: Mean and std of the model.
+            threads: Set for the whole process: PyTorch has no other way.
+        """
         torch.set_num_threads(threads)
         model.to(memory_format=torch.channels_last)
         self._features = nn.Sequential(*list(model.children())[:-2])
-        # Pixels arrive as 0-255, mean and std are meant for 0-1.
+        # Pixels are 0-255; mean and std are defined for 0-1.
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (transform.mean, transform.std))
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """See Runtime."""
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # channels-last already: nothing moves
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # a view: pixels already are channels-last
         features: Tensor = self._features(batch.float().sub_(self._mean).div_(self._std))
         return features

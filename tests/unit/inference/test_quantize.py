@@ -31,7 +31,7 @@ from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.weights import load_model, republish, sha256
-from serve_app.messages import Classification, ClassifyItem
+from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import Int8Calibration, Int8Cost, ModelCard
 from serve_app.preprocessing.transform import preprocess
 from tests.conftest import LABELS, make_photo
@@ -64,14 +64,14 @@ def engine(quantized: WeightsConfig) -> ResNetEngine:
     return ResNetEngine(*load_model(quantized), INT8)
 
 
-def items(spec: WeightsConfig, n: int = 8) -> list[ClassifyItem]:
+def items(spec: WeightsConfig, n: int = 8) -> list[ClassifyRequest[np.ndarray]]:
     """Crops of photos that were not used for calibration."""
     transform = load_card(spec).transform
     photos = (make_photo(100 + i) for i in range(n))
-    return [ClassifyItem(preprocess(photo, transform, 10**6).pixels, 10, "top") for photo in photos]
+    return [ClassifyRequest(preprocess(photo, transform, 10**6).pixels, 10, "top") for photo in photos]
 
 
-def by_class(answers: Sequence[Classification]) -> np.ndarray:
+def by_class(answers: Sequence[ClassifyResult]) -> np.ndarray:
     return np.array([[s for _, s in sorted(zip(a.class_ids, a.scores, strict=True))] for a in answers])
 
 
@@ -136,20 +136,20 @@ def test_every_convolution_is_int8(quantized: WeightsConfig, tmp_path: Path) -> 
 def test_normalization_moves_into_the_first_convolution(quantized: WeightsConfig) -> None:
     """In float32 the features stay the same up to rounding of the first weights, at the borders too."""
     model, card = load_model(quantized)
-    pixels = np.stack([item.pixels for item in items(quantized, 2)])
+    pixels = np.stack([item.image for item in items(quantized, 2)])
     graph = to_onnx(fold(model), card.transform)
     expected = OnnxRuntime(graph.SerializeToString(), 1)(pixels)
     mean = np.rint(np.array(card.transform.mean) * 255).astype(np.uint8)
-    moved = OnnxRuntime(int8.from_pixels(graph).SerializeToString(), 1)
-    assert (moved(int8.padded(pixels, mean)) - expected).abs().max() < 0.02 * expected.max()
-    assert (moved(int8.padded(pixels, np.zeros(3, np.uint8))) - expected).abs().max() > 0.05 * expected.max()
+    moved = OnnxRuntime(int8.fold_normalization(graph).SerializeToString(), 1)
+    assert (moved(int8.pad(pixels, mean)) - expected).abs().max() < 0.02 * expected.max()
+    assert (moved(int8.pad(pixels, np.zeros(3, np.uint8))) - expected).abs().max() > 0.05 * expected.max()
 
 
 def test_cpus_that_saturate_get_the_same_scores(
     engine: ResNetEngine, quantized: WeightsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU whose 8-bit sums overflow uses slower instructions and computes equal scores."""
-    monkeypatch.setattr(int8, "adds_bytes_exactly", lambda: False)
+    monkeypatch.setattr(int8, "sums_are_exact", lambda: False)
     careful = ResNetEngine(*load_model(quantized), INT8)
     batch = items(quantized)
     assert np.array_equal(by_class(careful.classify(batch)), by_class(engine.classify(batch)))

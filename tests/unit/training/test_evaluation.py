@@ -19,7 +19,7 @@ from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head
 from serve_app.inference.weights import load_model, republish
-from serve_app.messages import ClassifyItem
+from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ABSTAIN_BELOW, Calibration
 from serve_app.preprocessing.transform import preprocess
 from serve_app.training.calibrate import apply_temperature, calibrate, choose_threshold, fit_temperature
@@ -127,7 +127,7 @@ def test_the_temperature_divides_logits_and_maps(
     pixels = preprocess(make_photo(3), load_card(weights).transform, 10**6).pixels
     engine = EngineConfig.model_validate({"runtime": runtime})
     before, after = (
-        ResNetEngine(*load_model(spec), engine).classify([ClassifyItem(pixels, len(LABELS), "top")])[0]
+        ResNetEngine(*load_model(spec), engine).classify([ClassifyRequest(pixels, len(LABELS), "top")])[0]
         for spec in (weights, calibrated)
     )
     expected = apply_temperature(np.array([before.scores]), 2.5)[0]
@@ -140,11 +140,12 @@ def test_the_temperature_divides_logits_and_maps(
     assert abs(heat_map.values.mean() + heat_map.bias - heat_map.logit) < 1e-3
 
 
-def test_the_head_does_not_change_the_model(weights: WeightsConfig) -> None:
+def test_the_head_does_not_change_the_model(calibrated: WeightsConfig) -> None:
     """A head with a temperature divides a copy of the last layer."""
-    model, _ = load_model(weights)
+    model, card = load_model(calibrated)
     before = model.fc.weight.clone()
-    Head(model.fc, model.fc.weight.device, 3.0)
+    assert card.temperature != 1
+    Head(model.fc, model.fc.weight.device, card)
     assert bool((model.fc.weight == before).all())
 
 

@@ -1,4 +1,4 @@
-"""Whole batches on an NVIDIA GPU, from crops to answers, as CUDA graphs recorded before the first request."""
+"""Classify batches on an NVIDIA GPU with CUDA graphs, which are recorded before the first request."""
 
 from __future__ import annotations
 
@@ -14,209 +14,209 @@ import torch
 from torch import Tensor
 
 from serve_app.inference.head import Head
-from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, exact
+from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, cudnn_without_tf32
 from serve_app.messages import ClassifyRequest, ClassifyResult
 
-LARGEST = 256  # a larger batch is split
-WARM_UPS = 3  # before a graph is recorded: libraries set themselves up
-BEST = -1  # in place of a class id: explain the best
+MAX_GRAPH_BATCH = 256  # a larger batch is split
+WARM_UP_RUNS = 3  # before a graph is recorded, so that libraries initialize themselves
+TOP_CLASS = -1  # in place of a class id: explain the class with the best score
 
 
-def sizes_up_to(batch: int) -> list[int]:
-    """The batch sizes to record: a batch is filled up to the next of them.
+def graph_batch_sizes(max_batch: int) -> list[int]:
+    """Return the batch sizes to record; a batch is filled up to the next larger one.
 
-    >>> sizes_up_to(24)
+    >>> graph_batch_sizes(24)
     [1, 2, 4, 8, 16, 24]
     """
-    largest = min(batch, LARGEST)
+    largest = min(max_batch, MAX_GRAPH_BATCH)
     return [2**n for n in range(largest.bit_length()) if 2**n < largest] + [largest]
 
 
-class Stream(Protocol):
-    """What a lane needs of CUDA."""
+class GraphStream(Protocol):
+    """The part of CUDA that a GraphSlot needs; tests/support/cuda_on_cpu.py implements it without a GPU."""
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Host memory that the GPU copies from and to while the CPU goes on."""
+        """Allocate page-locked host memory, which the GPU copies asynchronously."""
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Run a step, keep it as a graph and return what replays it; shapes and addresses stay."""
+        """Run a step, record it as a graph and return the function that replays it; shapes and addresses stay."""
 
     def current(self) -> AbstractContextManager[object]:
-        """Make what is called inside run in this stream."""
+        """Run the calls inside the context in this stream."""
 
     def wait(self) -> None:
-        """Until all of it is done; the core is free meanwhile."""
+        """Block until the stream has finished, without using the core."""
 
 
 class CudaStream:
-    """A CUDA stream; its graphs share one pool of memory, for they never run at the same time."""
+    """A CUDA stream whose graphs share one memory pool, because they never run at the same time."""
 
     def __init__(self) -> None:
-        """Make a stream on the current GPU."""
+        """Create a stream on the current GPU."""
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._pool = torch.cuda.graph_pool_handle()
         # Blocking: a thread that spins while it waits takes a core from the decoders.
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch leaves it untyped
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """See Stream."""
+        """See GraphStream."""
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See Stream."""
+        """See GraphStream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UPS):
+            for _ in range(WARM_UP_RUNS):
                 step()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             step()
         with torch.cuda.stream(self._stream):
-            graph.replay()  # recording computes nothing, and the next step may read what this one gives
+            graph.replay()  # recording computes nothing, and the next step may read this one's results
         return graph.replay
 
     def current(self) -> AbstractContextManager[object]:
-        """See Stream."""
+        """See GraphStream."""
         return torch.cuda.stream(self._stream)
 
     def wait(self) -> None:
-        """See Stream."""
+        """See GraphStream."""
         self._done.record(self._stream)
         self._done.synchronize()
 
 
-class Batch:
-    """One batch size of one lane: its buffers, and the graphs recorded over them.
+class BatchGraphs:
+    """The buffers and graphs for one batch size in one slot.
 
-    Places that a smaller batch leaves empty hold an earlier one's images; no answer
-    depends on them.
+    A smaller batch leaves an earlier batch's images in the rest of the buffer. Images of a
+    batch do not influence each other, so no result depends on them.
 
     Attributes:
-        run: Computes scores and features of the pixels on the GPU, in the lane's stream.
+        run: Computes scores and features of the pixels on the GPU, in the slot's stream.
     """
 
-    def __init__(self, size: int, backbone: CudaRuntime, head: Head, crop_px: int, stream: Stream) -> None:
-        """Reserve the buffers and record the graphs."""
-        self._backbone, self._head, self._stream = backbone, head, stream
+    def __init__(self, size: int, runtime: CudaRuntime, head: Head, crop_px: int, stream: GraphStream) -> None:
+        """Allocate the buffers and record the graphs."""
+        self._runtime, self._head, self._stream = runtime, head, stream
         shape = (size, crop_px, crop_px, 3)
-        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=backbone.device)
-        self._explained = torch.zeros(size, dtype=torch.int64, device=backbone.device)
+        self._pixels = torch.zeros(shape, dtype=torch.uint8, device=runtime.device)
+        self._explained = torch.zeros(size, dtype=torch.int64, device=runtime.device)
         self._features, self._best, self._maps = torch.empty(0), torch.empty(0), torch.empty(0)
         self.run = stream.record(self._classify)
-        self._map = stream.record(self._explain)
-        self._staged_pixels = stream.pinned(shape, torch.uint8)
-        self._staged_explained = stream.pinned((size,), torch.int64)
-        self._staged_best = stream.pinned(self._best.shape, torch.float32)
-        self._staged_maps = stream.pinned(self._maps.shape, torch.float32)
+        self._run_maps = stream.record(self._explain)
+        self._pinned_pixels = stream.pinned(shape, torch.uint8)
+        self._pinned_explained = stream.pinned((size,), torch.int64)
+        self._pinned_best = stream.pinned(self._best.shape, torch.float32)
+        self._pinned_maps = stream.pinned(self._maps.shape, torch.float32)
 
     def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
-        """Classify at most as many images as it was made for; not for two threads at a time.
+        """Classify at most ``size`` images; one thread at a time.
 
         Raises:
-            IndexError: A class that there is none of is to be explained; on the GPU it
-                would cost every batch that follows.
+            IndexError: The model has no such class to explain. On the GPU, such an index would
+                end the process's use of CUDA.
         """
         n, rows = len(items), 1 + 2 * self._head.k(items)
-        wanted = torch.tensor([self._class_id(item) for item in items])
-        asked = [i for i, item in enumerate(items) if item.explain is not None]
-        np.stack([item.image for item in items], out=self._staged_pixels.numpy()[:n])
+        class_ids = torch.tensor([self._class_id(item) for item in items])
+        explained = [i for i, item in enumerate(items) if item.explain is not None]
+        np.stack([item.image for item in items], out=self._pinned_pixels.numpy()[:n])
         with self._stream.current():
-            self._pixels[:n].copy_(self._staged_pixels[:n], non_blocking=True)
+            self._pixels[:n].copy_(self._pinned_pixels[:n], non_blocking=True)
             self.run()
-            self._staged_best[:rows].copy_(self._best[:rows], non_blocking=True)
-            if asked:
-                self._staged_explained[:n] = wanted
-                self._explained.copy_(self._staged_explained, non_blocking=True)
-                self._map()
-                self._staged_maps.copy_(self._maps, non_blocking=True)
+            self._pinned_best[:rows].copy_(self._best[:rows], non_blocking=True)
+            if explained:
+                self._pinned_explained[:n] = class_ids
+                self._explained.copy_(self._pinned_explained, non_blocking=True)
+                self._run_maps()
+                self._pinned_maps.copy_(self._maps, non_blocking=True)
             self._stream.wait()
-        return self._head.results(items, self._staged_best[:rows, :n].numpy(), self._staged_maps.numpy()[asked])
+        return self._head.results(items, self._pinned_best[:rows, :n].numpy(), self._pinned_maps.numpy()[explained])
 
     def _classify(self) -> None:
-        self._features = self._backbone.forward(self._pixels)
+        self._features = self._runtime.forward(self._pixels)
         self._best = self._head.best(self._features, self._head.classes)
 
     def _explain(self) -> None:
         best = self._best[2].long()
-        self._maps = self._head.maps(self._features, torch.where(self._explained == BEST, best, self._explained))
+        self._maps = self._head.maps(self._features, torch.where(self._explained == TOP_CLASS, best, self._explained))
 
     def _class_id(self, item: ClassifyRequest[np.ndarray]) -> int:
         if item.explain is None or item.explain == "top":
-            return BEST
+            return TOP_CLASS
         if not 0 <= item.explain < self._head.classes:
             raise IndexError(f"class {item.explain} is not one of {self._head.classes}")
         return item.explain
 
 
-class Lane(NamedTuple):
-    """A stream, and what is recorded on it by batch size."""
+class GraphSlot(NamedTuple):
+    """A stream, and the graphs recorded in it by batch size."""
 
-    stream: Stream
-    batches: dict[int, Batch]
+    stream: GraphStream
+    graphs: dict[int, BatchGraphs]
 
 
 class CudaGraphRunner:
-    """Batches on one GPU, as many at a time as there are workers: one is copied while the other is computed.
+    """Classifies as many batches at the same time as the runtime has workers: one copies while the other computes.
 
-    A lane has its own buffers and graphs; the weights are shared.
+    Each worker takes a slot, which has its own buffers and graphs. The slots share the weights.
     """
 
     def __init__(
         self,
-        backbone: CudaRuntime,
+        runtime: CudaRuntime,
         head: Head,
         crop_px: int,
-        stream: Callable[[], Stream] = CudaStream,
-        search: bool = True,
+        stream: Callable[[], GraphStream] = CudaStream,
+        benchmark: bool = True,
     ) -> None:
-        """Record the smallest batch, so that it runs; ``warm_up`` records the others.
+        """Record graphs for one image; ``warm_up`` records the other sizes.
 
         Args:
-            backbone: On the GPU.
+            runtime: On the GPU.
             head: On the GPU.
             crop_px: Side of the crops.
-            stream: Makes a lane's stream.
-            search: Let cuDNN time its kernels for each batch size and keep the fastest.
+            stream: Creates a slot's stream.
+            benchmark: Let cuDNN time its kernels for each batch size and keep the fastest.
         """
-        self.backbone, self._head, self._crop_px, self.search = backbone, head, crop_px, search
-        self._workers: SimpleQueue[Lane] = SimpleQueue()
-        for _ in range(backbone.workers):
-            self._workers.put(Lane(stream(), {}))
+        self.runtime, self._head, self._crop_px, self.benchmark = runtime, head, crop_px, benchmark
+        self._free_slots: SimpleQueue[GraphSlot] = SimpleQueue()
+        for _ in range(runtime.workers):
+            self._free_slots.put(GraphSlot(stream(), {}))
         self.sizes: list[int] = []
-        self._warming = Lock()
+        self._recording = Lock()
         self.warm_up(1)
 
-    def warm_up(self, batch: int) -> None:
-        """Record what is missing for batches of up to so many images."""
-        self.record(sizes_up_to(batch))
+    def warm_up(self, max_batch: int) -> None:
+        """Record the missing sizes for batches of up to so many images."""
+        self.record(graph_batch_sizes(max_batch))
 
     @torch.inference_mode()
     def record(self, sizes: Iterable[int]) -> None:
-        """Record what is missing of these batch sizes; nobody else runs meanwhile."""
-        with self._warming, ExitStack() as taken, exact(self.search):
-            workers = [taken.enter_context(self.lane()) for _ in range(self.backbone.workers)]
-            wanted = sorted({*self.sizes, *sizes})
-            for stream, batches in workers:
-                for size in sorted({*wanted} - {*batches}, reverse=True):  # the largest makes room for all
-                    batches[size] = Batch(size, self.backbone, self._head, self._crop_px, stream)
-            self.sizes = wanted
+        """Record the missing ones of these batch sizes; it takes all slots, so other batches wait."""
+        with self._recording, ExitStack() as stack, cudnn_without_tf32(self.benchmark):
+            slots = [stack.enter_context(self.slot()) for _ in range(self.runtime.workers)]
+            all_sizes = sorted({*self.sizes, *sizes})
+            for stream, graphs in slots:
+                for size in sorted({*all_sizes} - {*graphs}, reverse=True):  # the largest sizes the memory pool
+                    graphs[size] = BatchGraphs(size, self.runtime, self._head, self._crop_px, stream)
+            self.sizes = all_sizes
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
-        """Classify a batch in the next free lane, in parts if it is larger than the largest recorded."""
+        """Classify a batch in the next free slot, in parts if it is larger than the largest recorded size."""
         sizes, answers = self.sizes, []
-        with self.lane() as lane:
+        with self.slot() as slot:
             for start in range(0, len(items), sizes[-1]):
                 part = items[start : start + sizes[-1]]
-                answers += lane.batches[sizes[bisect_left(sizes, len(part))]](part)
+                answers += slot.graphs[sizes[bisect_left(sizes, len(part))]](part)
         return answers
 
     @contextmanager
-    def lane(self) -> Iterator[Lane]:
-        """Have a lane to oneself; waits until one is free."""
-        lane = self._workers.get()
+    def slot(self) -> Iterator[GraphSlot]:
+        """Take a slot for the duration of the context; waits until one is free."""
+        slot = self._free_slots.get()
         try:
-            yield lane
+            yield slot
         finally:
-            self._workers.put(lane)
+            self._free_slots.put(slot)

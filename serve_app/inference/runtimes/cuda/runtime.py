@@ -1,4 +1,4 @@
-"""The backbone on an NVIDIA GPU: half precision, channels-last, a convolution and what follows it in one kernel."""
+"""The network on an NVIDIA GPU: half precision, channels-last memory, fused convolutions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 from serve_app.errors import EngineError
-from serve_app.inference.runtimes.cuda.kernels import CHANNELS, CONVERSION, Kernels
+from serve_app.inference.runtimes.cuda.kernels import PTX_CONVERSION, STEM_CHANNELS, Kernels
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.model_card import ImageTransform
 
 log = logging.getLogger("serve_app")
 GPU = torch.device("cuda")
-TYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-# Largest error of a feature, as a share of the largest feature: not rounding any more, but a broken kernel.
+DTYPES = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+# Largest error of a feature, relative to the largest feature. A larger error is a broken kernel, not rounding.
 TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1, torch.float32: 1e-3}
-SAMPLES = 4
-STEM, BLOCKS, OWN = "stem", "blocks", "own kernels"
-FUSED = ((STEM, BLOCKS, OWN), (STEM, BLOCKS), (BLOCKS,), ())  # what is tried: not every GPU has all of these kernels
+COMPARED_IMAGES = 4
+STEM, BLOCKS, CUSTOM_KERNELS = "stem", "blocks", "own kernels"
+# What is fused, from the fastest to what every GPU has: not every GPU has all of cuDNN's fused kernels.
+FUSION_LEVELS = ((STEM, BLOCKS, CUSTOM_KERNELS), (STEM, BLOCKS), (BLOCKS,), ())
 
 
 class Convolution(NamedTuple):
-    """A convolution as a GPU takes it."""
+    """A convolution's parameters on the GPU."""
 
     weight: Tensor
     bias: Tensor
@@ -39,10 +40,10 @@ class Convolution(NamedTuple):
 
 
 class CudaRuntime:
-    """cuDNN convolutions that add their bias, the shortcut and the ReLU before they write.
+    """Runs cuDNN's convolutions, which add the bias and the shortcut and apply the ReLU before they write.
 
-    One by one they would pass over every activation three times or four. A shortcut's own
-    bias is added to that of the convolution it joins.
+    Separate kernels would pass over every activation three or four times. The bias of a
+    shortcut's convolution is added to the bias of the convolution that it joins.
     """
 
     name, workers = "cuda", 2
@@ -53,62 +54,64 @@ class CudaRuntime:
         transform: ImageTransform,
         dtype: torch.dtype = torch.float16,
         device: torch.device = GPU,
-        fused: Collection[str] = FUSED[1],
+        fused: Collection[str] = FUSION_LEVELS[1],
     ) -> None:
-        """Copy a folded model's weights to a device.
+        """Copy a model's weights to a device.
 
         Args:
-            model: Batch norms folded (``backbones.fold``), in float32; left as it is.
-            transform: Its mean and std.
+            model: Batch norms folded (``folding.fold``), float32; it is not changed.
+            transform: Mean and std of the model.
             dtype: Of weights and activations; sums are float32 in any case.
-            device: Where to.
-            fused: The parts whose convolutions take bias, shortcut and ReLU with them, and
-                whether pixels and max-pool have kernels of ours (``backbones.cuda_kernels``,
-                16-bit types only); without any it runs on every GPU.
+            device: Device of the weights.
+            fused: STEM and BLOCKS: those convolutions include bias, shortcut and ReLU.
+                CUSTOM_KERNELS: kernels.py normalizes and pools, for 16-bit types only. Empty: every
+                GPU can run it.
 
         Raises:
-            RuntimeError, ImportError: There are no such kernels here.
+            ValueError: A batch norm is not folded.
+            RuntimeError: The custom kernels do not compile for this GPU.
+            ImportError: NVIDIA's Python bindings are not installed.
         """
         self.device, self.dtype, self.fused = device, dtype, fused
-        self._own = Kernels(dtype) if OWN in fused else None
-        # Pixels arrive as 0-255, mean and std are meant for 0-1: scaled, then shifted, in one pass.
+        self._kernels = Kernels(dtype) if CUSTOM_KERNELS in fused else None
+        # Pixels are 0-255; mean and std are defined for 0-1. One multiplication and one addition normalize them.
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (transform.mean, transform.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._pool = model.maxpool
         self._stem = self._copy(model.conv1)
-        if self._own:  # it gives a fourth channel
-            weight = functional.pad(self._stem.weight, (0, 0, 0, 0, 0, CHANNELS - 3))
+        if self._kernels:  # its normalization writes four channels
+            weight = functional.pad(self._stem.weight, (0, 0, 0, 0, 0, STEM_CHANNELS - 3))
             self._stem = self._stem._replace(weight=weight.contiguous(memory_format=torch.channels_last))
         blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
         self._blocks = [self._copy_block(block) for block in blocks]
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """See Runtime; the features are of the backbone's own precision."""
+        """See Runtime; the features have this runtime's dtype."""
         return self.forward(torch.from_numpy(pixels).to(self.device))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run a batch that is on the device: uint8, (N, H, W, 3)."""
         x = convolve(self._stem, self._normalize(pixels), fused=STEM in self.fused)
-        x = self._own.max_pool(x) if self._own else self._pool(x)
+        x = self._kernels.max_pool(x) if self._kernels else self._pool(x)
         fused = BLOCKS in self.fused
-        for first, second, shortcut in self._blocks:
-            skipped = x
-            if shortcut is not None:
-                skipped = functional.conv2d(x, shortcut.weight, None, shortcut.stride, shortcut.padding)
-            x = convolve(second, convolve(first, x, fused=fused), skipped, fused)
+        for first, second, downsample in self._blocks:
+            shortcut = x
+            if downsample is not None:
+                shortcut = functional.conv2d(x, downsample.weight, None, downsample.stride, downsample.padding)
+            x = convolve(second, convolve(first, x, fused=fused), shortcut, fused)
         return x
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        if self._own:
-            return self._own.normalize(pixels, self._scale, self._shift)
+        if self._kernels:
+            return self._kernels.normalize(pixels, self._scale, self._shift)
         planes = pixels.permute(0, 3, 1, 2)
         x = torch.empty(planes.shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
-        return torch.addcmul(self._shift, planes, self._scale, out=x)  # float32 until it is written
+        return torch.addcmul(self._shift, planes, self._scale, out=x)  # computes in float32 and rounds at the end
 
-    def _copy(self, conv: nn.Conv2d, more_bias: Tensor | None = None) -> Convolution:
+    def _copy(self, conv: nn.Conv2d, shortcut_bias: Tensor | None = None) -> Convolution:
         if conv.bias is None:
-            raise ValueError("fold the batch norms first: a convolution has no bias")
-        bias = conv.bias.detach() if more_bias is None else (conv.bias + more_bias).detach()
+            raise ValueError("a convolution has no bias: fold the batch norms first (runtimes.folding.fold)")
+        bias = conv.bias.detach() if shortcut_bias is None else (conv.bias + shortcut_bias).detach()
         weight = conv.weight.detach().to(self.device, self.dtype, memory_format=torch.channels_last)
         height, width = conv.stride
         above, left = (int(side) for side in conv.padding)
@@ -118,66 +121,66 @@ class CudaRuntime:
         first = self._copy(block.conv1)
         if block.downsample is None:
             return first, self._copy(block.conv2), None
-        joined = block.downsample[0]
-        return first, self._copy(block.conv2, joined.bias), self._copy(joined)
+        downsample = block.downsample[0]
+        return first, self._copy(block.conv2, downsample.bias), self._copy(downsample)
 
 
-def convolve(conv: Convolution, x: Tensor, skipped: Tensor | None = None, fused: bool = True) -> Tensor:
-    """Convolution, bias, what was skipped to here, ReLU: in one kernel, or in one each."""
+def convolve(conv: Convolution, x: Tensor, shortcut: Tensor | None = None, fused: bool = True) -> Tensor:
+    """Convolve, add the bias and the shortcut, apply ReLU: in one cuDNN kernel, or in one kernel each."""
     weight, bias, stride, padding = conv
     if not fused:
         y = functional.conv2d(x, weight, bias, stride, padding)
-        return (y if skipped is None else y.add_(skipped)).relu_()
-    if skipped is None:
+        return (y if shortcut is None else y.add_(shortcut)).relu_()
+    if shortcut is None:
         return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), 1)
-    return torch.cudnn_convolution_add_relu(x, weight, skipped, 1.0, bias, stride, padding, (1, 1), 1)
+    return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, stride, padding, (1, 1), 1)
 
 
-def on_gpu(model: ResNet, transform: ImageTransform, precision: str) -> CudaRuntime:
-    """Build the backbone on this machine's GPU, and see that it computes what the CPU does.
+def build_cuda_runtime(model: ResNet, transform: ImageTransform, precision: str) -> CudaRuntime:
+    """Build the fastest runtime whose features on this machine's GPU agree with the CPU's.
 
     Args:
         model: Batch norms folded, on the CPU.
-        transform: Of the weights.
-        precision: See EngineConfig.
+        transform: Transform of the model.
+        precision: ``EngineConfig.precision``.
 
     Raises:
-        EngineError: There is no GPU, or it gives other features; the message is one sentence.
+        EngineError: The precision is int8, PyTorch finds no GPU, or no variant agrees with the CPU.
     """
-    if precision not in TYPES:
+    if precision not in DTYPES:
         raise EngineError(f"engine cuda: precision {precision} runs on CPUs only")
-    if not gpu_found():
+    if not gpu_available():
         raise EngineError("engine cuda: PyTorch finds no NVIDIA GPU on this machine")
-    dtype = TYPES[precision]
-    wrong = ""
-    for fused in FUSED[0 if dtype in CONVERSION else 1 :]:
+    dtype = DTYPES[precision]
+    reason = ""
+    for fused in FUSION_LEVELS[0 if dtype in PTX_CONVERSION else 1 :]:
         try:
-            with torch.inference_mode(), exact():
-                backbone = CudaRuntime(model, transform, dtype, fused=fused)
-                worst = largest_error(backbone, model, transform)
-        except (RuntimeError, ImportError) as error:  # no kernel for this GPU, or no memory left on it
-            wrong = " ".join(str(error).split())[:200]
+            with torch.inference_mode(), cudnn_without_tf32():
+                runtime = CudaRuntime(model, transform, dtype, fused=fused)
+                error = largest_error(runtime, model, transform)
+        except (RuntimeError, ImportError) as failure:  # this GPU lacks a kernel, or its memory is full
+            reason = " ".join(str(failure).split())[:200]
         else:
-            if worst < TOLERANCE[dtype]:
-                return backbone
-            wrong = f"its features differ from the CPU's by {worst:.1e}"
-        log.warning("engine cuda, fused %s: %s", fused, wrong)
-    raise EngineError(f"engine cuda: this GPU cannot run the model in {dtype}: {wrong}")
+            if error < TOLERANCE[dtype]:
+                return runtime
+            reason = f"its features differ from the CPU's by {error:.1e}"
+        log.warning("engine cuda, fused %s: not used, %s", fused, reason)
+    raise EngineError(f"engine cuda: this GPU cannot run the model in {dtype}: {reason}")
 
 
-def gpu_found() -> bool:
-    """PyTorch is built for NVIDIA GPUs, and finds one."""
+def gpu_available() -> bool:
+    """Report whether PyTorch is built for NVIDIA GPUs and finds one."""
     return torch.version.cuda is not None and torch.cuda.is_available()
 
 
-def largest_error(backbone: CudaRuntime, model: ResNet, transform: ImageTransform) -> float:
-    """Largest difference of a feature from the CPU's, as a share of the largest feature."""
+def largest_error(runtime: CudaRuntime, model: ResNet, transform: ImageTransform) -> float:
+    """Return the largest difference between a feature and the CPU's, relative to the largest feature."""
     side = transform.crop_px
-    sample = np.random.default_rng(0).integers(0, 256, (SAMPLES, side, side, 3), np.uint8)
-    expected = TorchRuntime(model, transform, torch.get_num_threads())(sample)
-    return float((backbone(sample).float().cpu() - expected).abs().max() / expected.abs().max())
+    pixels = np.random.default_rng(0).integers(0, 256, (COMPARED_IMAGES, side, side, 3), np.uint8)
+    expected = TorchRuntime(model, transform, torch.get_num_threads())(pixels)
+    return float((runtime(pixels).float().cpu() - expected).abs().max() / expected.abs().max())
 
 
-def exact(search: bool = False) -> AbstractContextManager[None]:
-    """float32 stays float32 (no TF32); with ``search``, cuDNN times its kernels and keeps the fastest."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=search, allow_tf32=False)
+def cudnn_without_tf32(benchmark: bool = False) -> AbstractContextManager[None]:
+    """Keep float32 exact; with ``benchmark``, cuDNN times its kernels for each shape and keeps the fastest."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False)

@@ -1,13 +1,11 @@
-"""Convolutions of a ResNet on a CPU, compiled for its vector units at the first call.
+"""Convolutions of a ResNet, compiled at the first call for the vector units of this CPU.
 
-Feature maps are float32, (N, width, width, C), each with a border of zeros; weights lie in panels of PANEL output
-channels. Three pieces are written in LLVM's vectors, as no compiler finds them by itself: a product of a few rows with
-a panel, whose sums stay in registers, and the two maps of Winograd's F(4 x 4, 3 x 3) (Lavin and Gray 2015,
-arXiv:1509.09308), which makes a tile of 4 x 4 outputs from a patch of 6 x 6 inputs with a quarter of the
-multiplications. The loops around them are numba's. Nothing here takes Python's lock.
+README.md in this folder describes the layouts and the methods. The innermost loops are written in LLVM IR, because
+compilers do not find good vector code for them. The loops around them are compiled by numba. No function here holds
+Python's global interpreter lock.
 
-Pointers are addresses in bytes, distances are in floats. All is in one file, as numba keeps what it has compiled for as
-long as the file of ``run`` does not change.
+Pointers are addresses in bytes; strides and offsets count floats. Everything is in one file because numba decides by
+the file of ``run`` whether the machine code in its cache is still valid.
 """
 
 from __future__ import annotations
@@ -23,269 +21,295 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-FEATURES = binding.get_host_cpu_features()
-AVAILABLE = bool(FEATURES.get("avx2") and FEATURES.get("fma"))
-WIDE = bool(FEATURES.get("avx512f"))
-VECTOR_FLOATS = 16 if WIDE else 8  # floats of a vector
-ROWS = 8 if WIDE else 6  # of a product: their sums, two vectors each, leave registers for the factors
-PANEL = 2 * VECTOR_FLOATS
-TILE, PATCH = 4, 6
-TILES = 32  # that a Winograd convolution does at a time: they should stay in the core's cache
+# LLVM's own view of the CPU, which numba compiles for as well.
+CPU_FEATURES = binding.get_host_cpu_features()
+SUPPORTED = bool(CPU_FEATURES.get("avx2") and CPU_FEATURES.get("fma"))
+AVX512 = bool(CPU_FEATURES.get("avx512f"))
+VECTOR_FLOATS = 16 if AVX512 else 8
+PANEL = 2 * VECTOR_FLOATS  # output channels whose weights are stored together
+MAX_ROWS = 8 if AVX512 else 6  # of a micro-kernel: two sums per row leave registers for the factors
+OUTPUT_TILE, INPUT_TILE = 4, 6  # sides of the tiles of Winograd's F(4 x 4, 3 x 3)
+TILES_PER_BLOCK = 32  # tiles that a Winograd convolution transforms at a time, so that they stay in the core's cache
 STEM, DIRECT, WINOGRAD = range(3)
-LINE = 16  # floats of a cache's line
-SPINS = 1000  # before a thread that waits for another lets others have its core
+CACHE_LINE_FLOATS = 16
+SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offers its core to others
 
-# A convolution: from maps x to maps y, of which the first begins at an address and the next is a distance further.
+# One convolution from feature maps x to feature maps y. The maps of image n begin n strides after the address.
 CONVOLUTION = np.dtype(
     [
         (name, np.int64)
         for name in (
             *("kind", "weight", "bias"),
-            *("x", "x_apart", "x_width", "x_channels"),
-            *("y", "y_apart", "y_width", "y_channels", "y_side"),
-            "size",  # of a direct one's window
-            "add",  # whether y is added to what it held
+            *("x", "x_stride", "x_width", "x_channels"),
+            *("y", "y_stride", "y_width", "y_channels", "y_side"),  # y_side: width without border and filling
+            "window",  # side of a direct convolution's window
+            "add",  # whether the result is added to what y holds
             "relu",
         )
     ]
 )
 
-FLOAT, INT, INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-VECTOR, POINTER = ir.VectorType(FLOAT, VECTOR_FLOATS), FLOAT.as_pointer()
-KINDS = {"p": POINTER, "i": INT, "f": FLOAT}
+F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+VECTOR, POINTER = ir.VectorType(F32, VECTOR_FLOATS), F32.as_pointer()
+ARGUMENT_TYPES = {"p": POINTER, "i": I64, "f": F32}
+NO_LOWER_BOUND, ZERO = np.float32(-np.inf), np.float32(0)
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile at the first call and keep the outcome for the next process, where there is a folder for it."""
+def jit_cached(function: Callable[..., Any]) -> Any:
+    """Compile at the first call; later processes reuse the machine code if numba finds a folder for it."""
     try:
         return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no such folder
+    except RuntimeError:  # neither the package's folder nor the user's home is writable
         return njit(nogil=True)(function)
 
 
-inlined = njit(nogil=True, inline="always")
+jit_inlined = njit(nogil=True, inline="always")
 
 
 class Scratch(NamedTuple):
-    """Room for one thread's own: float32, zeros at first.
+    """Memory of one thread: float32, zeros at first. S is the side of the crops.
 
     Attributes:
-        image: (S + 6, S + 6, 3), an image with the stem's border.
-        ring: (3, ceil(S / 2) + 2, 64), the last three lines of the stem, with a border.
-        patches: (36 tiles * channels), the most that a convolution takes at a time.
-        products: As many.
+        image: (S + 6, S + 6, 3), a normalized image with the stem's border.
+        ring: (3, ceil(S / 2) + 2, 64), the last three rows of the stem's convolution, with a border.
+        tiles: (36 * tiles * channels), transformed input tiles of the largest Winograd convolution.
+        products: The same size, tiles times transformed filters.
     """
 
     image: np.ndarray
     ring: np.ndarray
-    patches: np.ndarray
+    tiles: np.ndarray
     products: np.ndarray
 
 
 class Vector:
-    """A vector in code that is being written; adds and multiplies as a number does."""
+    """A vector value of the code that is being written, with the arithmetic of a number, element by element."""
 
     def __init__(self, code: ir.IRBuilder, value: ir.Value) -> None:
-        """Name a value of the code's."""
+        """Wrap a value of type VECTOR."""
         self.code, self.value = code, value
 
     def __add__(self, other: Vector) -> Vector:
-        """Sum, lane by lane."""
+        """Add."""
         return Vector(self.code, self.code.fadd(self.value, other.value, flags=("contract",)))
 
     def __sub__(self, other: Vector) -> Vector:
-        """Difference, lane by lane."""
+        """Subtract."""
         return Vector(self.code, self.code.fsub(self.value, other.value, flags=("contract",)))
 
     def __rmul__(self, factor: float) -> Vector:
-        """Each lane times a number."""
+        """Multiply by a constant."""
         factors = ir.Constant(VECTOR, [float(factor)] * VECTOR_FLOATS)
         return Vector(self.code, self.code.fmul(factors, self.value, flags=("contract",)))
 
-    def at_least(self, other: Vector) -> Vector:
-        """The larger of two, lane by lane; what is not a number stays so."""
+    def maximum(self, other: Vector) -> Vector:
+        """Take the larger of two elements; NaN in this vector stays NaN."""
         smaller = self.code.fcmp_ordered("<", self.value, other.value)
         return Vector(self.code, self.code.select(smaller, other.value, self.value))
 
 
 def load(code: ir.IRBuilder, pointer: ir.Value) -> Vector:
-    """Read a vector, wherever it begins."""
+    """Read a vector from any address."""
     value = code.load(code.bitcast(pointer, VECTOR.as_pointer()))
     value.align = 4
     return Vector(code, value)
 
 
 def store(vector: Vector, pointer: ir.Value) -> None:
-    """Write a vector, wherever it begins."""
+    """Write a vector to any address."""
     code = vector.code
     code.store(vector.value, code.bitcast(pointer, VECTOR.as_pointer())).align = 4
 
 
 def splat(code: ir.IRBuilder, value: ir.Value) -> Vector:
-    """A float in every lane."""
-    none = ir.Constant(VECTOR, ir.Undefined)
-    first = code.insert_element(none, value, ir.Constant(INDEX, 0))
-    return Vector(
-        code, code.shuffle_vector(first, none, ir.Constant(ir.VectorType(INDEX, VECTOR_FLOATS), [0] * VECTOR_FLOATS))
-    )
+    """Copy a float into every element of a vector."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = code.insert_element(undefined, value, ir.Constant(I32, 0))
+    mask = ir.Constant(ir.VectorType(I32, VECTOR_FLOATS), [0] * VECTOR_FLOATS)
+    return Vector(code, code.shuffle_vector(first, undefined, mask))
 
 
 def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
-    """Give a * b + c, rounded once."""
+    """Return a * b + c, rounded once."""
     name, module = f"llvm.fma.v{VECTOR_FLOATS}f32", a.code.module
     function = cgutils.get_or_insert_function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
     return a.code.call(function, [a.value, b.value, c])
 
 
 def prefetch(code: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Have a line of memory brought into the core's second cache meanwhile."""
-    name, place = "llvm.prefetch.p0i8", ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [place, INDEX, INDEX, INDEX])
-    function = cgutils.get_or_insert_function(code.module, kind, name)
-    code.call(function, [code.bitcast(pointer, place), *(ir.Constant(INDEX, option) for option in (0, 2, 1))])
+    """Bring a cache line into the core's second-level cache."""
+    name, address = "llvm.prefetch.p0i8", ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [address, I32, I32, I32])
+    function = cgutils.get_or_insert_function(code.module, function_type, name)
+    read, second_level, data = (ir.Constant(I32, option) for option in (0, 2, 1))
+    code.call(function, [code.bitcast(pointer, address), read, second_level, data])
 
 
-def ahead(code: ir.IRBuilder, pointer: ir.Value, floats: ir.Value | int, times: ir.Value | int = 1) -> ir.Value:
-    """A pointer so many times so many floats further."""
-    floats, times = (ir.Constant(INT, v) if isinstance(v, int) else v for v in (floats, times))
-    return code.gep(pointer, [code.mul(floats, times)])
+def offset(code: ir.IRBuilder, pointer: ir.Value, stride: ir.Value | int, index: ir.Value | int = 1) -> ir.Value:
+    """Return ``pointer + stride * index``, both in floats."""
+    stride, index = (ir.Constant(I64, v) if isinstance(v, int) else v for v in (stride, index))
+    return code.gep(pointer, [code.mul(stride, index)])
 
 
 @contextmanager
-def vectors_of(code: ir.IRBuilder, channels: ir.Value) -> Iterator[Callable[[ir.Value], ir.Value]]:
-    """A loop over so many channels, a vector at a time; gives what leads from the first channel to the vector's."""
-    with cgutils.for_range(code, code.udiv(channels, ir.Constant(INT, VECTOR_FLOATS)), intp=INT) as loop:
-        yield lambda pointer: ahead(code, pointer, VECTOR_FLOATS, loop.index)
+def for_each_vector(code: ir.IRBuilder, channels: ir.Value) -> Iterator[Callable[[ir.Value], ir.Value]]:
+    """Write a loop over vectors of channels; yields a function from the first channel's pointer to the vector's."""
+    with cgutils.for_range(code, code.udiv(channels, ir.Constant(I64, VECTOR_FLOATS)), intp=I64) as loop:
+        yield lambda pointer: offset(code, pointer, VECTOR_FLOATS, loop.index)
 
 
 class Routine:
-    """A function that is written in LLVM's instructions, once for each module that calls it."""
+    """A function in LLVM IR, which is written once into each module that calls it."""
 
     def __init__(self, arguments: str, write: Callable[..., None], *constants: int) -> None:
-        """Describe it.
+        """Describe a function.
 
         Args:
-            arguments: A letter each: p, a pointer to floats; i, an int; f, a float.
-            write: Takes code, the arguments and the constants, and writes the body.
-            constants: Known when it is written.
+            arguments: One letter per argument: p, a pointer to floats; i, an int64; f, a float32.
+            write: Gets the builder, the arguments and the constants, and writes the body.
+            constants: Values that are known when the body is written.
         """
         self.arguments, self._write, self._constants = arguments, write, constants
         self._name = "_".join([write.__name__, *map(str, constants)])
 
     def __call__(self, code: ir.IRBuilder, values: Sequence[ir.Value]) -> None:
         """Write a call."""
-        code.call(self._body(code.module), values)
+        code.call(self._function(code.module), values)
 
-    def _body(self, module: ir.Module) -> ir.Function:
+    def _function(self, module: ir.Module) -> ir.Function:
         if self._name in module.globals:
             return module.globals[self._name]
-        kinds = [KINDS[letter] for letter in self.arguments]
-        made = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), self._name)
-        made.linkage = "internal"
-        made.attributes.add("noinline")
-        code = ir.IRBuilder(made.append_basic_block())
-        self._write(code, *made.args, *self._constants)
+        argument_types = [ARGUMENT_TYPES[letter] for letter in self.arguments]
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), argument_types), self._name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        code = ir.IRBuilder(function.append_basic_block())
+        self._write(code, *function.args, *self._constants)
         code.ret_void()
-        return made
+        return function
 
 
 class Product(NamedTuple):
-    """Make c = max(bias + a b, least), one panel wide: the arguments of ``product`` and ``multiply``, but for the rows.
+    """The matrix product c = max(bias + a b, lower_bound), one panel wide: all its arguments except the rows of a.
 
     Attributes:
-        a: A row of it is some segments, of a run of floats each.
-        a_row: From one row to the next.
-        segments: How many a row has.
-        run: How many floats each has.
-        apart: From one segment to the next.
-        b: A line of the panel for each float of a row.
-        bias: A line of the panel.
-        least: A float.
+        a: Each row consists of segments, each of which is contiguous.
+        a_row_stride: From one row to the next.
+        segments: Segments of a row.
+        segment_floats: Floats of a segment.
+        segment_stride: From one segment to the next.
+        b: One row of the panel for each float of a row of a.
+        bias: One row of the panel.
+        lower_bound: A float32: 0 for ReLU, -inf without.
         c: The result.
-        c_row: From one row to the next.
+        c_row_stride: From one row to the next.
     """
 
     a: ir.Value
-    a_row: ir.Value
+    a_row_stride: ir.Value
     segments: ir.Value
-    run: ir.Value
-    apart: ir.Value
+    segment_floats: ir.Value
+    segment_stride: ir.Value
     b: ir.Value
     bias: ir.Value
-    least: ir.Value
+    lower_bound: ir.Value
     c: ir.Value
-    c_row: ir.Value
+    c_row_stride: ir.Value
 
 
-PRODUCT = "piiiippfpi"
+PRODUCT_ARGUMENTS = "piiiippfpi"
 
 
-def product(code: ir.IRBuilder, *given: Any) -> None:
-    """A product of a constant number of rows, the last that is given."""
-    it, rows = Product(*given[:-1]), given[-1]
+def write_micro_kernel(code: ir.IRBuilder, *arguments: Any) -> None:
+    """Multiply a few rows of a, whose number is the last argument, by a panel; the sums stay in registers."""
+    args, rows = Product(*arguments[:-1]), arguments[-1]
     sums = [[cgutils.alloca_once(code, VECTOR) for _ in range(2)] for _ in range(rows)]
-    for row in sums:
-        for half, total in enumerate(row):
-            code.store(load(code, ahead(code, it.bias, VECTOR_FLOATS * half)).value, total)
-    panel = cgutils.alloca_once_value(code, it.b)
-    size = code.mul(code.mul(it.segments, it.run), ir.Constant(INT, PANEL))
-    with cgutils.for_range(code, it.segments, intp=INT) as segment:
-        start = ahead(code, it.a, it.apart, segment.index)
-        with cgutils.for_range(code, it.run, intp=INT) as column:
-            at = code.load(panel)
-            # The next panel, unless so few rows wait for memory anyway.
-            for line in range(0, PANEL if rows > ROWS // 2 else 0, LINE):
-                prefetch(code, ahead(code, ahead(code, at, size), line))
-            factors = [load(code, ahead(code, at, VECTOR_FLOATS * half)) for half in range(2)]
-            for number, row in enumerate(sums):
-                factor = splat(code, code.load(ahead(code, ahead(code, start, column.index), it.a_row, number)))
-                for half, total in enumerate(row):
+    for row_sums in sums:
+        for half, total in enumerate(row_sums):
+            code.store(load(code, offset(code, args.bias, VECTOR_FLOATS * half)).value, total)
+    b_pointer = cgutils.alloca_once_value(code, args.b)
+    panel_floats = code.mul(code.mul(args.segments, args.segment_floats), ir.Constant(I64, PANEL))
+    with cgutils.for_range(code, args.segments, intp=I64) as segment:
+        a_segment = offset(code, args.a, args.segment_stride, segment.index)
+        with cgutils.for_range(code, args.segment_floats, intp=I64) as column:
+            b_row = code.load(b_pointer)
+            # Prefetch the next panel. With few rows the kernel waits for memory in any case.
+            for line in range(0, PANEL if rows > MAX_ROWS // 2 else 0, CACHE_LINE_FLOATS):
+                prefetch(code, offset(code, offset(code, b_row, panel_floats), line))
+            factors = [load(code, offset(code, b_row, VECTOR_FLOATS * half)) for half in range(2)]
+            for row, row_sums in enumerate(sums):
+                a_column = offset(code, a_segment, column.index)
+                factor = splat(code, code.load(offset(code, a_column, args.a_row_stride, row)))
+                for half, total in enumerate(row_sums):
                     code.store(multiply_add(factor, factors[half], code.load(total)), total)
-            code.store(ahead(code, at, PANEL), panel)
-    floor = splat(code, it.least)
-    for number, row in enumerate(sums):
-        for half, total in enumerate(row):
-            place = ahead(code, ahead(code, it.c, it.c_row, number), VECTOR_FLOATS * half)
-            store(Vector(code, code.load(total)).at_least(floor), place)
+            code.store(offset(code, b_row, PANEL), b_pointer)
+    lower_bound = splat(code, args.lower_bound)
+    for row, row_sums in enumerate(sums):
+        for half, total in enumerate(row_sums):
+            c_row = offset(code, args.c, args.c_row_stride, row)
+            store(Vector(code, code.load(total)).maximum(lower_bound), offset(code, c_row, VECTOR_FLOATS * half))
 
 
-PRODUCTS = [Routine(PRODUCT, product, rows) for rows in range(1, ROWS + 1)]
+MICRO_KERNELS = [Routine(PRODUCT_ARGUMENTS, write_micro_kernel, rows) for rows in range(1, MAX_ROWS + 1)]
 
 
-def to_patch(d: Sequence[Vector]) -> list[Vector]:
-    """Six inputs of a line -> the six that are multiplied with those of a filter."""
+def write_product(code: ir.IRBuilder, *arguments: ir.Value) -> None:
+    """Multiply any number of rows of a, the last argument, in parts whose sizes differ by at most one row."""
+    args, rows = Product(*arguments[:-1]), arguments[-1]
+    parts = code.udiv(code.add(rows, ir.Constant(I64, MAX_ROWS - 1)), ir.Constant(I64, MAX_ROWS))
+    with cgutils.for_range(code, parts, intp=I64) as part:
+        begin = code.udiv(code.mul(rows, part.index), parts)
+        end = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(I64, 1))), parts)
+        a, c = offset(code, args.a, args.a_row_stride, begin), offset(code, args.c, args.c_row_stride, begin)
+        after_switch = code.append_basic_block()
+        switch = code.switch(code.sub(end, begin), after_switch)
+        for kernel_rows, micro_kernel in enumerate(MICRO_KERNELS, 1):
+            block = code.append_basic_block()
+            switch.add_case(ir.Constant(I64, kernel_rows), block)
+            code.position_at_end(block)
+            micro_kernel(code, args._replace(a=a, c=c))
+            code.branch(after_switch)
+        code.position_at_end(after_switch)
+
+
+def input_transform_1d(d: Sequence[Vector]) -> list[Vector]:
+    """Transform six inputs: B^T d of Lavin and Gray's F(4 x 4, 3 x 3)."""
     even, odd, sums, differences = d[4] - 4 * d[2], d[3] - 4 * d[1], d[4] - d[2], 2 * (d[3] - d[1])
     first, last = 4 * d[0] - 5 * d[2] + d[4], 4 * d[1] - 5 * d[3] + d[5]
     return [first, even + odd, even - odd, sums + differences, sums - differences, last]
 
 
-def to_tile(m: Sequence[Vector]) -> list[Vector]:
-    """Six products of a line -> its four outputs."""
-    sums, differences, far, far_differences = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+def output_transform_1d(m: Sequence[Vector]) -> list[Vector]:
+    """Transform six products into four outputs: A^T m of Lavin and Gray's F(4 x 4, 3 x 3)."""
+    sums, differences, sums_34, differences_34 = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
     return [
-        m[0] + sums + far,
-        differences + 2 * far_differences,
-        sums + 4 * far,
-        differences + 8 * far_differences + m[5],
+        m[0] + sums + sums_34,
+        differences + 2 * differences_34,
+        sums + 4 * sums_34,
+        differences + 8 * differences_34 + m[5],
     ]
 
 
-def patch(code: ir.IRBuilder, x: ir.Value, row: ir.Value, channels: ir.Value, out: ir.Value, apart: ir.Value) -> None:
-    """Map the patch at x, in all channels, to 36 rows that are so far apart."""
-    with vectors_of(code, channels) as at:
-        lines = [
-            to_patch([load(code, ahead(code, ahead(code, at(x), row, i), channels, j)) for i in range(PATCH)])
-            for j in range(PATCH)
+def write_input_transform(
+    code: ir.IRBuilder, x: ir.Value, row: ir.Value, channels: ir.Value, out: ir.Value, stride: ir.Value
+) -> None:
+    """Transform the 6 x 6 input tile at x, in all channels: B^T d B. Its 36 elements are a stride from each other."""
+    with for_each_vector(code, channels) as at:
+        columns = [
+            input_transform_1d(
+                [load(code, offset(code, offset(code, at(x), row, i), channels, j)) for i in range(INPUT_TILE)]
+            )
+            for j in range(INPUT_TILE)
         ]
-        for i in range(PATCH):
-            for j, value in enumerate(to_patch([line[i] for line in lines])):
-                store(value, ahead(code, at(out), apart, PATCH * i + j))
+        for i in range(INPUT_TILE):
+            for j, value in enumerate(input_transform_1d([column[i] for column in columns])):
+                store(value, offset(code, at(out), stride, INPUT_TILE * i + j))
 
 
-def tile(
+def write_output_transform(
     code: ir.IRBuilder,
     x: ir.Value,
-    apart: ir.Value,
+    stride: ir.Value,
     channels: ir.Value,
     bias: ir.Value,
     out: ir.Value,
@@ -295,226 +319,230 @@ def tile(
     width: ir.Value,
     add: int,
 ) -> None:
-    """Map 36 rows to the tile at out, of which so much is inside the image; with bias and ReLU."""
+    """Transform 36 products into the 4 x 4 output tile at out: A^T m A, plus bias, then ReLU.
+
+    Only height x width outputs are written: the rest of the tile is outside of the feature map.
+    """
     zero = Vector(code, ir.Constant(VECTOR, [0.0] * VECTOR_FLOATS))
-    with vectors_of(code, channels) as at:
-        lines = [
-            to_tile([load(code, ahead(code, at(x), apart, PATCH * i + j)) for i in range(PATCH)]) for j in range(PATCH)
+    with for_each_vector(code, channels) as at:
+        columns = [
+            output_transform_1d(
+                [load(code, offset(code, at(x), stride, INPUT_TILE * i + j)) for i in range(INPUT_TILE)]
+            )
+            for j in range(INPUT_TILE)
         ]
         biases = load(code, at(bias))
-        for i in range(TILE):
-            values = [value + biases for value in to_tile([line[i] for line in lines])]
-            with code.if_then(code.icmp_signed(">", height, ir.Constant(INT, i)), likely=True):
+        for i in range(OUTPUT_TILE):
+            values = [value + biases for value in output_transform_1d([column[i] for column in columns])]
+            with code.if_then(code.icmp_signed(">", height, ir.Constant(I64, i)), likely=True):
                 for j, value in enumerate(values):
-                    with code.if_then(code.icmp_signed(">", width, ir.Constant(INT, j)), likely=True):
-                        place = ahead(code, ahead(code, at(out), row, i), pixel, j)
-                        store((value + load(code, place) if add else value).at_least(zero), place)
+                    with code.if_then(code.icmp_signed(">", width, ir.Constant(I64, j)), likely=True):
+                        target = offset(code, offset(code, at(out), row, i), pixel, j)
+                        store((value + load(code, target) if add else value).maximum(zero), target)
 
 
-def pool(
+def write_max_pool(
     code: ir.IRBuilder, above: ir.Value, middle: ir.Value, below: ir.Value, channels: ir.Value, out: ir.Value
 ) -> None:
-    """The largest of three pixels of each of three rows."""
-    with vectors_of(code, channels) as at:
-        best, *others = (
-            load(code, ahead(code, at(row), channels, pixel)) for row in (above, middle, below) for pixel in range(3)
+    """Take the maximum of three pixels of each of three rows."""
+    with for_each_vector(code, channels) as at:
+        maximum, *others = (
+            load(code, offset(code, at(row), channels, pixel)) for row in (above, middle, below) for pixel in range(3)
         )
         for other in others:
-            best = best.at_least(other)
-        store(best, at(out))
+            maximum = maximum.maximum(other)
+        store(maximum, at(out))
 
 
-def multiply(code: ir.IRBuilder, *given: ir.Value) -> None:
-    """A product of any number of rows, the last that is given, in parts that differ by one row at most."""
-    it, rows = Product(*given[:-1]), given[-1]
-    parts = code.udiv(code.add(rows, ir.Constant(INT, ROWS - 1)), ir.Constant(INT, ROWS))
-    with cgutils.for_range(code, parts, intp=INT) as part:
-        first = code.udiv(code.mul(rows, part.index), parts)
-        after = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(INT, 1))), parts)
-        these = it._replace(a=ahead(code, it.a, it.a_row, first), c=ahead(code, it.c, it.c_row, first))
-        done = code.append_basic_block()
-        choice = code.switch(code.sub(after, first), done)
-        for number, routine in enumerate(PRODUCTS, 1):
-            block = code.append_basic_block()
-            choice.add_case(ir.Constant(INT, number), block)
-            code.position_at_end(block)
-            routine(code, these)
-            code.branch(done)
-        code.position_at_end(done)
-
-
-def arrive(code: ir.IRBuilder, counter: ir.Value, threads: ir.Value) -> None:
-    """Wait until so many threads are here; the counter, an int64, is theirs alone and begins at zero."""
-    counter = code.bitcast(counter, INT.as_pointer())
-    one = ir.Constant(INT, 1)
-    before = code.atomic_rmw("add", counter, one, "seq_cst")
-    enough = code.mul(code.add(code.udiv(before, threads), one), threads)
-    spins = cgutils.alloca_once_value(code, ir.Constant(INT, 0))
+def write_barrier(code: ir.IRBuilder, counter: ir.Value, threads: ir.Value) -> None:
+    """Wait until all threads have come here; the counter is an int64 that starts at 0 and is never reset."""
+    counter = code.bitcast(counter, I64.as_pointer())
+    one = ir.Constant(I64, 1)
+    arrived_before = code.atomic_rmw("add", counter, one, "seq_cst")
+    target = code.mul(code.add(code.udiv(arrived_before, threads), one), threads)
+    spins = cgutils.alloca_once_value(code, ir.Constant(I64, 0))
     waiting, after = code.append_basic_block(), code.append_basic_block()
     code.branch(waiting)
     code.position_at_end(waiting)
     if hasattr(os, "sched_yield"):
         spun = code.add(code.load(spins), one)
         code.store(spun, spins)
-        with code.if_then(code.icmp_signed(">", spun, ir.Constant(INT, SPINS)), likely=False):
-            code.call(cgutils.get_or_insert_function(code.module, ir.FunctionType(INDEX, []), "sched_yield"), [])
-    here = code.icmp_signed(">=", code.load_atomic(counter, "seq_cst", 8), enough)
-    code.cbranch(here, after, waiting)
+        with code.if_then(code.icmp_signed(">", spun, ir.Constant(I64, SPINS_BEFORE_YIELD)), likely=False):
+            code.call(cgutils.get_or_insert_function(code.module, ir.FunctionType(I32, []), "sched_yield"), [])
+    all_arrived = code.icmp_signed(">=", code.load_atomic(counter, "seq_cst", 8), target)
+    code.cbranch(all_arrived, after, waiting)
     code.position_at_end(after)
 
 
-def callable_in_numba(routine: Routine) -> Callable[..., Any]:
-    """Make a function of it that takes addresses."""
+def numba_intrinsic(routine: Routine) -> Callable[..., Any]:
+    """Make a routine callable from numba, with one tuple of its arguments; a pointer is an address."""
 
     def define(context: Any, values: Any) -> Any:
-        kinds = [types.float32 if letter == "f" else types.int64 for letter in routine.arguments]
+        argument_types = [types.float32 if letter == "f" else types.int64 for letter in routine.arguments]
 
         def write(context: Any, code: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> ir.Value:
-            given = zip(routine.arguments, cgutils.unpack_tuple(code, values[0]), strict=True)
-            routine(code, [code.inttoptr(value, POINTER) if letter == "p" else value for letter, value in given])
+            arguments = zip(routine.arguments, cgutils.unpack_tuple(code, values[0]), strict=True)
+            routine(code, [code.inttoptr(value, POINTER) if letter == "p" else value for letter, value in arguments])
             return context.get_dummy_value()
 
-        return types.void(types.Tuple(kinds)), write
+        return types.void(types.Tuple(argument_types)), write
 
     return intrinsic(define)
 
 
-_multiply = callable_in_numba(Routine(f"{PRODUCT}i", multiply))
-_patch = callable_in_numba(Routine("piipi", patch))
-_tile = callable_in_numba(Routine("piippiiii", tile, 0))
-_add_tile = callable_in_numba(Routine("piippiiii", tile, 1))
-_pool = callable_in_numba(Routine("pppip", pool))
-_arrive = callable_in_numba(Routine("pi", arrive))
-NONE, ZERO = np.float32(-np.inf), np.float32(0)
+product = numba_intrinsic(Routine(f"{PRODUCT_ARGUMENTS}i", write_product))
+input_transform = numba_intrinsic(Routine("piipi", write_input_transform))
+output_transform = numba_intrinsic(Routine("piippiiii", write_output_transform, 0))
+output_transform_add = numba_intrinsic(Routine("piippiiii", write_output_transform, 1))
+max_pool = numba_intrinsic(Routine("pppip", write_max_pool))
+barrier = numba_intrinsic(Routine("pi", write_barrier))
 
 
-@inlined
-def _share(count: int, part: int, parts: int) -> tuple[int, int]:
+@jit_inlined
+def part_bounds(count: int, part: int, parts: int) -> tuple[int, int]:
+    """Split a range into parts of nearly the same size; return begin and end of one part."""
     return count * part // parts, count * (part + 1) // parts
 
 
-@inlined
-def _stem(
-    pixels: np.ndarray, conv: Any, number: int, line: Any, image: np.ndarray, ring: np.ndarray, part: int, parts: int
+@jit_inlined
+def convolve_stem(
+    pixels: np.ndarray,
+    conv: Any,
+    number: int,
+    normalization: Any,
+    image: np.ndarray,
+    ring: np.ndarray,
+    thread: int,
+    threads: int,
 ) -> None:
-    """A window of 7 x 7, a stride of 2, ReLU, and the largest of 3 x 3: each line while it is in the cache."""
-    side, row = len(pixels), image.shape[1] * 3
-    half, wide = (side + 1) // 2, ring.shape[1] * ring.shape[2]
-    begin, end = _share(conv.y_side, part, parts)
-    done = max(2 * begin - 1, 0)
-    for y in range(max(2 * done - 3, 0), min(2 * min(2 * end, half) + 2, side)):
-        given, out = pixels[y].reshape(3 * side), image[y + 3, 3 : 3 + side].reshape(3 * side)
+    """Normalize an image, convolve it (7 x 7, stride 2, ReLU) and take the maximum (3 x 3, stride 2).
+
+    Max-pooling follows each row of the convolution while that row is in the cache. Threads share the output rows.
+    """
+    side, image_row = len(pixels), image.shape[1] * 3
+    conv_side, ring_row = (side + 1) // 2, ring.shape[1] * ring.shape[2]
+    begin, end = part_bounds(conv.y_side, thread, threads)
+    convolved = max(2 * begin - 1, 0)
+    for y in range(max(2 * convolved - 3, 0), min(2 * min(2 * end, conv_side) + 2, side)):
+        source, target = pixels[y].reshape(3 * side), image[y + 3, 3 : 3 + side].reshape(3 * side)
         for x in range(3 * side):
-            out[x] = np.float32(given[x]) * line[0, x] + line[1, x]
-    source, rows = image.ctypes.data, ring.ctypes.data
-    y_out = conv.y + 4 * (number * conv.y_apart + conv.y_width * conv.y_channels)
+            target[x] = np.float32(source[x]) * normalization[0, x] + normalization[1, x]
+    image_start, ring_start = image.ctypes.data, ring.ctypes.data
+    y_start = conv.y + 4 * (number * conv.y_stride + conv.y_width * conv.y_channels)
     for y in range(begin, end):
-        while done < min(2 * y + 2, half):
+        while convolved < min(2 * y + 2, conv_side):
             for panel in range(0, conv.y_channels, PANEL):
                 weight, bias = conv.weight + 4 * panel * 7 * 21, conv.bias + 4 * panel
-                out_row = rows + 4 * (done % 3 * wide + conv.y_channels + panel)
-                line_row = source + 4 * 2 * done * row
-                _multiply((line_row, 6, 7, 21, row, weight, bias, ZERO, out_row, conv.y_channels, half))
-            done += 1
-        above, middle = rows + 4 * (max(2 * y - 1, 0) % 3 * wide), rows + 4 * (2 * y % 3 * wide)
-        below = rows + 4 * (min(2 * y + 1, half - 1) % 3 * wide)
+                out = ring_start + 4 * (convolved % 3 * ring_row + conv.y_channels + panel)
+                window = image_start + 4 * 2 * convolved * image_row
+                product((window, 6, 7, 21, image_row, weight, bias, ZERO, out, conv.y_channels, conv_side))
+            convolved += 1
+        above, middle = ring_start + 4 * (max(2 * y - 1, 0) % 3 * ring_row), ring_start + 4 * (2 * y % 3 * ring_row)
+        below = ring_start + 4 * (min(2 * y + 1, conv_side - 1) % 3 * ring_row)
         for x in range(conv.y_side):
             from_left = 4 * 2 * x * conv.y_channels
-            out = y_out + 4 * ((y * conv.y_width + x + 1) * conv.y_channels)
-            _pool((above + from_left, middle + from_left, below + from_left, conv.y_channels, out))
+            out = y_start + 4 * ((y * conv.y_width + x + 1) * conv.y_channels)
+            max_pool((above + from_left, middle + from_left, below + from_left, conv.y_channels, out))
 
 
-@inlined
-def _direct(conv: Any, first: int, count: int, part: int, parts: int) -> None:
-    """A window of 1 or of 3 x 3, a stride of 2."""
-    row, line, out_row = conv.x_width * conv.x_channels, conv.size * conv.x_channels, conv.y_width * conv.y_channels
-    corner = (row + conv.x_channels) * (1 - conv.size // 2)  # of the first window
-    least = ZERO if conv.relu else NONE
-    begin, end = _share(conv.y_channels // PANEL, part, parts)
+@jit_inlined
+def convolve_direct(conv: Any, first: int, count: int, thread: int, threads: int) -> None:
+    """Convolve images directly (1 x 1 or 3 x 3, stride 2); threads share the panels of output channels."""
+    x_row, y_row = conv.x_width * conv.x_channels, conv.y_width * conv.y_channels
+    window_row = conv.window * conv.x_channels
+    first_window = (x_row + conv.x_channels) * (1 - conv.window // 2)
+    lower_bound = ZERO if conv.relu else NO_LOWER_BOUND
+    begin, end = part_bounds(conv.y_channels // PANEL, thread, threads)
     for panel in range(begin * PANEL, end * PANEL, PANEL):
-        weight, bias = conv.weight + 4 * panel * conv.size * line, conv.bias + 4 * panel
+        weight, bias = conv.weight + 4 * panel * conv.window * window_row, conv.bias + 4 * panel
         for image in range(first, first + count):
-            x = conv.x + 4 * (image * conv.x_apart + corner)
-            y = conv.y + 4 * (image * conv.y_apart + out_row + conv.y_channels + panel)
+            x = conv.x + 4 * (image * conv.x_stride + first_window)
+            y = conv.y + 4 * (image * conv.y_stride + y_row + conv.y_channels + panel)
             for _ in range(conv.y_side):
-                window = (x, 2 * conv.x_channels, conv.size, line, row)
-                _multiply((*window, weight, bias, least, y, conv.y_channels, conv.y_side))
-                x, y = x + 4 * 2 * row, y + 4 * out_row
+                windows = (x, 2 * conv.x_channels, conv.window, window_row, x_row)
+                product((*windows, weight, bias, lower_bound, y, conv.y_channels, conv.y_side))
+                x, y = x + 4 * 2 * x_row, y + 4 * y_row
 
 
-@inlined
-def _winograd(
-    conv: Any, first: int, count: int, patches: int, products: int, zeros: int, part: int, parts: int
+@jit_inlined
+def convolve_winograd(
+    conv: Any, first: int, count: int, tiles: int, products: int, zeros: int, thread: int, threads: int
 ) -> None:
-    """A window of 3 x 3, a stride of 1, ReLU."""
-    across = (conv.y_side + TILE - 1) // TILE
-    tiles, x_channels, y_channels = across * across, conv.x_channels, conv.y_channels
-    row, out_row, panels = conv.x_width * x_channels, conv.y_width * y_channels, y_channels // PANEL
-    # Many tiles are shared by tiles; few, where the weights are much, by output channels.
-    some, others = (parts, 1) if count * tiles >= TILES * parts else (1, parts)
-    blocks = (count * tiles + TILES * some - 1) // (TILES * some) * some
-    begin_block, end_block = _share(blocks, part % some, some)
-    begin_panel, end_panel = _share(panels, part % others, others)
-    before = 4 * begin_panel * PANEL
+    """Convolve images by F(4 x 4, 3 x 3) (3 x 3, stride 1, ReLU); tiles, products and zeros are addresses."""
+    tiles_per_row = (conv.y_side + OUTPUT_TILE - 1) // OUTPUT_TILE
+    tiles_per_image, x_channels, y_channels = tiles_per_row * tiles_per_row, conv.x_channels, conv.y_channels
+    x_row, y_row, panels = conv.x_width * x_channels, conv.y_width * y_channels, y_channels // PANEL
+    # Threads share the tiles if there are many. If there are few, the weights are large, and threads share the panels.
+    tile_parts, panel_parts = (threads, 1) if count * tiles_per_image >= TILES_PER_BLOCK * threads else (1, threads)
+    blocks = (count * tiles_per_image + TILES_PER_BLOCK * tile_parts - 1) // (TILES_PER_BLOCK * tile_parts) * tile_parts
+    begin_block, end_block = part_bounds(blocks, thread % tile_parts, tile_parts)
+    begin_panel, end_panel = part_bounds(panels, thread % panel_parts, panel_parts)
+    first_channel = 4 * begin_panel * PANEL
     channels = (end_panel - begin_panel) * PANEL
     for block in range(begin_block, end_block):
-        begin, end = _share(count * tiles, block, blocks)
-        held = end - begin
+        begin, end = part_bounds(count * tiles_per_image, block, blocks)
+        block_tiles = end - begin
         for number in range(begin, end):
-            image, y, x = first + number // tiles, number % tiles // across, number % across
-            corner = conv.x + 4 * (image * conv.x_apart + TILE * (y * row + x * x_channels))
-            _patch((corner, row, x_channels, patches + 4 * (number - begin) * x_channels, held * x_channels))
-        for element in range(PATCH * PATCH):
-            a = patches + 4 * element * held * x_channels
+            image = first + number // tiles_per_image
+            y, x = number % tiles_per_image // tiles_per_row, number % tiles_per_row
+            corner = conv.x + 4 * (image * conv.x_stride + OUTPUT_TILE * (y * x_row + x * x_channels))
+            out = tiles + 4 * (number - begin) * x_channels
+            input_transform((corner, x_row, x_channels, out, block_tiles * x_channels))
+        for element in range(INPUT_TILE * INPUT_TILE):
+            a = tiles + 4 * element * block_tiles * x_channels
             for panel in range(begin_panel, end_panel):
                 b = conv.weight + 4 * (element * panels + panel) * x_channels * PANEL
-                c = products + 4 * (element * held * y_channels + panel * PANEL)
-                _multiply((a, x_channels, 1, x_channels, 0, b, zeros, NONE, c, y_channels, held))
+                c = products + 4 * (element * block_tiles * y_channels + panel * PANEL)
+                product((a, x_channels, 1, x_channels, 0, b, zeros, NO_LOWER_BOUND, c, y_channels, block_tiles))
         for number in range(begin, end):
-            image, y, x = first + number // tiles, number % tiles // across, number % across
-            product = products + 4 * (number - begin) * y_channels + before
-            inside = conv.y + 4 * (image * conv.y_apart + out_row + y_channels)
-            out = inside + 4 * TILE * (y * out_row + x * y_channels) + before
-            height, width = min(TILE, conv.y_side - TILE * y), min(TILE, conv.y_side - TILE * x)
-            mapped = (product, held * y_channels, channels, conv.bias + before)
+            image = first + number // tiles_per_image
+            y, x = number % tiles_per_image // tiles_per_row, number % tiles_per_row
+            source = products + 4 * (number - begin) * y_channels + first_channel
+            y_start = conv.y + 4 * (image * conv.y_stride + y_row + y_channels)
+            out = y_start + 4 * OUTPUT_TILE * (y * y_row + x * y_channels) + first_channel
+            height, width = (
+                min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * y),
+                min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * x),
+            )
+            elements = (source, block_tiles * y_channels, channels, conv.bias + first_channel)
             if conv.add:
-                _add_tile((*mapped, out, out_row, y_channels, height, width))
+                output_transform_add((*elements, out, y_row, y_channels, height, width))
             else:
-                _tile((*mapped, out, out_row, y_channels, height, width))
+                output_transform((*elements, out, y_row, y_channels, height, width))
 
 
-@compiled
+@jit_cached
 def run(
     pixels: np.ndarray,
     convolutions: np.ndarray,
     schedule: np.ndarray,
-    line: np.ndarray,
+    normalization: np.ndarray,
     scratch: Scratch,
-    part: int,
-    parts: int,
+    thread: int,
+    threads: int,
     counter: np.ndarray,
 ) -> None:
-    """Do a part of each convolution of a schedule, with other threads that do the others at the same time.
+    """Run one thread's part of each convolution of a schedule, while the other threads run theirs.
 
     Args:
         pixels: uint8, (N, S, S, 3).
-        convolutions: Of type CONVOLUTION.
-        schedule: int64, (steps, 3): which convolution, its first image, how many images.
-        line: float32, (2, 3 S): what a line of pixels is multiplied with, and what is added then.
-        scratch: This thread's own.
-        part: Which, from 0.
-        parts: How many threads there are.
-        counter: int64, (1): zero at first, theirs.
+        convolutions: Of dtype CONVOLUTION.
+        schedule: int64, (steps, 3): index of the convolution, first image, number of images.
+        normalization: float32, (2, 3 S): factors of a row of pixels, and what is added after that.
+        scratch: Memory of this thread.
+        thread: Number of this thread, from 0.
+        threads: Threads that run this schedule.
+        counter: int64, (1), shared by the threads for their barriers; zero before the first call.
     """
-    image, ring, patches, products = scratch.image, scratch.ring, scratch.patches, scratch.products
-    zeros = image.ctypes.data  # the border's first, more than a panel of them
-    for at in range(len(schedule)):
-        conv, first, count = convolutions[schedule[at, 0]], schedule[at, 1], schedule[at, 2]
+    image, ring, tiles, products = scratch.image, scratch.ring, scratch.tiles, scratch.products
+    zeros = image.ctypes.data  # the image's border begins with more zeros than a panel has channels
+    for step in range(len(schedule)):
+        conv, first, count = convolutions[schedule[step, 0]], schedule[step, 1], schedule[step, 2]
         if conv.kind == STEM:
-            _stem(pixels[first], conv, first, line, image, ring, part, parts)
+            convolve_stem(pixels[first], conv, first, normalization, image, ring, thread, threads)
         elif conv.kind == DIRECT:
-            _direct(conv, first, count, part, parts)
+            convolve_direct(conv, first, count, thread, threads)
         else:
-            _winograd(conv, first, count, patches.ctypes.data, products.ctypes.data, zeros, part, parts)
-        if parts > 1:
-            _arrive((counter.ctypes.data, parts))
+            convolve_winograd(conv, first, count, tiles.ctypes.data, products.ctypes.data, zeros, thread, threads)
+        if threads > 1:
+            barrier((counter.ctypes.data, threads))

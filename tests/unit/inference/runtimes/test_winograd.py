@@ -1,0 +1,92 @@
+"""winograd/: the same features as torch, for every shape, thread count and vector width."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import ResNet, resnet18
+
+from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.runtimes.torch import TorchRuntime
+from serve_app.inference.runtimes.winograd import kernels, runtime
+from serve_app.model_card import ImageTransform
+from tests.support.paths import ROOT
+
+TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+
+pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neither AVX2 nor AVX-512")
+
+
+@cache
+def reference(crop_px: int) -> tuple[ResNet, ImageTransform, np.ndarray, Tensor]:
+    """Return a model, its transform, more images than run in one pass, and torch's features of them."""
+    torch.manual_seed(1)
+    model, transform = fold(resnet18().eval()), TRANSFORM.model_copy(update={"crop_px": crop_px})
+    pixels = np.random.default_rng(1).integers(0, 256, (runtime.IMAGES_PER_PASS + 3, crop_px, crop_px, 3), np.uint8)
+    with torch.inference_mode():
+        return model, transform, pixels, TorchRuntime(model, transform, 1)(pixels)
+
+
+def compare_with_torch(crop_px: int, threads: int) -> None:
+    """Fail if two passes, almost two passes or a small batch get other features than torch's."""
+    model, transform, pixels, expected = reference(crop_px)
+    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(model, transform), threads)
+    for part in (slice(None), slice(1), slice(2, 5)):
+        features = winograd(pixels[part])
+        assert features.shape == expected[part].shape
+        np.testing.assert_allclose(features, expected[part], atol=1e-5 * float(expected.max()))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
+def test_features_are_torchs(crop_px: int, threads: int) -> None:
+    """Feature maps may be smaller than a tile, a multiple of it, or in between."""
+    compare_with_torch(crop_px, threads)
+
+
+def test_features_are_torchs_with_256_bits(tmp_path: Path) -> None:
+    """The code for CPUs without AVX-512 computes the same: half the vector, fewer rows, other panels."""
+    program = (
+        "from llvmlite import binding\n"
+        "features = binding.get_host_cpu_features()\n"
+        "features['avx512f'] = False\n"
+        "binding.get_host_cpu_features = lambda: features\n"
+        "from serve_app.inference.runtimes.winograd import kernels\n"
+        "from tests.unit.inference.runtimes.test_winograd import compare_with_torch\n"
+        "for threads in (1, 2):\n"
+        "    compare_with_torch(96, threads)\n"
+        "print('floats', kernels.VECTOR_FLOATS)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "floats 8\n"), process.stderr
+
+
+def test_kernels_compile_without_a_folder_for_the_cache() -> None:
+    """In a read-only container whose user has no home, each process compiles the kernels anew."""
+    program = (
+        "from serve_app.inference.runtimes.winograd import kernels\n"
+        "from tests.unit.inference.runtimes.test_winograd import compare_with_torch\n"
+        "compare_with_torch(32, 1)\n"
+        "print(kernels.run.stats.cache_path)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
+    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "None\n"), process.stderr
+
+
+def test_broken_weights_stay_visible() -> None:
+    """NaN stays NaN, as in torch: no ReLU turns it into zero."""
+    model = fold(resnet18().eval())
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
+    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(model, TRANSFORM), 1)
+    assert winograd(np.zeros((1, 32, 32, 3), np.uint8)).isnan().all()
