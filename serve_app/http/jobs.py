@@ -111,8 +111,8 @@ def create_router(service: Service) -> APIRouter:
         """Submit a zip as the body or as the form field `file`, or name a source in JSON.
 
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
-        serve now, as `/v1/classify` does; `X-Model` names a variant. It survives a restart of the service. Online
-        requests come first.
+        serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
+        Online requests come first.
         """
         limits, jobs = config(), store()
         key = _idempotency_key(request)

@@ -6,29 +6,10 @@ import os
 import time
 from pathlib import Path
 
-from serve_app.batch.job_store import JobRequest, JobStore
-from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
-from serve_app.model_card import ModelRef
+from serve_app.batch.job_store import JobStore
+from tests.support.jobs import submit_job
 
 DAY_S = 86400
-
-
-def submit(store: JobStore) -> str:
-    """Submit a job with a zip."""
-    draft = store.draft()
-    (draft / "upload.zip").write_bytes(b"zip")
-    request = JobRequest(
-        caller=None,
-        source="photos.zip",
-        location=None,
-        body_sha256="0",
-        top_k=1,
-        weights=WeightsConfig(),
-        engine=EngineConfig(),
-        limits=LimitsConfig(),
-        model=ModelRef(name="resnet18", version="1", sha256="0" * 64),
-    )
-    return store.submit(draft, request, None)
 
 
 def age(path: Path, days: float) -> None:
@@ -39,7 +20,7 @@ def age(path: Path, days: float) -> None:
 def test_sweep_deletes_old_jobs(tmp_path: Path) -> None:
     """An ended job loses its zip at once and everything after `keep_days`; open jobs stay."""
     store = JobStore(tmp_path)
-    old, fresh = submit(store), submit(store)
+    old, fresh = submit_job(store), submit_job(store)
     store.cancel(old)
     age(tmp_path / old / "cancelled", days=7)
     store.sweep(keep_days=8)

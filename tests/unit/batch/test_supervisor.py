@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.batch.job_store import JobRequest, JobStore
+from serve_app.batch.job_store import JobStore
 from serve_app.batch.predict import ExitCode
 from serve_app.batch.supervisor import Supervisor
-from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
-from serve_app.model_card import ModelRef
+from tests.support.jobs import submit_job
 
 
 @pytest.fixture
@@ -24,22 +23,7 @@ def store(tmp_path: Path) -> JobStore:
 def submit(store: JobStore, tmp_path: Path) -> Callable[[], str]:
     """Submits a job for an empty folder."""
     (tmp_path / "empty").mkdir()
-
-    def submit() -> str:
-        request = JobRequest(
-            caller=None,
-            source="empty",
-            location=str(tmp_path / "empty"),
-            body_sha256="0",
-            top_k=1,
-            weights=WeightsConfig(),
-            engine=EngineConfig(),
-            limits=LimitsConfig(),
-            model=ModelRef(name="resnet18", version="1", sha256="0" * 64),
-        )
-        return store.submit(store.draft(), request, None)
-
-    return submit
+    return lambda: submit_job(store, str(tmp_path / "empty"))
 
 
 class FakeCommand:
