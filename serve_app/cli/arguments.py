@@ -1,4 +1,4 @@
-"""What several commands share: how they read a fraction, and how they end when they cannot do their work."""
+"""What several commands share: texts, fractions, and how they end when they cannot do their work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+# Arguments with one meaning in several commands.
+WEIGHTS_HELP = "imagenet, demo or a .safetensors file."
+LABELED_HELP = "Folder with a sub-folder of images per class, or CSV with the columns path and label."
+OUT_HELP = "Folder for the weights, unchanged, and their new card."
 
 
 @contextmanager

@@ -7,24 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from serve_app.cli.arguments import fraction, one_line_errors
+from serve_app.cli.arguments import LABELED_HELP, OUT_HELP, WEIGHTS_HELP, fraction, one_line_errors
 
 
 def calibrate(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="imagenet, demo or a .safetensors file.")],
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            exists=True,
-            help="Labeled images that were not used in training: folder with a sub-folder per class, or CSV.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the weights, unchanged, and their new card.")],
-    precision: Annotated[
-        float, typer.Option(parser=fraction, help="Target accuracy of the answers above the threshold.")
-    ] = 0.95,
+    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
+    data: Annotated[Path, Argument(metavar="DATA", exists=True, help=f"{LABELED_HELP} Not used in training.")],
+    out: Annotated[Path, Argument(metavar="OUT", help=OUT_HELP)],
+    precision: Annotated[float, Option(parser=fraction, help="Target accuracy above the threshold.")] = 0.95,
 ) -> None:
     """Fit a temperature and an abstention threshold on held-out images, and write both into the card."""
     with one_line_errors():

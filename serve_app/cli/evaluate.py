@@ -7,24 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from serve_app.cli.arguments import one_line_errors
+from serve_app.cli.arguments import LABELED_HELP, WEIGHTS_HELP, one_line_errors
 
 
 def evaluate(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="imagenet, demo or a .safetensors file.")],
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            exists=True,
-            help="Folder with a sub-folder of images per class, or a CSV with the columns path and label.",
-        ),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder for all metrics (evaluation.json) and plots.")] = None,
-    record: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Write the metrics into the weights' card under this name.")
-    ] = None,
+    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
+    data: Annotated[Path, Argument(metavar="DATA", exists=True, help=LABELED_HELP)],
+    out: Annotated[Path | None, Option(help="Folder for all metrics (evaluation.json) and plots.")] = None,
+    record: Annotated[str | None, Option(metavar="NAME", help="Write the metrics into the card, under NAME.")] = None,
 ) -> None:
     """Measure weights on labeled images, as the service would classify them; print the metrics as JSON."""
     if record and not weights.endswith(".safetensors"):

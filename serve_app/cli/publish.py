@@ -6,18 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from serve_app.cli.arguments import one_line_errors
 
 
 def publish(
-    weights: Annotated[
-        Path,
-        typer.Argument(metavar="WEIGHTS", exists=True, help="A .safetensors file with its card (.json) beside it."),
-    ],
-    registry: Annotated[
-        str, typer.Argument(metavar="REGISTRY", help="Folder or bucket (s3://…) of published weights.")
-    ],
+    weights: Annotated[Path, Argument(metavar="WEIGHTS", exists=True, help="A .safetensors file beside its card.")],
+    registry: Annotated[str, Argument(metavar="REGISTRY", help="Folder or bucket (s3://…) of published weights.")],
 ) -> None:
     """Copy weights and card to REGISTRY/<name>/<version>-<hash>; print the line that serves them.
 

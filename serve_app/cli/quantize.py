@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from serve_app.cli.arguments import one_line_errors
+from serve_app.cli.arguments import OUT_HELP, WEIGHTS_HELP, one_line_errors
 
 
 def quantize(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="imagenet, demo or a .safetensors file.")],
-    images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", exists=True, help="Folder of images like those to be served.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the weights, unchanged, and their new card.")],
-    count: Annotated[int, typer.Option(min=1, help="Number of images to calibrate on.")] = 256,
-    held_out: Annotated[int, typer.Option(min=1, help="Maximum number of other images to measure on.")] = 1000,
+    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
+    images: Annotated[Path, Argument(metavar="IMAGES", exists=True, help="Folder of images like those to be served.")],
+    out: Annotated[Path, Argument(metavar="OUT", help=OUT_HELP)],
+    count: Annotated[int, Option(min=1, help="Number of images to calibrate on.")] = 256,
+    held_out: Annotated[int, Option(min=1, help="Maximum number of other images to measure on.")] = 1000,
     test: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder of images to measure on, instead of the rest of IMAGES.")
+        Path | None, Option(exists=True, help="Folder to measure on, instead of the rest of IMAGES.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random choice of images.")] = 0,
+    seed: Annotated[int, Option(help="Seed of the random choice of images.")] = 0,
 ) -> None:
     """Write an int8 calibration into the card, and measure what int8 changes on other images.
 

@@ -8,72 +8,38 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from serve_app.cli.arguments import fraction, one_line_errors
 
+DATA_HELP = """Folder with a sub-folder of images per class; or with train/, val/ and test/, which have such
+sub-folders; or a CSV with the columns path and label."""
+WEIGHTS_HELP = """Weights to start from: imagenet, demo, a .safetensors file, or scratch for random ones. auto is
+imagenet if it can be downloaded, else demo."""
+
 
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DATA",
-            exists=True,
-            help="Folder with a sub-folder of images per class; or with train/, val/ and test/, which have such "
-            "sub-folders; or a CSV with the columns path and label.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for checkpoint, weights, card and curve.")],
-    weights: Annotated[
-        str,
-        typer.Option(
-            "--weights",
-            "--init",
-            help="Weights to start from: imagenet, demo, a .safetensors file, or scratch for random ones. auto is "
-            "imagenet if it can be downloaded, else demo.",
-        ),
-    ] = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share each batch; above 1 with Ray Train.")] = 1,
-    precision: Annotated[
-        float, typer.Option(parser=fraction, help="Target accuracy of the answers above the threshold.")
-    ] = 0.95,
-    validation: Annotated[
-        float | None,
-        typer.Option(parser=fraction, help="Fraction of the images to hold out, if DATA has no val folder."),
-    ] = None,
-    feedback: Annotated[
-        Path | None, typer.Option(help="Feedback folder whose labeled images join the training images.")
-    ] = None,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave broken images out instead of stopping.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the checkpoint of an earlier run.")] = False,
-    schedule: Annotated[
-        str | None, typer.Option(metavar="PX:EPOCHS,…", help="Side of the training crops and epochs, in order.")
-    ] = None,
-    head_epochs: Annotated[int | None, typer.Option(min=0, help="First epochs that train the last layer only.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=0, help="Epochs without a better validation loss before stopping; 0: never stop.")
-    ] = None,
-    store_px: Annotated[int | None, typer.Option(min=1, help="Side of the images kept in memory, in px.")] = None,
-    serve_px: Annotated[int | None, typer.Option(min=1, help="Side of the images that the model will get, in px.")] = (
-        None
-    ),
-    crop_area: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="MIN MAX", help="Area of the training crops, as fractions of the image."),
-    ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step, of all workers together.")] = None,
-    peak_lr: Annotated[float | None, typer.Option(min=0, help="Highest learning rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    bf16: Annotated[
-        bool,
-        typer.Option("--bf16", help="Compute in bfloat16: faster on CPUs with AVX512-BF16 or AMX; a GPU always does."),
-    ] = False,
-    version: Annotated[
-        str | None,
-        typer.Option(help="Version of the weights in answers and metrics (default: DATA's name and the date)."),
-    ] = None,
-    notes: Annotated[str, typer.Option(help="Note that users see beside the model's name.")] = "",
+    data: Annotated[Path, Argument(exists=True, metavar="DATA", help=DATA_HELP)],
+    out: Annotated[Path, Argument(metavar="OUT", help="Folder for checkpoint, weights, card and curve.")],
+    weights: Annotated[str, Option("--weights", "--init", help=WEIGHTS_HELP)] = "auto",
+    workers: Annotated[int, Option(min=1, help="Processes that share each batch, by Ray Train.")] = 1,
+    precision: Annotated[float, Option(parser=fraction, help="Target accuracy above the threshold.")] = 0.95,
+    validation: Annotated[float | None, Option(parser=fraction, help="Fraction to hold out, without val/.")] = None,
+    feedback: Annotated[Path | None, Option(help="Feedback folder; its labeled images train too.")] = None,
+    skip_broken: Annotated[bool, Option("--skip-broken", help="Leave broken images out instead of stopping.")] = False,
+    fresh: Annotated[bool, Option("--fresh", help="Delete the checkpoint of an earlier run.")] = False,
+    schedule: Annotated[str | None, Option(metavar="PX:EPOCHS,…", help="Side of the crops, and epochs.")] = None,
+    head_epochs: Annotated[int | None, Option(min=0, help="First epochs, for the last layer only.")] = None,
+    patience: Annotated[int | None, Option(min=0, help="Epochs without progress before it stops; 0: never.")] = None,
+    store_px: Annotated[int | None, Option(min=1, help="Side of the images in memory, in px.")] = None,
+    serve_px: Annotated[int | None, Option(min=1, help="Side of the images that the model will get, in px.")] = None,
+    crop_area: Annotated[tuple[float, float] | None, Option(metavar="MIN MAX", help="Area of training crops.")] = None,
+    batch: Annotated[int | None, Option(min=1, help="Images per step, of all workers together.")] = None,
+    peak_lr: Annotated[float | None, Option(min=0, help="Highest learning rate.")] = None,
+    seed: Annotated[int, Option(help="Seed of everything random.")] = 0,
+    bf16: Annotated[bool, Option("--bf16", help="Use bfloat16: fast with AVX512-BF16, AMX; GPUs always do.")] = False,
+    version: Annotated[str | None, Option(help="Version in answers (default: DATA's name and the date).")] = None,
+    notes: Annotated[str, Option(help="Note that users see beside the model's name.")] = "",
 ) -> None:
     """Train a ResNet-18 on your own classes; calibrate and measure it on held-out images.
 

@@ -10,6 +10,7 @@ HEAD_EPOCHS, EPOCHS = 4, 20  # for a small dataset, when fine-tuning
 IMAGES_SEEN = 40_000  # over all epochs of a larger dataset, when fine-tuning
 SCRATCH_SCHEDULE = ((96, 10), (128, 10))
 SCRATCH_STORE_PX, SCRATCH_SERVE_PX = 144, 160
+FINE_TUNING_PATIENCE = 5
 STORE_MARGIN = 1.15  # stored side over crop side, so that crops can shift
 
 
@@ -105,28 +106,14 @@ def default_hyperparameters(images: int, init: ModelCard | None) -> Hyperparamet
     validation = max(0.02, min(0.2, 1000 / images))
     if init is None:
         batch = 128 if images >= 4096 else 32
+        peak_lr = 0.1 * batch / 128
         return Hyperparameters(
-            schedule=SCRATCH_SCHEDULE,
-            store_px=SCRATCH_STORE_PX,
-            serve_px=SCRATCH_SERVE_PX,
-            batch=batch,
-            peak_lr=0.1 * batch / 128,
-            validation=validation,
-            head_epochs=0,
-            patience=0,
-            crop_area=(0.25, 1.5),
+            SCRATCH_SCHEDULE, SCRATCH_STORE_PX, SCRATCH_SERVE_PX, batch, peak_lr, validation, 0, 0, (0.25, 1.5)
         )
     px, batch = init.transform.crop_px, 128 if images >= 20_000 else 32
     epochs = max(3, min(EPOCHS, IMAGES_SEEN // images))
     head_epochs = max(1, HEAD_EPOCHS * epochs // EPOCHS)
+    schedule, peak_lr = ((px, head_epochs + epochs),), 0.04 * batch / 128
     return Hyperparameters(
-        schedule=((px, head_epochs + epochs),),
-        store_px=int(px * STORE_MARGIN),
-        serve_px=px,
-        batch=batch,
-        peak_lr=0.04 * batch / 128,
-        validation=validation,
-        head_epochs=head_epochs,
-        patience=5,
-        crop_area=(0.4, 1.2),
+        schedule, int(px * STORE_MARGIN), px, batch, peak_lr, validation, head_epochs, FINE_TUNING_PATIENCE, (0.4, 1.2)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from serve_app.cli.main import app
 from serve_app.config import FeedbackConfig, WeightsConfig
 from serve_app.errors import DatasetError, TrainingError
 from serve_app.inference.card import load_card
@@ -30,7 +33,6 @@ from serve_app.training.trainer import Trainer
 from tests.conftest import LABELS, encode, make_picture
 
 RECIPE = Recipe(((16, 1), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validation=0.1, head_epochs=1, patience=9)
-TRAIN = [sys.executable, "-m", "serve_app", "train"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -173,25 +175,29 @@ def test_a_checkpoint_of_other_settings_is_refused(dataset: ImageDataset, tmp_pa
         Trainer(dataset.labels, other, 9).resume(tmp_path / "c.safetensors")
 
 
-def test_a_killed_command_resumes(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("torch_runtime")
+def test_a_killed_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After SIGKILL the same command resumes and ends with calibrated, measured weights and a learning curve."""
-    options = "--weights scratch --schedule 24:4 --store-px 24 --serve-px 24 --batch 8 --peak-lr 0.05"
-    command = [*TRAIN, str(folder), str(tmp_path), *options.split()]
+    options = "--weights demo --schedule 24:2 --head-epochs 1 --store-px 24 --serve-px 24 --batch 8"
+    arguments = ["train", str(folder), str(tmp_path), *options.split()]
     path = tmp_path / "model.safetensors"
+    command = [sys.executable, "-m", "serve_app", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert any("epoch 1 ·" in line for line in process.stdout)  # its checkpoint is written by now
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
-    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout
+    monkeypatch.setattr(sys, "argv", ["serve-app", *arguments])
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
     spec = WeightsConfig(source=str(path), sha256=sha256(path))
     card = load_card(spec)
-    assert "resumed at step" in output
-    assert f"sha256: {card.sha256}" in output
+    assert "resumed at step" in result.stdout
+    assert f"sha256: {card.sha256}" in result.stdout
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (card.labels, card.transform.crop_px, card.training["seed"]) == (("green", "red"), 24, 0)
-    assert card.training["command"].startswith("serve-app train ")
+    assert card.training["command"] == shlex.join(["serve-app", *arguments])
     assert card.calibration is not None
     assert card.calibration.images == card.metrics["held-out"]["images"] == 16
     assert evaluate(spec, folder)[0]["top1"] > 0.9
