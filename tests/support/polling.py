@@ -10,7 +10,7 @@ POLL_S = 0.2
 T = TypeVar("T")
 
 
-def wait_for(value: Callable[[], T], timeout_s: float = 120, what: str = "the condition") -> T:
+def wait_for(value: Callable[[], T], timeout_s: float = 240, what: str = "the condition") -> T:
     """Call a function until it returns something true, and return that.
 
     Args:
