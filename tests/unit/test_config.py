@@ -10,7 +10,7 @@ import yaml
 from ray._private import ray_constants
 from ray.serve._private import constants
 
-from serve_app.config import AppConfig, BatchConfig, FrozenModel, IngressConfig, Unit, WeightsConfig, parse
+from serve_app.config import AppConfig, BatchConfig, FrozenModel, IngressConfig, Settings, Unit, WeightsConfig, parse
 from serve_app.launcher.environment import every_node
 from serve_app.launcher.haproxy import MOST
 from serve_app.release.serve_config import BUILDERS, ConfigError, check
@@ -27,6 +27,7 @@ SETTINGS = [
 RENAMED = [
     pytest.param(section, old, new, id=f"{section.__name__}.{old}")
     for section in SECTIONS.values()
+    if issubclass(section, Settings)
     for old, new in section.renamed.items()
 ]
 

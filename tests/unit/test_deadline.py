@@ -9,6 +9,7 @@ import pytest
 from serve_app import deadline
 from serve_app.deadline import Deadline, read_deadline
 from serve_app.errors import DeadlineExceededError, InvalidParameterError
+from serve_app.messages import RequestContext
 from tests.support.clock import FakeClock
 
 
@@ -31,6 +32,14 @@ def test_a_deadline_is_pickled_as_the_time_left(clock: FakeClock) -> None:
     clock.advance(7)
     with pytest.raises(DeadlineExceededError, match="no result within 10 s"):
         received.check()
+
+
+def test_a_context_is_pickled_with_its_deadline(clock: FakeClock) -> None:
+    """Request id, index, trace and the time left reach the next process."""
+    context = RequestContext("req_1", 3, Deadline(10), "00-1-2-01")
+    received = pickle.loads(pickle.dumps(context))
+    assert (received.request_id, received.index, received.traceparent) == ("req_1", 3, "00-1-2-01")
+    assert received.deadline.left_s() == pytest.approx(10)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from frontend import labeled
+from frontend import labeled_photos
 from frontend.api_client import ApiClient, Photo
 from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
 from serve_app.config import WeightsConfig
@@ -111,6 +111,6 @@ def test_broken_and_oversized_zips_are_refused(photos: list[Photo], monkeypatch:
     with pytest.raises(LabelError, match="cannot be read"):
         unzip(b"text", FORMATS)
     assert len(unzip(zipped(photos), FORMATS)) == PHOTOS
-    monkeypatch.setattr(labeled, "MAX_ENTRIES", PHOTOS - 1)
+    monkeypatch.setattr(labeled_photos, "MAX_ENTRIES", PHOTOS - 1)
     with pytest.raises(LabelError, match="more than 17 photos"):
         unzip(zipped(photos), FORMATS)

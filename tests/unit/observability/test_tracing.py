@@ -1,22 +1,20 @@
-"""Tracing: when it is on, and that it is nothing when it is off."""
+"""Tracing: the environment switches it on; switched off, it imports nothing."""
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 
 import pytest
 
-from serve_app.deadline import Deadline
-from serve_app.observability.tracing import exporter_wanted
+from serve_app.observability.tracing import choose_exporter
 from tests.support.paths import ROOT
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 
 
 @pytest.mark.parametrize(
-    ("environment", "wanted"),
+    ("environment", "exporter"),
     [
         ({}, None),
         (ENDPOINT, "otlp"),
@@ -27,27 +25,23 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         (ENDPOINT | {"OTEL_SDK_DISABLED": "true"}, None),
     ],
 )
-def test_the_environment_turns_it_on(environment: dict[str, str], wanted: str | None) -> None:
-    assert exporter_wanted(environment) == wanted
+def test_the_environment_switches_tracing_on(environment: dict[str, str], exporter: str | None) -> None:
+    """OpenTelemetry's own variables choose the exporter, or none."""
+    assert choose_exporter(environment) == exporter
 
 
-def test_off_it_imports_nothing() -> None:
+def test_without_tracing_nothing_is_imported() -> None:
+    """Spans of a traced client are ignored, and OpenTelemetry is not imported."""
     program = (
-        "import sys; from serve_app import tracing\n"
+        "import sys\n"
+        "from serve_app.deadline import Deadline\n"
+        "from serve_app.messages import RequestContext\n"
+        "from serve_app.observability import tracing\n"
         "parent = '00-' + '1' * 32 + '-' + '2' * 16 + '-01'\n"
-        "assert tracing.begin('/v1/classify', 'a', {'traceparent': parent}) is None\n"
-        "tracing.record(('a', 0, parent), 'model', 0.1)\n"
+        "assert tracing.start_span('/v1/classify', 'a', {'traceparent': parent}) is None\n"
+        "tracing.record(RequestContext('a', 0, Deadline(60), parent), 'model', 0.1)\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])\n"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_deadline_takes_its_image_along() -> None:
-    """Between processes too; the one that it was made from, which others share, stays as it is."""
-    shared = Deadline(10)
-    mine = shared.of(("req_1", 3, None))
-    assert pickle.loads(pickle.dumps(mine)).origin == ("req_1", 3, None)
-    assert 9 < pickle.loads(pickle.dumps(mine)).left_s() <= 10
-    assert shared.origin is None

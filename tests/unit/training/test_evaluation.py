@@ -20,7 +20,7 @@ from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head
 from serve_app.inference.weights import load_model, republish
 from serve_app.messages import ClassifyRequest
-from serve_app.model_card import ABSTAIN_BELOW, Calibration
+from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, Calibration
 from serve_app.preprocessing.transform import preprocess
 from serve_app.training.calibrate import apply_temperature, calibrate, choose_threshold, fit_temperature
 from serve_app.training.data import list_images
@@ -115,7 +115,7 @@ def test_an_unreachable_target_gives_no_threshold(weights: WeightsConfig, folder
     files, _ = list_images(folder, LABELS)
     spec, calibration = calibrate(weights, files, 0.95, tmp_path)
     assert calibration.abstain_below is None
-    assert load_card(spec).abstain_below == ABSTAIN_BELOW
+    assert load_card(spec).abstain_below == DEFAULT_ABSTAIN_BELOW
     assert load_card(spec).calibration == calibration
     assert Path(spec.source).read_bytes() == Path(weights.source).read_bytes()
 
