@@ -116,7 +116,7 @@ def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
         alt.Chart(bins)
         .mark_bar()
         .encode(
-            alt.X("low:Q", scale=scale, title="confidence"),
+            alt.X("low:Q", bin="binned", scale=scale, title="confidence"),
             alt.Y("right:Q", scale=scale, title="accuracy"),
             x2="high:Q",
             opacity=alt.Opacity("photos:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
