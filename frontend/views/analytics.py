@@ -71,7 +71,9 @@ def _show_traffic(queries: PredictionLogQueries, selected: DateRange) -> None:
     if total_ms := queries.phase_quantiles(selected).get("total_ms"):
         columns[2].metric("p50", f"{total_ms[0]:.0f} ms")
         columns[3].metric("p99", f"{total_ms[-1]:.0f} ms")
-    st.bar_chart(volume, x="hour", y="images", color="status", x_label="", height=CHART_HEIGHT_PX)
+    st.bar_chart(
+        volume, x="hour", y="images", color="status", x_label="", y_label="images per hour", height=CHART_HEIGHT_PX
+    )
     if len(errors):
         st.caption("Errors · " + " · ".join(f"{status} {n:,}" for status, n in errors.itertuples(index=False)))
 

@@ -110,7 +110,7 @@ def _reliability(diagram: list[dict[str, Any]]) -> alt.LayerChart:
         alt.Chart(pd.DataFrame(diagram))
         .mark_bar()
         .encode(
-            alt.X("from:Q", scale=scale, title="confidence"),
+            alt.X("from:Q", bin="binned", scale=scale, title="confidence"),
             alt.Y("accuracy:Q", scale=scale, title="accuracy"),
             x2="to:Q",
             opacity=alt.Opacity("images:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),

@@ -6,7 +6,7 @@ import httpx2
 import pyarrow.parquet as pq
 import pytest
 
-from serve_app.batch.job_store import Store
+from serve_app.batch.job_store import JobStore
 from serve_app.observability.prediction_log import RAW
 from tests.support.configs import local, tuned
 from tests.support.polling import wait_for
@@ -29,7 +29,7 @@ def test_a_job_outlives_the_service(stopped_service: StoppedService, mixed_photo
     """A job in progress when the service stops goes on when a service starts again; each image has one row."""
     folder, job = stopped_service.folder / "jobs", stopped_service.job
     total = JOB_COPIES * len(mixed_photos)
-    left = Store(folder).state(job)
+    left = JobStore(folder).state(job)
     assert left.status == "running"
     assert 0 < left.progress.done < total
     config = tuned(local(), "Ingress", jobs={"folder": str(folder)})

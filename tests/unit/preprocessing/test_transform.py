@@ -197,12 +197,12 @@ def test_mutations_give_pixels_or_our_error(kind: str, data: st.DataObject) -> N
         st.lists(st.tuples(st.integers(0, len(encoded) - 1), st.integers(0, 255)), max_size=12)
     ):
         encoded[place] = value
+    shape, status = None, None
     try:
-        pixels = preprocess(bytes(encoded), SQUARE, LIMIT).pixels
+        shape = preprocess(bytes(encoded), SQUARE, LIMIT).pixels.shape
     except ServiceError as error:
-        assert error.status in (413, 415, 422)
-    else:
-        assert pixels.shape == (SQUARE.crop_px, SQUARE.crop_px, 3)
+        status = error.status
+    assert shape == (SQUARE.crop_px, SQUARE.crop_px, 3) if status is None else status in (413, 415, 422)
 
 
 def test_broken_exif_does_not_cost_the_picture() -> None:
