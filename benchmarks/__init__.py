@@ -1,1 +1,1 @@
-"""Measurements of the running service, alone and against others; README.md says which and how."""
+"""Measurements of the running service and of its peers; README.md describes them."""

@@ -52,7 +52,7 @@ def images_done(job: str) -> int:
 def measure(api: str, photos: Path, archive: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return latencies without and beside a job, measured in turns."""
     url = f"{api}/v1/classify"
-    p99: dict[str, list[float]] = {"alone": [], "beside": []}
+    p99: dict[str, list[float]] = {"without_job": [], "beside": []}
     capacity = load.apply(url, photos, seconds=CAPACITY_S, ramp=5)["images_per_s"]
     say(f"capacity: {capacity:.1f} photos/s")
     job_throughputs, failures = [], 0
@@ -71,11 +71,11 @@ def measure(api: str, photos: Path, archive: Path, options: argparse.Namespace) 
                 httpx2.delete(job, timeout=60).raise_for_status()
                 time.sleep(10)  # the job's workers end
             say(f"{state}: p99 {result['latency_ms']['p99']:.0f} ms")
-    ratios = [beside / alone for alone, beside in zip(p99["alone"], p99["beside"], strict=True)]
+    ratios = [beside / without for without, beside in zip(p99["without_job"], p99["beside"], strict=True)]
     return {
         "capacity_per_s": round(capacity, 1),
         "p99_ms": p99,
-        "beside/alone": [round(ratio, 2) for ratio in ratios],
+        "beside/without_job": [round(ratio, 2) for ratio in ratios],
         "median": round(statistics.median(ratios), 2),
         "job_images_per_s": [round(images_per_s, 1) for images_per_s in job_throughputs],
         "failures": failures,

@@ -128,10 +128,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.weights.is_file():
         parser.error(f"{options.weights}: no such file")  # else its processes would end, and we wait for them
-    *together, alone = measure(options.weights, image_files(options.images), options.seconds)
+    *parallel, lone = measure(options.weights, image_files(options.images), options.seconds)
     batches = dict(zip(BATCHES, together, strict=True))
     best = max(batches, key=lambda batch: batches[batch]["images_per_s"])
-    print(json.dumps({"batches": batches, "best_batch": best, "processes": CORES, "alone": alone}))
+    print(json.dumps({"batches": batches, "best_batch": best, "processes": CORES, "lone": lone}))
 
 
 if __name__ == "__main__":

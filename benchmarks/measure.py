@@ -1,4 +1,4 @@
-"""One system, started alone, checked, measured and stopped."""
+"""Start one system with the machine to itself, check, measure and stop it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def measure_ceiling(plan: Plan) -> dict[str, Any]:
     best = found["batches"][str(found["best_batch"])]
     return {
         "closed": {"images_per_s": best["images_per_s"]},
-        "lone": {"latency_ms": {"p50": found["alone"]["batch_p50_ms"]}},
+        "lone": {"latency_ms": {"p50": found["lone"]["batch_p50_ms"]}},
         "other_cores": others / (time.perf_counter() - start),
         "ceiling": found,
     }
@@ -110,12 +110,12 @@ def _load(system: System, plan: Plan, server: Running, seed: int, result: dict[s
 
 
 def _many_images(plan: Plan, server: Running, seed: int) -> dict[str, Any]:
-    """As many images under way, once in one request and once in requests of their own."""
+    """Keep the same number of images in flight, in one request and in separate requests."""
     options = {"seconds": plan.seconds, "seed": seed}
     together = load.apply(server.url, plan.images, clients=1, per_request=MANY, **options)
-    apart = load.apply(server.url, plan.images, clients=MANY, **options)
-    ratio = together["images_per_s"] / apart["images_per_s"] if apart["images_per_s"] else None
-    return {"images": MANY, "one_request": together, "single_requests": apart, "ratio": ratio}
+    separate = load.apply(server.url, plan.images, clients=MANY, **options)
+    ratio = together["images_per_s"] / separate["images_per_s"] if separate["images_per_s"] else None
+    return {"images": MANY, "one_request": together, "single_requests": separate, "ratio": ratio}
 
 
 def _children_s() -> float:

@@ -62,7 +62,7 @@ def serving(replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running
 
 
 def rows_in(log: Path) -> int:
-    """Rows in the files that are whole."""
+    """Return the number of rows in complete files."""
     ((count,),) = duckdb.sql(f"SELECT count(*) FROM '{log}/raw/*.parquet'").fetchall()
     return int(count)
 

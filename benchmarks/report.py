@@ -26,8 +26,8 @@ class Spread(NamedTuple):
 
     def __str__(self) -> str:
         """As in a table: median (least – most)."""
-        whole = all(isinstance(value, int) for value in self)
-        digits = 0 if whole or self.median >= 1000 else 1 if self.median >= 10 else 2
+        integers = all(isinstance(value, int) for value in self)
+        digits = 0 if integers or self.median >= 1000 else 1 if self.median >= 10 else 2
         middle, least, most = (f"{value:.{digits}f}" for value in self)
         return middle if least == most else f"{middle} ({least}–{most})"
 
@@ -85,7 +85,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def markdown(run: dict[str, Any]) -> str:
-    """The whole report."""
+    """The report."""
     rounds: Rounds = run["rounds"]
     systems = names(rounds)
     ours = [name for name in systems if name in run["ours"]]

@@ -87,7 +87,7 @@ def measure_round(
             yield "clients", str(clients), apply(server, clients=clients)
         for count in PER_REQUEST:
             result = apply(server, clients=MANY // count, per_request=count)
-            yield f"images per request, {MANY} under way", str(count), result
+            yield f"images per request, {MANY} in flight", str(count), result
         for size, images in sizes.items():
             yield "image size", readable(size), apply(server, images, clients=plan.clients)
     for replicas in REPLICAS:
@@ -148,7 +148,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Spread | None]:
 
 
 def markdown(run: dict[str, Any]) -> str:
-    """The whole report."""
+    """The report."""
     parts = ["# How our service scales\n", machine.sentence(run["machine"])]
     for sweep, steps in run["sweeps"].items():
         rows = [[step, *summary(results).values()] for step, results in steps.items()]

@@ -1,4 +1,4 @@
-"""The whole service against its peers: ``make bench``.
+"""The service compared with its peers: ``make bench``.
 
 In each round every system runs alone, one after the other: started, its answers checked, warmed up,
 measured, stopped with all of its processes. Rounds repeat that, each beginning with another system,

@@ -44,7 +44,7 @@ CAPACITY_S = 20
 MANY = 8
 EVENTS = ("update", "kill Classifier", "restart", "kill Preprocessor", "weights", "kill Ingress", "replicas")
 EXPECTED = {"single": {"200"}, "many": {"200"}, "broken": {"415", "422"}}
-# Memory may grow by this share of itself in the whole run before that is called a leak.
+# Memory that grows by more than this share during the run counts as a leak.
 GROWTH = 0.05
 
 
@@ -173,7 +173,7 @@ def write_inputs(folder: Path) -> Path:
 
 
 def start_loads(submit: Callable[..., Any], url: str, photos: Path, rate: float, seconds: float) -> dict[str, Any]:
-    """Three kinds of requests at once: two thirds of the photos come alone, one third many at a time."""
+    """Three kinds of requests at once: two thirds of the photos in single requests, one third many per request."""
     common = {"seconds": seconds, "timeout": 60}
     return {
         "single": submit(load.apply, url, photos, rate=rate * 2 / 3, **common),

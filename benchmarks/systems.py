@@ -112,7 +112,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(system: System, weights: Path, image: Path, log: Path) -> Iterator[Running]:
-    """Start a system alone, wait for its first answer, and end it with all of its processes.
+    """Start a system, wait for its first response, and end it with all its processes.
 
     Args:
         system: Which.
@@ -161,7 +161,7 @@ def ask(url: str, image: Path, form_field: str | None) -> Answer:
         while (answer := parse(received)) is None:
             data = connection.recv(1 << 16)
             if not data:
-                raise ConnectionError("closed before the answer was whole")
+                raise ConnectionError("closed before the end of the response")
             received += data
     return answer
 

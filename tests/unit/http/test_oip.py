@@ -1,4 +1,4 @@
-"""The second door: Open Inference Protocol v2, in JSON and with binary tensors. The real stages run behind it."""
+"""Open Inference Protocol v2 under /v2, in JSON and with binary tensors; the real stages run behind it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def columns(response: httpx2.Response) -> dict[str, list[Any]]:
 
 
 def expected(http: TestClient, photo: bytes, top_k: int = 6) -> list[tuple[str, float, int]]:
-    """What the first door says."""
+    """Return what /v1/classify returns."""
     (result,) = http.post(f"/v1/classify?top_k={top_k}", content=photo).json()["results"]
     return [(p["label"], p["score"], p["class_id"]) for p in result["predictions"]]
 

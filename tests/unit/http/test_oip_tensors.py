@@ -92,7 +92,7 @@ ONE = tensor(b"x")
         (binary(b"x", data=["eA=="]), "there are both"),
         ({**binary(b"x"), "headers": {}}, f"the header {LENGTH} gives the JSON's length"),
         ({**binary(b"x"), "headers": {LENGTH: "9"}}, "9 bytes of the body should be JSON"),
-        ({**binary(b"x"), "headers": {LENGTH: "99999"}}, "is 99999, but the whole body has"),
+        ({**binary(b"x"), "headers": {LENGTH: "99999"}}, "is 99999, but the body has only"),
         ({**binary(b"x"), "headers": {LENGTH: "-1"}}, "'-1' is not a number of bytes"),
         ({**binary(b"x"), "headers": {LENGTH: "9" * 5000}}, "is not a number of bytes"),
     ],

@@ -47,12 +47,13 @@ def test_equals_plain_torchvision(engine: ResNetEngine, weights: WeightsConfig) 
 
 
 def test_a_batch_equals_singles(engine: ResNetEngine) -> None:
-    """A batch of 16 gives each image what it gets alone, within 1e-4."""
+    """A batch of 16 gives each image the scores of a batch of one, within 1e-4."""
     batch = items(16)
     for together, item in zip(engine.classify(batch), batch, strict=True):
-        (alone,) = engine.classify([item])
+        (single,) = engine.classify([item])
         assert (
-            np.abs(by_class(together.class_ids, together.scores) - by_class(alone.class_ids, alone.scores)).max() < 1e-4
+            np.abs(by_class(together.class_ids, together.scores) - by_class(single.class_ids, single.scores)).max()
+            < 1e-4
         )
 
 

@@ -90,7 +90,7 @@ def test_another_crop_is_refused(model: HotSwapModel, tmp_path: Path) -> None:
 
 
 def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, other: WeightsConfig) -> None:
-    """Asked for under the old weights, it may be gone under the new ones."""
+    """A class id that the old weights have and the new ones do not is an error that names the largest id."""
     item = ClassifyRequest(ITEMS[0].image, 1, len(LABELS) - 1)
     (result,) = model.classify([item])
     assert result.activation_map is not None

@@ -121,7 +121,7 @@ for number in range(10**9):
 
 
 def test_a_killed_process_loses_no_more_than_is_said(tmp_path: Path) -> None:
-    """SIGKILL: whole files only, and what is missing is less than flush_s and one write."""
+    """After SIGKILL all files are complete, and at most flush_s and one write are missing."""
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:

@@ -146,7 +146,7 @@ def test_every_mode_becomes_rgb(encoded: bytes, expected: tuple[int, int, int]) 
 
 
 def test_pixel_limit_is_checked_before_decoding() -> None:
-    """The header alone is enough to refuse; there is no picture behind this one."""
+    """The header is enough to refuse the file; this one has no image data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
