@@ -129,7 +129,7 @@ def main() -> None:
     if not options.weights.is_file():
         parser.error(f"{options.weights}: no such file")  # else its processes would end, and we wait for them
     *parallel, lone = measure(options.weights, image_files(options.images), options.seconds)
-    batches = dict(zip(BATCHES, together, strict=True))
+    batches = dict(zip(BATCHES, parallel, strict=True))
     best = max(batches, key=lambda batch: batches[batch]["images_per_s"])
     print(json.dumps({"batches": batches, "best_batch": best, "processes": CORES, "lone": lone}))
 
