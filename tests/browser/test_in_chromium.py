@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from serve_app.analytics import etl
 from serve_app.launcher.environment import free_port
-from serve_app.observability.feedback_store import labeled
+from serve_app.observability.feedback_store import labeled_images
 from serve_app.release.rollout import Cluster, previous_config
 from tests.conftest import make_photo
 from tests.support.logged import log_day
@@ -306,5 +306,5 @@ def test_a_thumb_and_the_right_class(page: Page, running: Running, files: list[P
         shoot(page, "feedback")
     finally:
         cluster.apply(before, 60)
-    (kept,) = labeled(tmp_path)
+    (kept,) = labeled_images(tmp_path)
     assert kept.path.read_bytes() == files[0].read_bytes()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from serve_app.observability.feedback_store import votes
+from serve_app.observability.feedback_store import read_votes
 from serve_app.release.serve_config import read
 from tests.conftest import make_photo
 from tests.support.configs import write
@@ -184,7 +184,7 @@ def test_every_metric_of_dashboard_and_alerts_is_exported(observed: Observed) ->
     for said in ({"correct": "true"}, {"correct": "false", "label": "cat"}):
         form = {"request_id": "counted-1", **said}
         assert httpx2.post(f"{api}/v1/feedback", json=form | {"correct": said["correct"] == "true"}).status_code == 204
-    assert [vote.label for vote in votes(observed.folder / "feedback")] == [None, "cat"]
+    assert [vote.label for vote in read_votes(observed.folder / "feedback")] == [None, "cat"]
 
     def exported() -> str:
         found = httpx2.get(f"{observed.running.dashboard}/api/prometheus/sd").json()

@@ -19,7 +19,7 @@ from serve_app.config import FeedbackConfig, JobsConfig, KeysConfig, LimitsConfi
 from serve_app.errors import OverloadedError
 from serve_app.http.app import create_app
 from serve_app.http.auth import Keys, hash_of
-from serve_app.observability.feedback_store import Feedback, labeled, votes
+from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
 from tests.conftest import encode, make_photo, make_picture
 from tests.support.local_service import LocalService
 
@@ -151,17 +151,17 @@ def test_a_thumb_and_the_right_class_reach_the_training_set(asked: AppTest, tmp_
     assert "photo is kept" in str([each.value for each in asked.caption])
     asked.feedback[0].set_value(0).run()
     assert not asked.exception
-    assert [(vote.correct, vote.label) for vote in votes(tmp_path)] == [(False, None)]
+    assert [(vote.correct, vote.label) for vote in read_votes(tmp_path)] == [(False, None)]
     right = "bee" if best != "bee" else "cow"
     asked.selectbox[0].select(right).run()
     assert not asked.exception
-    (kept,) = labeled(tmp_path)
+    (kept,) = labeled_images(tmp_path)
     assert (kept.label, kept.path.read_bytes()) == (right, make_photo())
     assert "Thank you" in str([each.value for each in asked.caption])
     asked.run()
-    assert len(list(votes(tmp_path))) == 2  # a rerun says nothing twice
+    assert len(list(read_votes(tmp_path))) == 2  # a rerun says nothing twice
     asked.feedback[0].set_value(1).run()
-    assert [each.label for each in labeled(tmp_path)] == [best]
+    assert [each.label for each in labeled_images(tmp_path)] == [best]
 
 
 def test_thumbs_are_there_only_where_they_are_kept(page: AppTest) -> None:

@@ -12,8 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import FeedbackConfig, LimitsConfig, WeightsConfig
+from serve_app.errors import DatasetError
 from serve_app.http.app import create_app
-from serve_app.observability.feedback_store import Feedback, Labeled, Vote, folder_of, labeled, votes
+from serve_app.observability.feedback_store import Feedback, Vote, class_folder, labeled_images, read_votes
 from serve_app.training.data import list_images
 from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
@@ -49,33 +50,33 @@ def test_a_vote_is_kept(http: TestClient, tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert (written["request_id"], written["index"], written["correct"]) == ("req_1", 3, False)
     assert (written["version"], written["label"], written["image"]) == ("random", None, None)
-    assert labeled(tmp_path) == []
+    assert labeled_images(tmp_path) == []
 
 
 def test_an_image_with_its_class_becomes_training_data(http: TestClient, tmp_path: Path) -> None:
-    """The bytes as sent, in a folder that training reads as it is."""
+    """The file keeps its bytes, in a class folder that training reads."""
     answer = http.post("/v1/classify", content=PHOTO).json()
     said = say(http, PHOTO, request_id=answer["id"], label="cow")
     assert (said.status_code, said.content) == (204, b"")
     assert say(http, make_photo(1), request_id="req_2", label="dog", correct=True).status_code == 204
-    (cow, dog) = sorted(labeled(tmp_path), key=lambda each: each.label)
+    (cow, dog) = sorted(labeled_images(tmp_path), key=lambda image: image.label)
     assert (cow.label, dog.label) == ("cow", "dog")
     assert cow.path.read_bytes() == PHOTO
     assert cow.path.suffix == ".jpeg"
     files, labels = list_images(tmp_path / "images")
     assert [(path, labels[at]) for path, at in files] == [(cow.path, "cow"), (dog.path, "dog")]
-    assert [vote.request_id for vote in votes(tmp_path)] == [answer["id"], "req_2"]
+    assert [vote.request_id for vote in read_votes(tmp_path)] == [answer["id"], "req_2"]
 
 
-def test_the_last_word_on_an_image_counts(http: TestClient, tmp_path: Path) -> None:
-    """Another class replaces the first, also of the same file in another request; a bare thumb down takes it back."""
+def test_the_last_vote_on_an_image_counts(http: TestClient, tmp_path: Path) -> None:
+    """A later class replaces an earlier one, also across requests; a vote without a class withdraws its own."""
     say(http, PHOTO, label="cow")
     say(http, PHOTO, label="dog")
-    assert [each.label for each in labeled(tmp_path)] == ["dog"]
+    assert [image.label for image in labeled_images(tmp_path)] == ["dog"]
     say(http, PHOTO, request_id="req_2", label="eel")
-    assert [each.label for each in labeled(tmp_path)] == ["eel"]
+    assert [image.label for image in labeled_images(tmp_path)] == ["eel"]
     say(http, request_id="req_2", correct=False)
-    assert [each.label for each in labeled(tmp_path)] == ["dog"]
+    assert [image.label for image in labeled_images(tmp_path)] == ["dog"]
 
 
 @pytest.mark.parametrize(
@@ -129,23 +130,25 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
         Feedback(FeedbackConfig(folder=str(tmp_path / "file" / "x")))
 
 
-def test_odd_names_of_classes_stay_inside(tmp_path: Path) -> None:
+def test_odd_class_names_stay_inside_the_folder(tmp_path: Path) -> None:
+    """Dots, slashes and non-ASCII letters are encoded; different classes have different folders."""
     kept = Feedback(FeedbackConfig(folder=str(tmp_path), keep_images=True))
     for label in ("..", "a/b", ".hidden", "jack-o'-lantern", "café", "%2E"):
         said = Vote(time=0, request_id=label, index=0, correct=None, label=label, version=None, caller=None, image=None)
         kept.keep(said, (label.encode(), "png"))
-        assert Labeled(*next(each for each in labeled(tmp_path) if each.label == label)).path.parents[2] == tmp_path
-    assert len({folder_of(label) for label in ("%2E", ".", "é", "%C3%A9")}) == 4
-    assert folder_of(LABELS[0]) == LABELS[0]
+        assert next(image for image in labeled_images(tmp_path) if image.label == label).path.parents[2] == tmp_path
+    assert len({class_folder(label) for label in ("%2E", ".", "é", "%C3%A9")}) == 4
+    assert class_folder(LABELS[0]) == LABELS[0]
 
 
-def test_what_is_no_feedback_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no feedback"):
-        labeled(tmp_path)
+def test_a_folder_without_feedback_is_refused(tmp_path: Path) -> None:
+    """The error names the folder, or the file that is not a vote."""
+    with pytest.raises(DatasetError, match="is not a feedback folder"):
+        labeled_images(tmp_path)
     (tmp_path / "votes").mkdir()
     (tmp_path / "votes" / "1.json").write_text("{")
-    with pytest.raises(ValueError, match=r"1\.json is no vote"):
-        labeled(tmp_path)
+    with pytest.raises(DatasetError, match=r"1\.json is not a vote"):
+        labeled_images(tmp_path)
 
 
 def test_it_is_described(http: TestClient) -> None:
