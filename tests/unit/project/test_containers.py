@@ -111,13 +111,16 @@ def test_no_secret_goes_into_a_layer() -> None:
                 copied |= set(rest.split()[:-1])
             if keyword in ("ARG", "ENV"):
                 assert not SECRET.search(rest), rest
-    assert copied == allowed
+    assert {path.split("/")[0] for path in copied} == allowed
     assert not any(SECRET.search(str(service.get("environment", ""))) for service in SERVICES.values())
 
 
-def test_the_page_gets_none_of_the_service() -> None:
+def test_the_page_gets_one_module_of_the_service() -> None:
+    """The page's image contains the evaluation metrics, which need numpy only, and no other code of the service."""
     sources = [rest for keyword, rest in instructions("AS page") if keyword == "COPY"]
-    assert not any("serve_app" in rest or "serve.txt" in rest for rest in sources)
+    assert [rest for rest in sources if "serve_app" in rest or "serve.txt" in rest] == [
+        "serve_app/__init__.py serve_app/classification_metrics.py serve_app/"
+    ]
 
 
 def test_what_the_images_install_is_pinned() -> None:
