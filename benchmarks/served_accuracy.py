@@ -1,8 +1,8 @@
-"""Accuracy of a running service on a labeled folder, and its agreement with plain torchvision.
+"""Measure a running service's accuracy on labeled images, and its agreement with plain torchvision.
 
-``python benchmarks/served_accuracy.py DATA [--url …] [--weights demo]`` posts every image of the
-ImageFolder DATA over HTTP and classifies the same files with torchvision's own transforms and
-model, unbatched tricks and folding left out.
+``python benchmarks/served_accuracy.py DATA [--url …] [--weights demo]`` posts every image of DATA over HTTP. It
+classifies the same files with torchvision's transforms and its unmodified ResNet-18, without the service's batching
+and folding.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PER_REQUEST = 64
 
 
 def plain_transform(path: Path, transform: ImageTransform) -> torch.Tensor:
-    """What torchvision's ImageClassification preset makes of a file: float32, (3, H, W)."""
+    """Return what torchvision's ImageClassification preset makes of a file: float32, (3, H, W)."""
     image = tv.resize(Image.open(path).convert("RGB"), [transform.resize_px], antialias=True)
     cropped = tv.center_crop(image, [transform.crop_px])
     return tv.normalize(tv.to_tensor(cropped), list(transform.mean), list(transform.std))
 
 
 def served_scores(http: httpx2.Client, paths: list[Path], classes: int) -> np.ndarray:
-    """Scores by class id from the service: float64, (N, classes)."""
+    """Return the service's scores by class id: float64, (N, classes)."""
     files = [("images", (path.name, path.read_bytes())) for path in paths]
     results = http.post("/v1/classify", files=files, params={"top_k": classes}).raise_for_status().json()["results"]
     scores = np.zeros((len(paths), classes))
@@ -44,11 +44,13 @@ def served_scores(http: httpx2.Client, paths: list[Path], classes: int) -> np.nd
 
 
 def main() -> None:
-    """Command line."""
+    """Print images, both accuracies, agreement and largest score difference as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--weights", default="demo", help="what the service serves: a name or a .safetensors file")
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder with a sub-folder of images per class, or CSV")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="URL of the API")
+    parser.add_argument(
+        "--weights", default="demo", help="weights that the service serves: a name or a .safetensors file"
+    )
     options = parser.parse_args()
     model, card = load_model(spec_of(options.weights))
     files, labels = list_images(options.data, card.labels)

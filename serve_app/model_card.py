@@ -95,12 +95,8 @@ class ModelCard(FrozenModel):
     training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
     metrics: dict[str, Any] = Field(default_factory=dict, description="What was measured, on what.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
-    calibration: Calibration | None = Field(
-        default=None, description="Written by `python -m serve_app.training.calibrate`."
-    )
-    int8: Int8Calibration | None = Field(
-        default=None, description="Written by `python -m serve_app.inference.quantize`."
-    )
+    calibration: Calibration | None = Field(default=None, description="Written by `serve-app calibrate`.")
+    int8: Int8Calibration | None = Field(default=None, description="Written by `serve-app quantize`.")
 
     @property
     def temperature(self) -> float:

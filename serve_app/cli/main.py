@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from serve_app.cli.calibrate import calibrate
+from serve_app.cli.evaluate import evaluate
+from serve_app.cli.publish import publish
+from serve_app.cli.quantize import quantize
 from serve_app.cli.run import run
+from serve_app.cli.train import train
 
 app = typer.Typer(
     name="serve-app",
@@ -13,6 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(run)
+app.command()(train)
+app.command()(evaluate)
+app.command()(calibrate)
+app.command()(publish)
+app.command()(quantize)
 
 
 @app.callback()

@@ -1,17 +1,19 @@
-"""Your own classes: labeled images in, published weights that know them out.
+"""Train a ResNet-18 on your own classes: labeled images go in, calibrated and measured weights come out.
 
-data       files with labels -> one uint8 tensor in memory
-report     DATA -> what trains and what is held out, and what is wrong with it
-recipe     everything that decides the result, and its defaults
-augment    a batch of stored images -> a batch of random training crops
-team       the workers that share each batch
-trainer    model, moving average, optimiser: steps, validation, checkpoints
-loop       the training loop: seeded, resumable, alone or in a team
-workers    the loop on several processes, by Ray Train
-predict    labeled files -> scores, through the serving code
-metrics    scores and the truth -> numbers; pictures draws them
-calibrate  temperature and threshold, fitted on held-out images
-evaluate   weights + labeled images -> numbers and pictures
-publish    weights and card under a name of their own, in a folder or bucket
-fit        the command that does it all
+The files, in the order in which the images meet them:
+
+data         labeled files -> one uint8 tensor in memory
+split        DATA -> training, validation and test images, with warnings about them
+recipe       hyperparameters and their defaults
+augment      stored images -> random training crops
+worker_group the processes that share each batch
+trainer      model, moving average, optimizer: steps, validation, checkpoints
+loop         the seeded, resumable training loop
+distributed  the loop on several processes, by Ray Train
+predict      labeled files -> scores, through the serving code
+plots        learning curve, confusion matrix, reliability diagram, mistakes
+calibrate    fit temperature and threshold on held-out images
+evaluate     weights and labeled images -> metrics and plots
+publish      copy weights and card into a registry
+train        all of it: `serve-app train`
 """

@@ -1,4 +1,4 @@
-"""A batch of stored images -> a batch of random training crops, in one pass on tensors."""
+"""Turn a batch of stored images into random training crops, on the device that trains."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training crop may stray from the stored image.
+    """Ranges from which each crop's geometry and colors are drawn.
 
     Attributes:
-        area: Range of the crop's area as a share of the image, drawn log-uniformly;
-            above 1 zooms out, with the image mirrored around its border.
-        aspect: Largest width/height ratio of the crop (and its inverse).
-        rotate_deg: Largest rotation either way, in degrees.
+        area: Range of the crop's area as a fraction of the image, drawn log-uniformly.
+            Above 1 the crop zooms out and mirrors the image around its border.
+        aspect: Largest width/height ratio of the crop, and of its inverse.
+        rotate_deg: Largest rotation in either direction, in degrees.
         color: Largest relative change of brightness, contrast and saturation.
-        sharpness: Range of the unsharp mask's amount; negative blurs.
+        sharpness: Range of the unsharp mask's amount; negative values blur.
         noise: Largest standard deviation of per-pixel noise, in units of 0-255.
-        gray: Share of images that lose their color.
+        gray: Fraction of images that become gray.
         flip: Mirror half of the images left to right.
     """
 
@@ -42,8 +42,8 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     Args:
         images: uint8, (N, 3, S, S), RGB, 0-255.
         crop_px: Side of the crops, in px.
-        options: How far to go.
-        generator: Source of all randomness, on the images' device; the same state gives the same crops.
+        options: Ranges to draw from.
+        generator: Random generator on the images' device; the same state gives the same crops.
 
     Returns:
         float32, (N, 3, crop_px, crop_px), channels-last in memory, values 0-255.
@@ -87,7 +87,7 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
 
 
 def _sharpen(pixels: Tensor, amount: Tensor) -> Tensor:
-    """Unsharp mask with a 3x3 binomial blur: ``amount`` > 0 sharpens, -1 leaves the blur alone."""
+    """Apply an unsharp mask with a 3x3 binomial blur: ``amount`` > 0 sharpens, -1 returns the blurred image."""
     kernel = pixels.new_tensor([1.0, 2.0, 1.0])
     kernel = (kernel[:, None] * kernel / 16).expand(3, 1, 3, 3)
     blurred = F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)

@@ -1,14 +1,7 @@
-"""Weights + held-out images -> the same weights with honest scores: a temperature and a threshold in their card.
-
-``python -m serve_app.training.calibrate WEIGHTS DATA OUT`` leaves the weights file in OUT, byte for byte, and
-its card. DATA is a folder or CSV of labeled images that trained nothing.
-"""
+"""Fit a temperature and an abstention threshold on held-out images, and write both into the weights' card."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,134 +9,113 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from serve_app.classification_metrics import (
+    DIGITS,
+    expected_calibration_error,
+    reliability_diagram,
+    wilson_lower_bound,
+)
 from serve_app.config import WeightsConfig
-from serve_app.errors import ServiceError
-from serve_app.inference.weights import load_model, republish, spec_of
+from serve_app.inference.weights import load_model, republish
 from serve_app.model_card import Calibration
-from serve_app.training.data import fingerprint, list_images
-from serve_app.training.metrics import ece, reliability
+from serve_app.training.data import fingerprint
 from serve_app.training.predict import predict
 
 PRECISION = 0.95
-KEPT = 0.95  # of the held-out images are to stay sure, where precision alone would let all be
-CAUTION = 1.645  # standard errors that precision keeps from its target: reached in 95 of 100 samples of that size
-LEAST = 1e-30  # a score of 0 has no logarithm
+MAX_SURE_SHARE = 0.95  # the threshold rejects at least 5 % of the held-out images
+WILSON_Z = 1.645  # one-sided 95 % confidence
+MIN_SCORE = 1e-30  # replaces scores of 0, which have no logarithm
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.2, 10
 
 
 def calibrate(
     spec: WeightsConfig, files: Sequence[tuple[Path, int]], precision: float, out: Path
 ) -> tuple[WeightsConfig, Calibration]:
-    """Fit temperature and threshold on images and publish the weights with them.
+    """Fit temperature and threshold on held-out images and write the weights with a new card.
 
     Args:
         spec: The weights.
-        files: Images that trained nothing, with their class ids.
-        precision: Share of the sure answers that are to be right.
+        files: Paths and class ids of images that were not used in training.
+        precision: Target accuracy of the answers above the threshold.
         out: Folder for the weights and their new card; may be the weights' own.
 
     Returns:
-        The weights published, and what was found.
+        The weights written, and the calibration in their card.
     """
     model, card = load_model(spec)
-    found = predict(model, card.model_copy(update={"calibration": None}), files)
-    temperature = round(fit_temperature(found.scores, found.targets), 4)
-    calibrated = tempered(found.scores, temperature)
-    right = calibrated.argmax(1) == found.targets
-    made = Calibration(
+    predictions = predict(model, card.model_copy(update={"calibration": None}), files)
+    temperature = round(fit_temperature(predictions.scores, predictions.targets), 4)
+    scores = apply_temperature(predictions.scores, temperature)
+    confidence, correct = scores.max(1), scores.argmax(1) == predictions.targets
+
+    def ece(confidence: np.ndarray) -> float:
+        return round(expected_calibration_error(reliability_diagram(confidence, correct)), DIGITS)
+
+    calibration = Calibration(
         temperature=temperature,
-        abstain_below=choose_threshold(calibrated.max(1), right, precision),
+        abstain_below=choose_threshold(confidence, correct, precision),
         precision=precision,
         images=len(files),
         fingerprint=fingerprint(files, card.labels),
-        ece=round(ece(reliability(calibrated.max(1), right)), 4),
-        ece_before=round(ece(reliability(found.scores.max(1), right)), 4),
+        ece=ece(confidence),
+        ece_before=ece(predictions.scores.max(1)),
     )
-    return republish(spec, card.model_copy(update={"calibration": made}), out), made
+    return republish(spec, card.model_copy(update={"calibration": calibration}), out), calibration
 
 
 def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The temperature that makes the truth likeliest (Guo et al., 2017).
+    """Return the temperature that minimizes the cross-entropy of the true classes.
 
     Args:
-        scores: float, (N, C), at temperature 1: their logarithms are logits as good as any.
-        targets: int, (N,).
+        scores: float, (N, C), at temperature 1. Their logarithms serve as logits: softmax ignores a constant.
+        targets: int, (N,): true class ids.
+
+    Source:
+        Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks" (2017), section 4.2.
     """
-    logits = torch.from_numpy(np.log(np.maximum(scores, LEAST))).double()
+    logits = torch.from_numpy(np.log(np.maximum(scores, MIN_SCORE))).double()
     truth = torch.from_numpy(targets)
-    sharpness = torch.zeros((), dtype=torch.float64, requires_grad=True)  # -log T: the loss is convex in its exponent
-    optimizer = torch.optim.LBFGS([sharpness], max_iter=100, line_search_fn="strong_wolfe")
+    log_inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # -log T keeps T positive
+    optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(logits * sharpness.exp(), truth)
+        value = functional.cross_entropy(logits * log_inverse.exp(), truth)
         value.backward()
         return value
 
     optimizer.step(loss)
-    # Without a single mistake the best would be 0: certain for ever. Few images are no reason for that.
-    return float(np.clip(np.exp(-sharpness.item()), 0.2, 10))
+    # Without a mistake in the images the optimum is 0, which would make every score 1.
+    return float(np.clip(np.exp(-log_inverse.item()), MIN_TEMPERATURE, MAX_TEMPERATURE))
 
 
-def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """What scores at temperature 1 become at another one."""
-    powers = np.maximum(scores, LEAST).astype(np.float64) ** (1 / temperature)
-    shares: np.ndarray = powers / powers.sum(1, keepdims=True)
-    return shares
+def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the scores, (N, C), that a temperature makes of scores at temperature 1."""
+    powers = np.maximum(scores, MIN_SCORE).astype(np.float64) ** (1 / temperature)
+    tempered: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return tempered
 
 
-def choose_threshold(confidence: np.ndarray, right: np.ndarray, precision: float) -> float | None:
-    """The least best score from which on answers are right often enough.
+def choose_threshold(confidence: np.ndarray, correct: np.ndarray, precision: float) -> float | None:
+    """Choose the lowest confidence above which answers reach the target precision.
 
-    Of those thresholds whose precision reaches the target with 95 % confidence (Wilson's lower
-    bound) it is the lowest; but not lower than what 95 % of the images reach, so that a model
-    that is right anyway still has a threshold for what it was never shown.
+    The precision counts as reached if Wilson's lower bound reaches it, that is with 95 % confidence. The threshold is
+    also at least the 5 % quantile of the confidence: a model that is right about all of its own classes still needs a
+    threshold for images of other classes.
 
     Args:
-        confidence: Best score of each held-out image.
-        right: Whether it was right.
-        precision: The target.
+        confidence: float, (N,): best score of each held-out image.
+        correct: bool, (N,): whether that class was the true one.
+        precision: Target accuracy of the answers above the threshold.
 
     Returns:
-        None if no threshold reaches the target.
+        The threshold, or None if no threshold reaches the target.
     """
     order = np.argsort(-confidence, kind="stable")
-    kept, hits = np.arange(1, len(order) + 1), np.cumsum(right[order])
-    share, slack = hits / kept, CAUTION**2 / kept
-    bound = (share + slack / 2 - np.sqrt(slack * share * (1 - share) + slack**2 / 4)) / (1 + slack)
-    ends = np.append(np.diff(confidence[order]) < 0, True)  # a threshold cannot part equal scores
-    good = np.flatnonzero((bound >= precision) & ends)
-    if not len(good):
+    kept, hits = np.arange(1, len(order) + 1), np.cumsum(correct[order])
+    distinct = np.append(np.diff(confidence[order]) < 0, True)  # a threshold cannot separate equal scores
+    reached = np.flatnonzero((wilson_lower_bound(hits, kept, WILSON_Z) >= precision) & distinct)
+    if not len(reached):
         return None
-    threshold = max(float(confidence[order[good[-1]]]), float(np.quantile(confidence, 1 - KEPT)))
-    return int(threshold * 1e4) / 1e4  # down, so that what was counted as sure is
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", metavar="WEIGHTS", help="imagenet, demo or a .safetensors file")
-    parser.add_argument("data", metavar="DATA", type=Path, help="labeled images that trained nothing: folder or CSV")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the weights and their new card")
-    parser.add_argument("--precision", type=share, default=PRECISION, help="share of sure answers that are to be right")
-    asked = parser.parse_args()
-    try:
-        spec = spec_of(asked.weights)
-        files, _ = list_images(asked.data, load_model(spec)[1].labels)
-        made, found = calibrate(spec, files, asked.precision, asked.out)
-    except (ServiceError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps(found.model_dump(), indent=2))
-    if found.abstain_below is None:
-        print(f"no threshold reaches a precision of {asked.precision} here: the default stays")
-    print(f"serve it with: weights: {{source: {Path(made.source).resolve()}, sha256: {made.sha256}}}")
-
-
-def share(text: str) -> float:
-    """Read a command line's share, between 0 and 1."""
-    if not 0 < (number := float(text)) < 1:
-        raise argparse.ArgumentTypeError("has to be between 0 and 1")
-    return number
-
-
-if __name__ == "__main__":
-    main()
+    threshold = max(float(confidence[order[reached[-1]]]), float(np.quantile(confidence, 1 - MAX_SURE_SHARE)))
+    return int(threshold * 1e4) / 1e4  # rounded down, so that every image counted above the threshold stays there

@@ -1,107 +1,83 @@
-"""Weights + labeled images -> how good they are, through the serving code: numbers and pictures.
-
-``python -m serve_app.training.evaluate WEIGHTS DATA --out FOLDER`` prints the numbers and leaves all of them
-(``evaluation.json``), confusion matrix, reliability diagram and worst mistakes as pictures in FOLDER.
-"""
+"""Measure weights on labeled images, through the serving code: metrics and plots."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serve_app.classification_metrics import in_top_k, summarize
 from serve_app.config import WeightsConfig
-from serve_app.errors import ServiceError
-from serve_app.inference.weights import load_model, republish, spec_of
+from serve_app.inference.weights import load_model, republish
 from serve_app.model_card import ModelCard
-from serve_app.training.data import Files, fingerprint, list_images
-from serve_app.training.metrics import summarize
-from serve_app.training.pictures import draw_confusion, draw_mistakes, draw_reliability
+from serve_app.training.data import LabeledFiles, fingerprint, list_images
+from serve_app.training.plots import plot_confusion, plot_mistakes, plot_reliability
 from serve_app.training.predict import Predictions, predict
 
-MISTAKES = 24
-LONG = ("reliability", "confusion", "mistakes")  # not printed, and not kept in a card
+MAX_MISTAKES = 24
+LONG_FIELDS = ("reliability", "confusion", "mistakes")  # in evaluation.json, but neither printed nor in a card
 
 
-def evaluate(spec: WeightsConfig, data: Path | Files) -> tuple[dict[str, Any], Predictions, ModelCard]:
-    """Classify labeled images as the service would.
+def evaluate(spec: WeightsConfig, data: Path | LabeledFiles) -> tuple[dict[str, Any], Predictions, ModelCard]:
+    """Classify labeled images as the service would, and compute the metrics.
 
     Args:
         spec: The weights.
-        data: An ImageFolder or CSV of the model's labels, or files with their class ids.
+        data: Class folders or a CSV with the model's labels, or paths and class ids.
 
     Returns:
-        As metrics.summarize gives them, with the data's ``fingerprint`` and ``mistakes``, worst first; what was
-        said of each image; the card.
+        The metrics (see classification_metrics.summarize; also the data's ``fingerprint``, the threshold in
+        ``abstain`` and the worst ``mistakes``), the scores of each image, and the card.
 
     Raises:
-        DatasetError: Not images of the model's classes, or a broken one, which is named.
-        WeightsError: The weights cannot be had.
+        DatasetError: A class is unknown to the model, or an image is broken; the message names it.
+        WeightsError: The weights cannot be loaded.
     """
     model, card = load_model(spec)
     files = list_images(data, card.labels)[0] if isinstance(data, Path) else data
-    found, labels = predict(model, card, files), card.labels
-    result = summarize(found.scores, found.targets, labels, card.abstain_below)
-    extra = {"fingerprint": fingerprint(files, labels), "mistakes": mistakes(found, labels)}
-    return result | extra, found, card
+    predictions, labels = predict(model, card, files), card.labels
+    scores, targets = predictions.scores, predictions.targets
+    confidence = scores.max(1)
+    sure = confidence >= card.abstain_below
+    metrics = summarize(targets, scores.argmax(1), confidence, in_top_k(scores, targets, 5), sure, labels)
+    metrics["abstain"] = {"below": card.abstain_below, **metrics["abstain"]}
+    metrics |= {"fingerprint": fingerprint(files, labels), "mistakes": worst_mistakes(predictions, labels)}
+    return metrics, predictions, card
 
 
-def mistakes(found: Predictions, labels: tuple[str, ...], most: int = MISTAKES) -> list[dict[str, Any]]:
-    """The wrong answers that were given with most confidence."""
-    best, confidence = found.scores.argmax(1), found.scores.max(1)
-    wrong = np.flatnonzero(best != found.targets)
+def worst_mistakes(predictions: Predictions, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return the wrong predictions with the highest scores, highest first."""
+    best, confidence = predictions.scores.argmax(1), predictions.scores.max(1)
+    wrong = np.flatnonzero(best != predictions.targets)
     return [
         {
-            "path": str(found.paths[i]),
-            "label": labels[found.targets[i]],
+            "path": str(predictions.paths[i]),
+            "label": labels[predictions.targets[i]],
             "predicted": labels[best[i]],
             "score": round(float(confidence[i]), 4),
         }
-        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+        for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
     ]
 
 
-def write(result: dict[str, Any], card: ModelCard, out: Path) -> None:
-    """Leave ``evaluation.json`` and the pictures in a folder, which is made if it is missing."""
+def write_evaluation(metrics: dict[str, Any], card: ModelCard, out: Path) -> None:
+    """Write ``evaluation.json`` and the plots into a folder, which is created if it is missing."""
     out.mkdir(parents=True, exist_ok=True)
-    whole = {"model": card.ref.model_dump(), **result}
-    (out / "evaluation.json").write_text(json.dumps(whole, indent=2) + "\n")
-    draw_confusion(result["confusion"], card.labels, out / "confusion.png")
-    draw_reliability(result["reliability"], result["ece"], out / "reliability.png")
-    draw_mistakes(result["mistakes"], out / "mistakes.png")
+    complete = {"model": card.ref.model_dump(), **metrics}
+    (out / "evaluation.json").write_text(json.dumps(complete, indent=2) + "\n")
+    plot_confusion(metrics["confusion"], card.labels, out / "confusion.png")
+    plot_reliability(metrics["reliability"], metrics["ece"], out / "reliability.png")
+    plot_mistakes(metrics["mistakes"], out / "mistakes.png")
 
 
-def short(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that fit on a screen."""
-    return {key: value for key, value in result.items() if key not in LONG}
+def record_metrics(spec: WeightsConfig, card: ModelCard, name: str, metrics: dict[str, Any]) -> None:
+    """Write the short metrics into the card of local weights, under ``metrics.<name>``."""
+    recorded = {**card.metrics, name: short_metrics(metrics)}
+    republish(spec, card.model_copy(update={"metrics": recorded}), Path(spec.source).parent)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", metavar="WEIGHTS", help="imagenet, demo or a .safetensors file")
-    parser.add_argument("data", metavar="DATA", type=Path, help="labeled images: folder or CSV")
-    parser.add_argument("--out", type=Path, help="folder for all numbers and the pictures")
-    parser.add_argument("--record", metavar="NAME", help="write the numbers under this name into the file's card")
-    asked = parser.parse_args()
-    try:
-        spec = spec_of(asked.weights)
-        if asked.record and spec.sha256 is None:
-            parser.error("--record needs a .safetensors file")
-        result, _, card = evaluate(spec, asked.data)
-        if asked.out:
-            write(result, card, asked.out)
-        if asked.record:
-            metrics = {**card.metrics, asked.record: short(result)}
-            republish(spec, card.model_copy(update={"metrics": metrics}), Path(spec.source).parent)
-    except (ServiceError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(json.dumps(short(result), indent=2))
-
-
-if __name__ == "__main__":
-    main()
+def short_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the metrics without the long fields."""
+    return {key: value for key, value in metrics.items() if key not in LONG_FIELDS}

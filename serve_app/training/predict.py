@@ -1,4 +1,4 @@
-"""Labeled files + weights -> the scores that the service would answer, through the serving code."""
+"""Classify labeled files through the serving code, so that the scores are those of the API."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of labeled images.
+    """A model's scores for labeled images.
 
     Attributes:
-        scores: float32, (N, C): by class id, as the API gives them.
-        targets: int64, (N,): the true class ids.
-        paths: The files.
+        scores: float32, (N, C): scores by class id, as the API returns them.
+        targets: int64, (N,): true class ids.
+        paths: The image files.
     """
 
     scores: np.ndarray
@@ -37,15 +37,15 @@ class Predictions:
 
 
 def predict(model: ResNet, card: ModelCard, files: Sequence[tuple[Path, int]]) -> Predictions:
-    """Classify files as the service does: the same opening, crop, runtime and head.
+    """Classify files as the service does: same decoding, crop, runtime and head.
 
     Args:
-        model: As weights.load_model gives it; changed in place.
-        card: Its card; its temperature counts.
-        files: Images with their true class ids.
+        model: As weights.load_model returns it; changed in place.
+        card: Its card, whose temperature is applied.
+        files: Paths and true class ids.
 
     Raises:
-        DatasetError: An image is broken; it is named.
+        DatasetError: An image is broken; the message names it.
     """
     engine, classes = ResNetEngine(model, card), len(card.labels)
 

@@ -1,4 +1,4 @@
-"""What is trained and how: everything that decides the result, and defaults for folders of any size."""
+"""The hyperparameters of a training run, and defaults for datasets of any size."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ from dataclasses import dataclass
 
 from serve_app.model_card import ModelCard
 
-HEAD_EPOCHS, EPOCHS = 4, 20  # of a small folder, from other weights
-IMAGES_SEEN = 40_000  # over all epochs of a larger one
-SCRATCH = ((96, 10), (128, 10))
-SCRATCH_PX = 160
-STORED = 1.15  # side of stored images over that of crops: room to shift
+HEAD_EPOCHS, EPOCHS = 4, 20  # for a small dataset, when fine-tuning
+IMAGES_SEEN = 40_000  # over all epochs of a larger dataset, when fine-tuning
+SCRATCH_SCHEDULE = ((96, 10), (128, 10))
+SCRATCH_STORE_PX, SCRATCH_SERVE_PX = 144, 160
+FINE_TUNING_PATIENCE = 5
+STORE_MARGIN = 1.15  # stored side over crop side, so that crops can shift
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, apart from the data.
+    """Everything that decides the result of a run, besides augmentation and the side of served images.
+
+    A checkpoint stores it. A run resumes only with an equal recipe.
 
     Attributes:
-        schedule: (crop_px, epochs) in order: small crops first are cheaper epochs.
+        schedule: (crop_px, epochs) in order; epochs with small crops cost less.
         store_px: Side at which images are kept in memory, in px.
         batch: Images per step, of all workers together.
-        peak_lr: Learning rate after warm-up; cosine to zero from there.
-        warm_up: Share of all steps that the learning rate rises over.
-        momentum: Of SGD (Nesterov).
-        weight_decay: On convolution and fc weights; never on norms and biases.
-        label_smoothing: Probability spread over the other classes.
-        ema: Decay per step of the weights' moving average, which is what is published.
-        validation: Share of the images kept out of training to watch progress and to calibrate.
-        seed: Of initial weights, split, order and augmentation.
-        bf16: Compute in bfloat16 where the processor is faster at it.
-        init_sha256: Of the weights that training starts from; none starts from scratch.
-        head_epochs: Of those in ``schedule``, how many at first train the last layer alone.
-        head_lr: Learning rate in those.
-        patience: Epochs without a better validation loss until it stops, and goes back to the best; 0 never stops.
-        data_sha256: Of the images and their labels.
+        peak_lr: Learning rate after warm-up; a cosine takes it to zero.
+        warm_up: Fraction of the steps over which the learning rate rises.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: For convolution and linear weights; norms and biases have none.
+        label_smoothing: Probability spread over all classes.
+        ema: Decay per step of the weights' moving average, which is published.
+        validation: Fraction of the images held out for early stopping and calibration.
+        seed: Seed of initial weights, split, order and augmentation.
+        bf16: Compute in bfloat16.
+        init_sha256: Hash of the weights that training starts from; None starts from scratch.
+        head_epochs: First epochs of ``schedule`` that train the last layer only.
+        head_lr: Learning rate in those epochs.
+        patience: Epochs without a better validation loss before training stops and takes the best epoch; 0 never
+            stops.
+        data_sha256: Fingerprint of the images and their labels.
         workers: Processes that share a batch.
     """
 
@@ -59,11 +63,11 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        """Epochs of all stages together."""
+        """Number of epochs in the schedule."""
         return sum(epochs for _, epochs in self.schedule)
 
     def crop_px(self, epoch: int) -> int:
-        """The side of the training crops in ``epoch`` (from 0)."""
+        """Return the side of the training crops in ``epoch``, counted from 0."""
         for px, epochs in self.schedule:
             if epoch < epochs:
                 return px
@@ -72,13 +76,13 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What a run does where its command does not say.
+class Hyperparameters:
+    """The settings whose default depends on the dataset; `serve-app train` overrides each by its option.
 
     Attributes:
         schedule, store_px, batch, peak_lr, validation, head_epochs, patience: See Recipe.
-        serve_px: Side at which the weights want their images.
-        area: See Augmentation.
+        serve_px: Side of the images that the service will feed the model, in px.
+        crop_area: See Augmentation.area.
     """
 
     schedule: tuple[tuple[int, int], ...]
@@ -89,22 +93,27 @@ class Defaults:
     validation: float
     head_epochs: int
     patience: int
-    area: tuple[float, float]
+    crop_area: tuple[float, float]
 
 
-def defaults(images: int, start: ModelCard | None) -> Defaults:
-    """Choose for so many images: from other weights gently and briefly, from scratch at length.
+def default_hyperparameters(images: int, init: ModelCard | None) -> Hyperparameters:
+    """Choose hyperparameters: few epochs at a low learning rate from other weights, many from scratch.
 
     Args:
-        images: All of them.
-        start: Of the weights that training starts from.
+        images: Number of images.
+        init: Card of the weights that training starts from; None starts from scratch.
     """
     validation = max(0.02, min(0.2, 1000 / images))
-    if start is None:
+    if init is None:
         batch = 128 if images >= 4096 else 32
-        return Defaults(SCRATCH, 144, SCRATCH_PX, batch, 0.1 * batch / 128, validation, 0, 0, (0.25, 1.5))
-    px, batch = start.transform.crop_px, 128 if images >= 20_000 else 32
+        peak_lr = 0.1 * batch / 128
+        return Hyperparameters(
+            SCRATCH_SCHEDULE, SCRATCH_STORE_PX, SCRATCH_SERVE_PX, batch, peak_lr, validation, 0, 0, (0.25, 1.5)
+        )
+    px, batch = init.transform.crop_px, 128 if images >= 20_000 else 32
     epochs = max(3, min(EPOCHS, IMAGES_SEEN // images))
-    head = max(1, HEAD_EPOCHS * epochs // EPOCHS)
-    schedule = ((px, head + epochs),)
-    return Defaults(schedule, int(px * STORED), px, batch, 0.04 * batch / 128, validation, head, 5, (0.4, 1.2))
+    head_epochs = max(1, HEAD_EPOCHS * epochs // EPOCHS)
+    schedule, peak_lr = ((px, head_epochs + epochs),), 0.04 * batch / 128
+    return Hyperparameters(
+        schedule, int(px * STORE_MARGIN), px, batch, peak_lr, validation, head_epochs, FINE_TUNING_PATIENCE, (0.4, 1.2)
+    )

@@ -1,37 +1,40 @@
-"""Model, its moving average and the optimiser: steps, validation, checkpoints."""
+"""Model, moving average and optimizer: training steps, validation, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
+import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
 
+from serve_app.errors import TrainingError
 from serve_app.files import whole
-from serve_app.training.data import LabeledImages
+from serve_app.training.data import ImageDataset
 from serve_app.training.recipe import Recipe
-from serve_app.training.team import Team
+from serve_app.training.worker_group import WorkerGroup
 
-# ImageNet's statistics: what torchvision's own weights use, and close enough for any photos.
+# ImageNet's statistics, as in torchvision's own weights; other photos differ little.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
+EMA_WARM_UP_STEPS = 10  # a larger number forgets the initial weights faster
 
 
 class Trainer:
-    """Model, its moving average and the optimiser, and where in the schedule they stand.
+    """A model, its moving average, its optimizer, and their position in the schedule.
 
     Attributes:
-        history: A row per epoch: what the learning curve shows.
-        best: The average of the epoch with the least validation loss, while patience asks for it.
+        history: A row per epoch, for the learning curve.
+        best: The moving average of the epoch with the lowest validation loss; empty without patience.
     """
 
     def __init__(
@@ -40,101 +43,91 @@ class Trainer:
         recipe: Recipe,
         steps_per_epoch: int,
         device: torch.device = CPU,
-        team: Team | None = None,
+        group: WorkerGroup | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
-        """Build an untrained model for ``labels``."""
+        """Build a model for ``labels`` with random weights."""
         torch.manual_seed(recipe.seed)
-        self.recipe, self.steps_per_epoch, self.device, self.team = recipe, steps_per_epoch, device, team or Team()
+        self.recipe, self.steps_per_epoch, self.device = recipe, steps_per_epoch, device
+        self.group = group or WorkerGroup()
         self.model = resnet18(num_classes=len(labels), zero_init_residual=True)
         self.model.to(device, memory_format=torch.channels_last)
-        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.average = AveragedModel(self.model, multi_avg_fn=_ema_with_warm_up(recipe.ema), use_buffers=True).eval()
+        self.average.n_averaged.fill_(1)  # the initial weights count; at 0 the first update would replace them
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}]
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=recipe.peak_lr,
-            momentum=recipe.momentum,
-            nesterov=True,
-        )
+        self.optimizer = torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
         self.step_count, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
-        self._weights = None if class_weights is None else class_weights.to(device)
+        self._class_weights = None if class_weights is None else class_weights.to(device)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """Take another model's weights; its last layer only if it has as many classes."""
+        """Copy another model's weights; the last layer only if it has as many classes."""
         own = self.model.state_dict()
         self.model.load_state_dict({k: state[k] if state[k].shape == v.shape else v for k, v in own.items()})
-        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.average.module.load_state_dict(self.model.state_dict())
 
     def learning_rate(self) -> float:
-        """Constant for the head alone; then linear warm-up, then cosine to zero."""
-        head = self.recipe.head_epochs * self.steps_per_epoch
-        if self.step_count < head:
+        """Return the learning rate: constant for the last layer only, then linear warm-up, then cosine to zero."""
+        head_steps = self.recipe.head_epochs * self.steps_per_epoch
+        if self.step_count < head_steps:
             return self.recipe.head_lr
-        done = (self.step_count - head) / (self.recipe.epochs * self.steps_per_epoch - head)
-        if done < self.recipe.warm_up:
-            return self.recipe.peak_lr * (done + 1e-3) / self.recipe.warm_up
-        return (
-            self.recipe.peak_lr
-            * 0.5
-            * (1 + math.cos(math.pi * (done - self.recipe.warm_up) / (1 - self.recipe.warm_up)))
-        )
+        progress = (self.step_count - head_steps) / (self.recipe.epochs * self.steps_per_epoch - head_steps)
+        peak, warm_up = self.recipe.peak_lr, self.recipe.warm_up
+        if progress < warm_up:
+            return peak * (progress + 1e-3) / warm_up
+        return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
     def step(self, crops: Tensor, targets: Tensor) -> float:
-        """One optimiser step on float32 crops (N, 3, H, W) in 0-255; returns the loss."""
+        """Take one optimizer step and return the loss.
+
+        Args:
+            crops: float32, (N, 3, H, W), RGB, 0-255: this worker's part of the batch.
+            targets: int64, (N,): class ids.
+        """
         self._freeze(self.step_count < self.recipe.head_epochs * self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = self.learning_rate()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
             logits = self.model((crops - self.mean) / self.std)
-        loss = F.cross_entropy(logits.float(), targets, self._weights, label_smoothing=self.recipe.label_smoothing)
+        smoothing = self.recipe.label_smoothing
+        loss = F.cross_entropy(logits.float(), targets, self._class_weights, label_smoothing=smoothing)
         self.optimizer.zero_grad()
         loss.backward()
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        self.team.average([*gradients, *(b for b in self.model.buffers() if b.is_floating_point())])
+        self.group.average([*gradients, *(b for b in self.model.buffers() if b.is_floating_point())])
         self.optimizer.step()
         self.step_count += 1
-        with torch.no_grad():
-            # A short average at first, so that the untrained start is forgotten.
-            decay = min(self.recipe.ema, self.step_count / (self.step_count + 10))
-            for name, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
-                else:
-                    self.average[name].copy_(value)
+        self.average.update_parameters(self.model)
         return loss.item()
 
     @torch.no_grad()
-    def validate(self, images: LabeledImages, rows: Tensor, px: int) -> tuple[float, float]:
-        """Loss and top-1 of the averaged weights on some rows, whole images at ``px``."""
-        model = resnet18(num_classes=len(images.labels)).eval().to(self.device)
-        model.load_state_dict(self.average)
+    def validate(self, dataset: ImageDataset, rows: Tensor, px: int) -> tuple[float, float]:
+        """Return mean loss and top-1 accuracy of the moving average on some rows, resized to ``px``."""
         sums = torch.zeros(2, device=self.device)
-        for part in rows[self.team.rank :: self.team.size].split(self.recipe.batch):
-            pixels, targets = images.pixels[part].to(self.device).float(), images.targets[part].to(self.device)
+        for part in rows[self.group.rank :: self.group.size].split(self.recipe.batch):
+            pixels, targets = dataset.pixels[part].to(self.device).float(), dataset.targets[part].to(self.device)
             crops = F.interpolate(pixels, (px, px), mode="bilinear", antialias=True)
-            logits = model((crops - self.mean) / self.std)
-            sums += torch.stack(
-                (F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(1) == targets).sum())
-            )
-        self.team.average([sums])
-        loss, hits = (sums * self.team.size / len(rows)).tolist()
+            logits = self.average((crops - self.mean) / self.std)
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+            sums += torch.stack((loss, (logits.argmax(1) == targets).sum()))
+        self.group.average([sums])
+        loss, hits = (sums * self.group.size / len(rows)).tolist()
         return loss, hits
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Keep a row of history and, with patience, the best weights."""
+        """Append a row of history and, with patience, keep the best weights."""
         self.history.append(row)
         if self.recipe.patience and self._epochs_since_best() == 0:
-            self.best = {name: value.clone() for name, value in self.average.items()}
+            self.best = {name: value.clone() for name, value in self.average.module.state_dict().items()}
 
     def stops(self) -> bool:
-        """Whether patience is at its end."""
-        least = self.recipe.head_epochs + self.recipe.patience
-        return 0 < self.recipe.patience <= self._epochs_since_best() and len(self.history) > least
+        """Return whether the validation loss has not improved for ``patience`` epochs."""
+        min_epochs = self.recipe.head_epochs + self.recipe.patience
+        return 0 < self.recipe.patience <= self._epochs_since_best() and len(self.history) > min_epochs
 
     def _epochs_since_best(self) -> int:
         losses = [row.get("validation_loss", 0.0) for row in self.history]
@@ -142,13 +135,14 @@ class Trainer:
 
     @property
     def result(self) -> dict[str, Tensor]:
-        """What to publish, on the CPU."""
-        return {name: value.cpu() for name, value in (self.best or self.average).items()}
+        """The state dict to publish, on the CPU."""
+        return {name: value.cpu() for name, value in (self.best or self.average.module.state_dict()).items()}
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()} | {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for i, parameter in enumerate(self._parameters()):
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
@@ -163,29 +157,32 @@ class Trainer:
             save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe.
+        """Continue from a checkpoint.
 
         Raises:
-            ValueError: The checkpoint belongs to another recipe, or to other data.
+            TrainingError: The checkpoint belongs to another recipe or to other data.
         """
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
-        mine = json.loads(json.dumps(asdict(self.recipe)))
-        if other := [name for name in mine if state["recipe"].get(name) != mine[name]]:
-            raise ValueError(
-                f"{path} was made with other settings ({', '.join(other)}); use those, another OUT, or --fresh"
+        recipe = json.loads(json.dumps(asdict(self.recipe)))
+        if different := [name for name in recipe if state["recipe"].get(name) != recipe[name]]:
+            raise TrainingError(
+                f"{path} was made with other settings ({', '.join(different)}); "
+                "use the same settings, another OUT, or --fresh"
             )
         tensors = load_file(path, str(self.device))
 
-        def pick(prefix: str) -> dict[str, Tensor]:
+        def with_prefix(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(pick("model."))
-        self.average, self.best, self.history = pick("average."), pick("best."), state["history"]
+        self.model.load_state_dict(with_prefix("model."))
+        self.average.module.load_state_dict(with_prefix("average."))
+        self.best, self.history = with_prefix("best."), state["history"]
         for i, parameter in enumerate(self._parameters()):
             if (buffer := tensors.get(f"momentum.{i}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.step_count, self.seconds = state["step"], state["seconds"]
+        self.average.n_averaged.fill_(self.step_count + 1)
 
     def _freeze(self, head_only: bool) -> None:
         self.model.train(not head_only)  # frozen batch norms keep their statistics
@@ -194,3 +191,18 @@ class Trainer:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _ema_with_warm_up(max_decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Build AveragedModel's update: an exponential moving average whose memory is short in the first steps."""
+
+    @torch.no_grad()
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], updates: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            decay = min(max_decay, int(updates) / (int(updates) + EMA_WARM_UP_STEPS))
+            get_ema_multi_avg_fn(decay)(list(averages), list(values), updates)
+        else:
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)  # the batch norms' step counters
+
+    return update

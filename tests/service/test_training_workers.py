@@ -1,4 +1,4 @@
-"""Training on two Ray Train workers, through the command that a user types."""
+"""`serve-app train --workers 2` on Ray Train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIONS = "--weights scratch --schedule 24:4 --store-px 24 --serve-px 24 --batch
 
 
 def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
-    """The same classes from the same images, each worker with half of every batch; the card says how many."""
+    """Two workers with half of every batch each learn the classes as one does; the card has their number."""
     for label, tint in (("green", (0, 200, 0)), ("red", (200, 0, 0))):
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(40):
@@ -25,7 +25,7 @@ def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
             (tmp_path / "data" / label / f"{i}.png").write_bytes(encode(picture, "PNG"))
     for workers in (1, 2):
         out = tmp_path / str(workers)
-        command = [sys.executable, "-m", "serve_app.training.fit", str(tmp_path / "data"), str(out)]
+        command = [sys.executable, "-m", "serve_app", "train", str(tmp_path / "data"), str(out)]
         subprocess.run([*command, *OPTIONS.split(), "--workers", str(workers)], check=True, timeout=300)
         spec = WeightsConfig(source=str(out / "model.safetensors"), sha256=sha256(out / "model.safetensors"))
         assert load_model(spec)[1].training["recipe"]["workers"] == workers

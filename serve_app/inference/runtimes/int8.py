@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PERCENTILE = 99.999  # of an activation's values, half of the rest cut off on either side
 METHOD = f"percentile {PERCENTILE}"
-COMMAND = "python -m serve_app.inference.quantize WEIGHTS IMAGES OUT"
+COMMAND = "serve-app quantize WEIGHTS IMAGES OUT"
 QUANTIZED = ("Conv", "Relu", "MaxPool", "Add")  # all but the normalization in front
 PADDING = 3  # of the first convolution
 CAREFUL = {"session.x64quantprecision": "1"}  # makes ONNX Runtime multiply without overflow, at half the speed

@@ -1,4 +1,4 @@
-"""int8 on a CPU: calibrated by images, measured, close to float32, refused in one sentence where it cannot be had."""
+"""int8 on a CPU: calibrated on images, measured, close to float32, refused with a reason where it cannot run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import torch
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 from torchvision.models import resnet18
+from typer.testing import CliRunner
 
+from serve_app.cli.main import app
 from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import DatasetError, EngineError
 from serve_app.http.app import create_app
@@ -23,7 +25,7 @@ from serve_app.inference import quantize as module
 from serve_app.inference import weights as weights_module
 from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.quantize import quantize
+from serve_app.inference.quantize import class_ids, fingerprint, quantize
 from serve_app.inference.runtimes import int8
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.onnx_graph import to_onnx
@@ -52,18 +54,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(weights: WeightsConfig, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
-    """Random weights, calibrated."""
-    return quantize(weights, photos, tmp_path_factory.mktemp("int8"), count=10)[0]
+def quantized(weights: WeightsConfig, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> WeightsConfig:
+    """Random weights, calibrated on ten photos."""
+    return quantize(weights, photos, tmp_path_factory.mktemp("int8"), count=10, held_out=99)[0]
 
 
 @pytest.fixture(scope="module")
-def engine(made: WeightsConfig) -> ResNetEngine:
-    return ResNetEngine(*load_model(made), INT8)
+def engine(quantized: WeightsConfig) -> ResNetEngine:
+    return ResNetEngine(*load_model(quantized), INT8)
 
 
 def items(spec: WeightsConfig, n: int = 8) -> list[ClassifyItem]:
-    """Photos that calibrated nothing."""
+    """Crops of photos that were not used for calibration."""
     transform = load_card(spec).transform
     photos = (make_photo(100 + i) for i in range(n))
     return [ClassifyItem(preprocess(photo, transform, 10**6).pixels, 10, "top") for photo in photos]
@@ -73,10 +75,10 @@ def by_class(answers: Sequence[Classification]) -> np.ndarray:
     return np.array([[s for _, s in sorted(zip(a.class_ids, a.scores, strict=True))] for a in answers])
 
 
-def test_the_weights_stay_and_the_card_gains_a_calibration(weights: WeightsConfig, made: WeightsConfig) -> None:
-    """The same bytes, the same card but for int8, and it holds what int8 costs."""
-    assert Path(made.source).read_bytes() == Path(weights.source).read_bytes()
-    card, before = load_card(made), load_card(weights)
+def test_the_weights_stay_and_the_card_gains_a_calibration(weights: WeightsConfig, quantized: WeightsConfig) -> None:
+    """The weights file keeps its bytes; the card gains the calibration and its cost, and nothing else changes."""
+    assert Path(quantized.source).read_bytes() == Path(weights.source).read_bytes()
+    card, before = load_card(quantized), load_card(weights)
     assert before.int8 is None
     assert card.model_copy(update={"int8": None}) == before
     assert card.int8 is not None
@@ -89,9 +91,9 @@ def test_the_weights_stay_and_the_card_gains_a_calibration(weights: WeightsConfi
 
 
 @pytest.mark.parametrize("which", ["random", "demo"])
-def test_int8_is_close_to_float32(made: WeightsConfig, which: str) -> None:
-    """On photos that calibrated nothing: nearly the same scores, and the same class on most."""
-    spec = made if which == "random" else DEMO
+def test_int8_is_close_to_float32(quantized: WeightsConfig, which: str) -> None:
+    """On other photos the scores differ by less than 0.1, and at most one best class differs."""
+    spec = quantized if which == "random" else DEMO
     batch = items(spec)
     exact, close = (
         by_class(ResNetEngine(*load_model(spec), engine).classify(batch))
@@ -101,24 +103,24 @@ def test_int8_is_close_to_float32(made: WeightsConfig, which: str) -> None:
     assert (exact.argmax(1) == close.argmax(1)).sum() >= len(batch) - 1
 
 
-def test_a_batch_equals_singles(engine: ResNetEngine, made: WeightsConfig) -> None:
-    """Sums of bytes are exact, so neighbours in a batch change nothing."""
-    batch = items(made)
-    alone = [engine.classify([item])[0] for item in batch]
-    assert np.abs(by_class(engine.classify(batch)) - by_class(alone)).max() < 1e-6
+def test_a_batch_equals_singles(engine: ResNetEngine, quantized: WeightsConfig) -> None:
+    """Integer sums are exact, so the other images of a batch change no score."""
+    batch = items(quantized)
+    singles = [engine.classify([item])[0] for item in batch]
+    assert np.abs(by_class(engine.classify(batch)) - by_class(singles)).max() < 1e-6
 
 
-def test_map_adds_up(engine: ResNetEngine, made: WeightsConfig) -> None:
+def test_the_map_explains_the_logit(engine: ResNetEngine, quantized: WeightsConfig) -> None:
     """The last layer is float32: mean(CAM_c) + b_c == logit_c."""
-    for answer in engine.classify(items(made)):
-        found = answer.activation_map
-        assert found is not None
-        assert abs(found.values.mean() + found.bias - found.logit) < 1e-3
+    for answer in engine.classify(items(quantized)):
+        heat_map = answer.activation_map
+        assert heat_map is not None
+        assert abs(heat_map.values.mean() + heat_map.bias - heat_map.logit) < 1e-3
 
 
-def test_every_convolution_is_in_bytes(made: WeightsConfig, tmp_path: Path) -> None:
-    """ONNX Runtime fuses convolution, ReLU and steps; one conversion at the start, one at the end."""
-    model, card = load_model(made)
+def test_every_convolution_is_int8(quantized: WeightsConfig, tmp_path: Path) -> None:
+    """ONNX Runtime fuses convolution, ReLU and quantization; it converts once at the start and once at the end."""
+    model, card = load_model(quantized)
     assert card.int8 is not None
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -131,10 +133,10 @@ def test_every_convolution_is_in_bytes(made: WeightsConfig, tmp_path: Path) -> N
     assert not {"Conv", "FusedConv", "Add", "Relu", "Sub", "Mul"} & set(kinds)
 
 
-def test_the_normalisation_moves_into_the_first_convolution(made: WeightsConfig) -> None:
-    """In float32 it gives the same features but for the first weights' rounding, at the borders too."""
-    model, card = load_model(made)
-    pixels = np.stack([item.pixels for item in items(made, 2)])
+def test_normalization_moves_into_the_first_convolution(quantized: WeightsConfig) -> None:
+    """In float32 the features stay the same up to rounding of the first weights, at the borders too."""
+    model, card = load_model(quantized)
+    pixels = np.stack([item.pixels for item in items(quantized, 2)])
     graph = to_onnx(fold(model), card.transform)
     expected = OnnxRuntime(graph.SerializeToString(), 1)(pixels)
     mean = np.rint(np.array(card.transform.mean) * 255).astype(np.uint8)
@@ -143,23 +145,23 @@ def test_the_normalisation_moves_into_the_first_convolution(made: WeightsConfig)
     assert (moved(int8.padded(pixels, np.zeros(3, np.uint8))) - expected).abs().max() > 0.05 * expected.max()
 
 
-def test_the_careful_way_gives_the_same(
-    engine: ResNetEngine, made: WeightsConfig, monkeypatch: pytest.MonkeyPatch
+def test_cpus_that_saturate_get_the_same_scores(
+    engine: ResNetEngine, quantized: WeightsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a CPU gets that overflows when it adds bytes: the same answers, more slowly."""
+    """A CPU whose 8-bit sums overflow uses slower instructions and computes equal scores."""
     monkeypatch.setattr(int8, "adds_bytes_exactly", lambda: False)
-    careful = ResNetEngine(*load_model(made), INT8)
-    batch = items(made)
+    careful = ResNetEngine(*load_model(quantized), INT8)
+    batch = items(quantized)
     assert np.array_equal(by_class(careful.classify(batch)), by_class(engine.classify(batch)))
 
 
-def test_no_calibration_is_one_sentence_with_the_command(weights: WeightsConfig) -> None:
-    with pytest.raises(EngineError, match=r"holds no calibration; make one with `python -m serve_app\.quantize W"):
+def test_a_missing_calibration_names_the_command(weights: WeightsConfig) -> None:
+    with pytest.raises(EngineError, match=r"holds no calibration; make one with `serve-app quantize W"):
         ResNetEngine(*load_model(weights), INT8)
 
 
-def test_a_calibration_of_another_graph_is_refused(made: WeightsConfig) -> None:
-    model, card = load_model(made)
+def test_a_calibration_of_another_graph_is_refused(quantized: WeightsConfig) -> None:
+    model, card = load_model(quantized)
     assert card.int8 is not None
     ranges = {name: limits for name, limits in card.int8.ranges.items() if name != "pooled"}
     other = card.model_copy(update={"int8": card.int8.model_copy(update={"ranges": ranges})})
@@ -177,32 +179,33 @@ def test_a_calibration_of_another_graph_is_refused(made: WeightsConfig) -> None:
         ("torch", "bf16", "bf16 needs a GPU"),
     ],
 )
-def test_what_no_runtime_has_is_one_sentence(made: WeightsConfig, runtime: Any, precision: Any, sentence: str) -> None:
+def test_an_unavailable_precision_is_one_sentence(
+    quantized: WeightsConfig, runtime: Any, precision: Any, sentence: str
+) -> None:
     with pytest.raises(EngineError, match=sentence) as caught:
-        ResNetEngine(*load_model(made), EngineConfig(runtime=runtime, precision=precision))
+        ResNetEngine(*load_model(quantized), EngineConfig(runtime=runtime, precision=precision))
     assert "\n" not in str(caught.value)
 
 
-def test_without_onnx_runtime_is_one_sentence(made: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnx_runtime_is_one_sentence(quantized: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
     with pytest.raises(EngineError, match="engine int8: ONNX Runtime is not installed here"):
-        ResNetEngine(*load_model(made), INT8)
+        ResNetEngine(*load_model(quantized), INT8)
 
 
 def test_the_demo_model_is_calibrated() -> None:
-    """Its card says what int8 costs on CIFAR-10's whole test split: less than half a point."""
+    """On CIFAR-10's whole test split, int8 costs the demo model less than half a point of accuracy."""
     card = load_card(DEMO)
-    assert card.int8 is not None
-    cost = card.int8.cost
+    cost = card.int8 and card.int8.cost
     assert cost is not None
-    assert cost.top1 is not None
     assert cost.images == 10_000
+    assert cost.top1 is not None
     assert cost.top1_fp32 == pytest.approx(card.metrics["cifar10-test"]["top1"], abs=0.001)
     assert cost.top1 > cost.top1_fp32 - 0.005
 
 
-def test_models_shows_the_cost_and_not_the_ranges(made: WeightsConfig) -> None:
-    with TestClient(create_app(LocalService(made, LimitsConfig()))) as http:
+def test_models_endpoint_shows_the_cost_and_not_the_ranges(quantized: WeightsConfig) -> None:
+    with TestClient(create_app(LocalService(quantized, LimitsConfig()))) as http:
         shown = http.get("/v1/models").json()["models"][0]["int8"]
     assert {"method", "images", "fingerprint", "cost"} == set(shown)
     assert shown["cost"]["images"] == PHOTOS - 10
@@ -214,10 +217,10 @@ def test_impossible_ranges_are_refused(limits: tuple[float, float]) -> None:
         Int8Calibration(method="", images=1, fingerprint="0" * 64, ranges={"pooled": limits})
 
 
-def test_held_out_images_calibrate_nothing(
+def test_measured_images_do_not_calibrate(
     weights: WeightsConfig, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Disjoint, by the seed, no more than asked for; another folder is measured on when given."""
+    """Both sets are disjoint, follow the seed and respect their sizes; --test replaces the measured set."""
     used: dict[str, set[Path]] = {}
     cost = Int8Cost(images=1, agreement=1, mean_score_difference=0, largest_score_difference=0)
 
@@ -236,44 +239,44 @@ def test_held_out_images_calibrate_nothing(
     first = used["calibrated"]
     assert (len(first), len(used["measured"])) == (8, 5)
     assert not first & used["measured"]
-    quantize(weights, photos, tmp_path, count=8, seed=1)
+    quantize(weights, photos, tmp_path, count=8, held_out=5, seed=1)
     assert used["calibrated"] != first
-    quantize(weights, photos, tmp_path, count=PHOTOS, test=photos / "ant")
+    quantize(weights, photos, tmp_path, count=PHOTOS, held_out=99, test=photos / "ant")
     assert used["measured"] == set((photos / "ant").iterdir())
 
 
-def test_unusable_folders_are_one_sentence(weights: WeightsConfig, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="none is left to measure on; add images, use --count or --test"):
-        quantize(weights, photos, tmp_path)
-    with pytest.raises(DatasetError, match="holds no images"):
-        quantize(weights, tmp_path / "none", tmp_path)
+def test_unusable_folders_are_refused(weights: WeightsConfig, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="none is left to measure on; add images, use a smaller --count, or --test"):
+        quantize(weights, photos, tmp_path, PHOTOS, 9)
+    with pytest.raises(DatasetError, match="contains no images"):
+        quantize(weights, tmp_path / "none", tmp_path, 1, 1)
     (tmp_path / "a.jpg").write_bytes(make_photo())
     (tmp_path / "b.jpg").write_bytes(make_photo()[:900])
     with pytest.raises(DatasetError, match=r"b\.jpg: the JPEG data is truncated or corrupt"):
-        quantize(weights, tmp_path, tmp_path, count=1)
+        quantize(weights, tmp_path, tmp_path, count=1, held_out=1)
 
 
-def test_folders_of_other_names_are_no_classes(made: WeightsConfig, photos: Path, tmp_path: Path) -> None:
-    card = load_card(made)
-    assert module.class_ids([photos / "bee" / "1.jpg", photos / "ant" / "0.jpg"], photos, card) == [1, 0]
-    assert module.class_ids([photos / "ant" / "0.jpg"], photos.parent, card) is None
-    assert module.class_ids([tmp_path / "0.jpg"], tmp_path, card) is None
+def test_class_ids_come_from_the_folders(quantized: WeightsConfig, photos: Path, tmp_path: Path) -> None:
+    card = load_card(quantized)
+    assert class_ids([photos / "bee" / "1.jpg", photos / "ant" / "0.jpg"], photos, card) == [1, 0]
+    assert class_ids([photos / "ant" / "0.jpg"], photos.parent, card) is None
+    assert class_ids([tmp_path / "0.jpg"], tmp_path, card) is None
 
 
-def test_the_fingerprint_is_of_names_and_contents(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_names_and_contents(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for root in (first, second):
         root.mkdir()
         for name in "ab":
             (root / name).write_bytes(name.encode())
-    found = module.fingerprint([first / "a", first / "b"], first)
-    assert module.fingerprint([second / "b", second / "a"], second) == found
+    expected = fingerprint([first / "a", first / "b"], first)
+    assert fingerprint([second / "b", second / "a"], second) == expected
     (second / "b").write_bytes(b"c")
-    assert module.fingerprint([second / "a", second / "b"], second) != found
+    assert fingerprint([second / "a", second / "b"], second) != expected
 
 
-def test_imagenets_numbers_become_safetensors_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torchvision's file cannot carry a card; its numbers stay float32."""
+def test_imagenets_weights_become_safetensors_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet's weights are republished as float32 safetensors with a card."""
     torch.manual_seed(0)
     state = resnet18().state_dict()
     monkeypatch.setattr(weights_module, "_imagenet_state", lambda: state)
@@ -283,17 +286,15 @@ def test_imagenets_numbers_become_safetensors_unchanged(tmp_path: Path, monkeypa
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_the_command(
-    made: WeightsConfig, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In place too: the file is not copied onto itself; what it prints can be served."""
-    folder = Path(made.source).parent
-    monkeypatch.setattr("sys.argv", ["quantize", made.source, str(photos), str(folder), "--count", "12"])
-    module.main()
-    printed = capsys.readouterr().out
-    assert f"weights: {{source: {made.source}, sha256: {made.sha256}}}" in printed
-    assert '"images": 4' in printed
-    assert sha256(Path(made.source)) == made.sha256
-    monkeypatch.setattr("sys.argv", ["quantize", made.source, str(photos / "none"), str(folder)])
-    with pytest.raises(SystemExit, match=r"error: .*holds no images"):
-        module.main()
+def test_the_command_can_write_in_place(quantized: WeightsConfig, photos: Path) -> None:
+    """OUT may be the weights' own folder: the file stays, and the printed line serves it."""
+    out = str(Path(quantized.source).parent)
+    result = CliRunner().invoke(app, ["quantize", quantized.source, str(photos), out, "--count", "12"])
+    assert result.exit_code == 0
+    assert f"weights: {{source: {quantized.source}, sha256: {quantized.sha256}}}" in result.stdout
+    assert '"images": 4' in result.stdout
+    assert sha256(Path(quantized.source)) == quantized.sha256
+    result = CliRunner().invoke(app, ["quantize", quantized.source, out, out])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "contains no images" in result.stderr

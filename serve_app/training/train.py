@@ -1,0 +1,188 @@
+"""Train weights for your own classes, calibrate them and measure them: what `serve-app train` runs."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import ResNet
+from tqdm import tqdm
+
+from serve_app.config import WeightsConfig
+from serve_app.errors import WeightsError
+from serve_app.inference.weights import load_model, publish, republish, spec_of
+from serve_app.model_card import ImageTransform, ModelCard
+from serve_app.training.augment import Augmentation
+from serve_app.training.calibrate import PRECISION, calibrate
+from serve_app.training.data import load_images
+from serve_app.training.evaluate import evaluate, short_metrics
+from serve_app.training.loop import TrainingRun, train_loop
+from serve_app.training.plots import plot_curve
+from serve_app.training.recipe import Hyperparameters, Recipe, default_hyperparameters
+from serve_app.training.split import describe_dataset, list_dataset, split_images, warn_of_leaks
+from serve_app.training.trainer import CPU, MEAN, STD, Trainer
+
+InitialModel = tuple[ResNet, ModelCard] | None  # None trains from scratch
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of `serve-app train`; its help describes each of them.
+
+    Attributes:
+        overrides: Values for Hyperparameters, by field name; the others get their default.
+        command: The command line, for the card.
+    """
+
+    data: Path
+    out: Path
+    weights: str = "auto"
+    workers: int = 1
+    precision: float = PRECISION
+    feedback: Path | None = None
+    skip_broken: bool = False
+    fresh: bool = False
+    seed: int = 0
+    bf16: bool = False
+    version: str | None = None
+    notes: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+
+def train(options: TrainOptions) -> WeightsConfig:
+    """Train, calibrate and measure; resume if OUT has a checkpoint.
+
+    Returns:
+        The weights written to ``OUT/model.safetensors``, with their card beside them.
+
+    Raises:
+        ServiceError: DATA, weights or checkpoint cannot be used; the message says why.
+        OSError: A file cannot be read or written.
+    """
+    listed = list_dataset(options.data, options.feedback)
+    init = load_initial_model(options.weights)
+    defaults = default_hyperparameters(len(listed.files), init[1] if init else None)
+    chosen = replace(defaults, **options.overrides)
+    dataset = load_images(listed.files, listed.labels, chosen.store_px, options.skip_broken)
+    # --skip-broken may have removed training files.
+    training = None if listed.training is None else len({*listed.files[: listed.training]} & {*dataset.files})
+    split = split_images(dataset, training, chosen.validation, options.seed)
+    warnings = warn_of_leaks(listed.test, dataset) if listed.test else []
+    tqdm.write("\n".join([*describe_dataset(dataset, split), *warnings]))
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.out / "checkpoint.safetensors"
+    if options.fresh:
+        checkpoint.unlink(missing_ok=True)
+    if not len(split.validation):
+        chosen = replace(chosen, patience=0)
+    chosen = replace(chosen, batch=min(chosen.batch, max(2, len(split.training))))
+    run = TrainingRun(
+        dataset,
+        split,
+        _recipe(options, chosen, init, dataset.fingerprint),
+        Augmentation(area=chosen.crop_area),
+        chosen.serve_px,
+        checkpoint,
+        init[0].state_dict() if init else None,
+    )
+    trainer = _run(run)
+    if trainer.history:
+        plot_curve(trainer.history, options.out / "curve.png")
+
+    spec, card = _publish(options, run, trainer, init)
+    metrics: dict[str, Any] = {}
+    if held_out := [dataset.files[row] for row in split.validation.tolist()]:
+        spec, calibration = calibrate(spec, held_out, options.precision, options.out)
+        card = card.model_copy(update={"calibration": calibration})
+        metrics["held-out"] = short_metrics(evaluate(spec, held_out)[0])
+    if listed.test:
+        metrics["test"] = short_metrics(evaluate(spec, listed.test)[0])
+    return republish(spec, card.model_copy(update={"metrics": metrics}), options.out)
+
+
+def load_initial_model(name: str) -> InitialModel:
+    """Load the weights to start from; ``auto`` is ImageNet's if they can be downloaded, else the demo's.
+
+    Raises:
+        WeightsError: The weights cannot be loaded.
+        OSError: The file does not exist.
+    """
+    if name == "scratch":
+        return None
+    if name == "auto":
+        try:
+            return load_model(WeightsConfig(source="imagenet"))
+        except WeightsError as error:
+            tqdm.write(
+                f"starting from the demo model, because ImageNet's weights are unavailable ({str(error)[:120]}…)"
+            )
+            name = "demo"
+    return load_model(spec_of(name))
+
+
+def _recipe(options: TrainOptions, chosen: Hyperparameters, init: InitialModel, data_sha256: str) -> Recipe:
+    device = _device()
+    return Recipe(
+        schedule=chosen.schedule,
+        store_px=chosen.store_px,
+        batch=chosen.batch,
+        peak_lr=chosen.peak_lr,
+        validation=chosen.validation,
+        seed=options.seed,
+        bf16=options.bf16 or (device.type == "cuda" and torch.cuda.is_bf16_supported()),
+        init_sha256=init[1].sha256 if init else None,
+        head_epochs=chosen.head_epochs,
+        patience=chosen.patience,
+        data_sha256=data_sha256,
+        workers=options.workers,
+    )
+
+
+def _run(run: TrainingRun) -> Trainer:
+    """Train in this process or with Ray Train, whose result is read from the checkpoint."""
+    if run.recipe.workers == 1:
+        return train_loop(run, _device())
+    from serve_app.training.distributed import train_distributed  # needs ray[train]; one worker does not
+
+    train_distributed(run, run.recipe.workers)
+    return train_loop(run, CPU)
+
+
+def _publish(
+    options: TrainOptions, run: TrainingRun, trainer: Trainer, init: InitialModel
+) -> tuple[WeightsConfig, ModelCard]:
+    """Write the trained weights and a card that says how they were made."""
+    dataset, px = run.dataset, run.serve_px
+    origin = {"init": init[1].model_dump(include={"version", "sha256", "training"})} if init else {}
+    card = publish(
+        trainer.result,
+        {
+            "name": "resnet18",
+            "version": options.version or f"{options.data.resolve().stem}-{datetime.date.today():%Y%m%d}",
+            "labels": dataset.labels,
+            "transform": ImageTransform(resize_px=px, crop_px=px, mean=MEAN, std=STD),
+            "training": {
+                "data": f"{options.data.name}: {len(dataset.paths)} images in {len(dataset.labels)} classes",
+                "command": options.command,
+                "seed": options.seed,
+                "minutes": round(trainer.seconds / 60, 1),
+                "recipe": asdict(trainer.recipe),
+                "augmentation": asdict(run.augmentation),
+                "torch": torch.__version__,
+                **origin,
+            },
+            "notes": options.notes,
+        },
+        options.out,
+    )
+    return WeightsConfig(source=str(options.out / "model.safetensors"), sha256=card.sha256), card
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
