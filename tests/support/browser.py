@@ -58,4 +58,4 @@ def page_server(**environment: str) -> Iterator[str]:
             assert any("URL:" in line for line in printed), "the page server ended before it printed its URL"
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.terminate()
+            process.kill()  # on SIGTERM the server waits for browsers to hang up, and the test's page is still open
