@@ -16,7 +16,7 @@ from serve_app.batcher import Batched, BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
 from serve_app.deadline import Deadline
 from serve_app.deployments.handles import MILLISECONDS, cores, log_with_serve, name_request, stay_on_loopback
-from serve_app.deployments.ray_internals import STEADY
+from serve_app.deployments.ray_internals import sticky_routing
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import whole
 from serve_app.inference.health import ModelHealth
@@ -34,7 +34,7 @@ TAGS = ("version",)
     max_ongoing_requests=64,
     max_queued_requests=1024,
     user_config={},
-    request_router_config=STEADY,
+    request_router_config=sticky_routing(),
 )
 class Classifier:
     """Stage 3: a model on one device, fed in batches."""
