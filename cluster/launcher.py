@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
-from serve_app.launcher.environment import every_node
+from serve_app.launcher.environment import read_ray_env
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
@@ -81,7 +81,7 @@ def render(settings: Settings, outputs: Mapping[str, str], private_key: Path, cl
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
     except (KeyError, ValueError) as error:
         raise ClusterError(f"{TEMPLATE.name}: no value for a placeholder ({error}); write $$ for a plain $") from None
-    environment = (f"--env={name}={value}" for name, value in every_node().items())
+    environment = (f"--env={name}={value}" for name, value in read_ray_env().items())
     config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray makes one line of them for a shell
     return check(config)
 

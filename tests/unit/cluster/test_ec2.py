@@ -141,7 +141,7 @@ def test_the_dashboard_listens_on_the_head_only(config: dict[str, Any]) -> None:
 def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
     options = shlex.split(" ".join(config["docker"]["run_options"]))
     assert "--env=RAY_SERVE_ENABLE_HA_PROXY=1" in options
-    assert {f"--env={name}={value}" for name, value in launcher.every_node().items()} <= set(options)
+    assert {f"--env={name}={value}" for name, value in launcher.read_ray_env().items()} <= set(options)
 
 
 def test_a_missing_program_is_named_before_anything_is_launched(
