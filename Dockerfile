@@ -69,21 +69,9 @@ RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
 COPY LICENSE .
 COPY configs configs
 COPY serve_app serve_app
-# configs/ray.env, for whatever starts Ray here (the launcher reads the file as well); a test compares them.
-ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
-    RAY_SERVE_HAPROXY_RETRY_ON="conn-failure empty-response" \
-    RAY_SERVE_HAPROXY_TUNE_BUFSIZE=1048576 \
-    SERVE_APP_INGRESS_REQUESTS=72 \
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.http.proxy_middleware:proxy_middleware \
-    RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
-    RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=67108864 \
-    RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5 \
-    RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=2 \
-    RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE=1 \
-    RAY_worker_niceness=0 \
-    RAY_AUTH_MODE=disabled \
-    RAY_USAGE_STATS_ENABLED=0
-# Before the first request, HAProxy's configuration is completed.
+# No copy of configs/ray.env here: `serve-app run` reads the file. Whoever runs `ray start` in this image hands it over:
+# compose.yaml with env_file, Kubernetes with envFrom, `python -m cluster` with --env, `docker run` with --env-file.
+# The program that Ray starts as HAProxy; it completes Ray's configuration first.
 RUN python -m serve_app.launcher.haproxy /usr/local/bin/serve-haproxy
 ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
 # `ray start` does not put /app on the import path of its workers; PYTHONPATH does, whichever command starts Ray.

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from serve_app.config import PredictionLogConfig
-from serve_app.launcher.environment import every_node
+from serve_app.launcher.environment import read_ray_env
 from serve_app.release.rollout import ServeApi, State, previous_config
 from tests.support import load
 from tests.support.configs import changed, local, tuned
@@ -57,7 +57,7 @@ def write_photos(folder: Path) -> Path:
 def serving(replicas: int, log: dict[str, Any] | None) -> Iterator[tuple[Running, ServeApi]]:
     """Run configs/local.yaml with ``replicas`` ingress replicas and this prediction log."""
     config = changed(tuned(local(), "Ingress", prediction_log=log), "Ingress", num_replicas=replicas)
-    with start(config, page=False, weights="config", environment=every_node()) as running:  # Ray as in production
+    with start(config, page=False, weights="config", environment=read_ray_env()) as running:  # Ray as in production
         yield running, ServeApi(running.dashboard)
 
 

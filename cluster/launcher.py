@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cluster.settings import ClusterError, Settings
-from serve_app.launcher.environment import every_node, free_port
+from serve_app.launcher.environment import free_port, read_ray_env
 from serve_app.paths import ROOT
 
 TEMPLATE = ROOT / "cluster" / "ec2.yaml"
@@ -74,7 +74,7 @@ def render_config(settings: Settings, outputs: Mapping[str, str], private_key: P
         ) from None
     except ValueError as error:
         raise ClusterError(f"{TEMPLATE.name}: {error}: write $$ for a plain $") from None
-    environment = (f"--env={name}={value}" for name, value in every_node().items())
+    environment = (f"--env={name}={value}" for name, value in read_ray_env().items())
     config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray joins the options into one shell command
     return validate(config)
 

@@ -1,4 +1,4 @@
-"""`serve-app run`: everything on this machine."""
+"""`serve-app run`: the service and its page on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_app.paths import ROOT
 
 
 class Host(StrEnum):
-    """Where API and page listen."""
+    """Address on which API and page listen."""
 
     LOOPBACK = "127.0.0.1"
     ANYWHERE = "0.0.0.0"
@@ -23,15 +23,18 @@ def run(
     weights: Annotated[
         str,
         typer.Option(
-            help="auto (imagenet if it can be downloaded within a minute, else demo), imagenet, demo, or config."
+            help="imagenet, demo, config (as the config file says), or auto: imagenet if its weights are cached or "
+            "download within a minute, else demo."
         ),
     ] = "auto",
-    host: Annotated[Host, typer.Option(help="Address on which API and page listen.")] = Host.LOOPBACK,
+    host: Annotated[
+        Host, typer.Option(help="Address on which API and page listen: this machine only, or everybody's.")
+    ] = Host.LOOPBACK,
     port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
     page_port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Start the page too.")] = True,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Whether to start the page too.")] = True,
 ) -> None:
     """Start Ray Serve and the page on this machine; Ctrl-C stops both."""
-    from serve_app.launcher import local  # after --help has been answered
+    from serve_app.launcher import local  # imports Ray's clients, which --help does not need
 
     local.main(config, weights, host.value, port, page_port if page else None)

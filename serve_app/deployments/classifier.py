@@ -16,7 +16,7 @@ from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
 from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
-from serve_app.deployments.ray_internals import STEADY, log_with_serve, set_request_id, stay_on_loopback
+from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
@@ -34,7 +34,7 @@ TAGS = ("version",)
     max_ongoing_requests=64,
     max_queued_requests=1024,
     user_config={},
-    request_router_config=STEADY,
+    request_router_config=sticky_routing(),
 )
 class Classifier:
     """Runs one model on one device."""
@@ -51,8 +51,7 @@ class Classifier:
             EngineError: The runtime cannot run here. Fails the deployment and the application.
         """
         enter_idle_scheduling()
-        stay_on_loopback()
-        log_with_serve()
+        self._check_ray = prepare_replica()
         # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
         from serve_app.inference.hot_swap import HotSwapModel
 
@@ -135,7 +134,9 @@ class Classifier:
 
         Raises:
             NotReadyError: The model gives no result, or its scores are not finite.
+            RuntimeError: See prepare_replica.
         """
+        self._check_ray()
         await self._health.check()
 
     async def _classify_blank(self) -> ClassifyResult:
@@ -180,7 +181,8 @@ class Classifier:
         except ServiceError as error:
             return error
         except Exception:
-            set_request_id(context)
+            if context:
+                set_request_id(context.request_id)
             log.exception("the model failed on image %s", context and context.index)
             return ServiceError("the model failed on this image; the server's log has the reason")
         result = done.value

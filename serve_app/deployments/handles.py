@@ -74,7 +74,8 @@ class HandleClient:
         self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
     ) -> list[ClassifyResult | ServiceError]:
         """Classify a group of images."""
-        set_request_id(requests[0].context)
+        if context := requests[0].context:
+            set_request_id(context.request_id)
         return await call(lambda: self._preprocessor.remote(requests, in_flight_hint), "preprocess")
 
     async def fetch_state(self) -> ModelState:

@@ -14,7 +14,7 @@ from serve_app.config import IngressConfig, parse
 from serve_app.deployments.handles import ApplicationClient, Handle, HandleClient
 from serve_app.deployments.job_actor import start_jobs
 from serve_app.deployments.metrics import IngressMetrics
-from serve_app.deployments.ray_internals import log_with_serve, stay_on_loopback
+from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys
@@ -43,8 +43,7 @@ class Ingress:
             preprocessor: First stage of the variant ``main``, if this application contains one.
         """
         enter_idle_scheduling()
-        stay_on_loopback()
-        log_with_serve()
+        self._check_ray = prepare_replica()
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
         self._metrics = IngressMetrics()
@@ -91,6 +90,14 @@ class Ingress:
         await self._resume_jobs()
         if self._closing_log and not config.prediction_log:  # the caller may read the rows when this returns
             await asyncio.wait({self._closing_log}, timeout=LOG_CLOSE_S)
+
+    async def check_health(self) -> None:
+        """Check that Ray works as this code expects; Ray Serve calls this before the first request, and then regularly.
+
+        Raises:
+            RuntimeError: See prepare_replica.
+        """
+        self._check_ray()
 
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any."""

@@ -11,7 +11,7 @@ import numpy as np
 from ray import serve
 
 from serve_app.deployments.handles import Handle, call, cores, ping
-from serve_app.deployments.ray_internals import log_with_serve, stay_on_loopback
+from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState
 from serve_app.model_card import ImageTransform
@@ -46,8 +46,7 @@ class Preprocessor:
             transform: Sizes of the crops.
         """
         enter_idle_scheduling()
-        stay_on_loopback()
-        log_with_serve()
+        self._check_ray = prepare_replica()
         self._classifier, self._transform = classifier, transform
         self._cores = cores()
         self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
@@ -71,6 +70,14 @@ class Preprocessor:
         good = [image for image in decoded if isinstance(image, _Preprocessed)]
         outcomes = iter(await self._classify(good, max(in_flight_hint, len(good))) if good else ())
         return [next(outcomes) if isinstance(image, _Preprocessed) else image for image in decoded]
+
+    async def check_health(self) -> None:
+        """Check that Ray works as this code expects; Ray Serve calls this before the first request, and then regularly.
+
+        Raises:
+            RuntimeError: See prepare_replica.
+        """
+        self._check_ray()
 
     async def ping(self) -> ModelState:
         """Return which model the next stage serves.

@@ -1,6 +1,7 @@
-"""Print which weights `make run` serves when nobody says: ImageNet's if they can be had, else the demo.
+"""Find out whether ImageNet's weights are available: cached, or downloadable now.
 
-A process of its own, so that the launcher needs no torch and a slow download can be cut off.
+``python -m serve_app.launcher.imagenet`` is a process of its own: the launcher needs no torch, and can stop a slow
+download. The image's build runs it to download the weights into the image.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ CONNECT_TIMEOUT_S = 3
 
 
 def main() -> None:
-    """Print ``imagenet`` when its weights are cached or could be downloaded."""
+    """Load the weights once; on failure exit with code 1 and the reason as last line of stderr."""
     try:
         if not imagenet_file().exists():
             socket.create_connection((urlsplit(IMAGENET.url).hostname, 443), CONNECT_TIMEOUT_S).close()
         load_model(WeightsConfig(source="imagenet"))
     except (OSError, WeightsError) as error:
         sys.exit(str(error))
-    sys.stdout.write("imagenet")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Start Ray Serve and the page on this machine, say where they are, and end them on Ctrl-C."""
+"""Start Ray Serve and the page on this machine, print their addresses, and stop both on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import httpx2
 import psutil
+import typer
 
-from serve_app.launcher.environment import ray_environment
-from serve_app.launcher.haproxy import LOOPBACK
-from serve_app.paths import ROOT
+from serve_app.console import say
+from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
+from serve_app.launcher.haproxy import LOOPBACK, error_file
+from serve_app.launcher.processes import (
+    StartError,
+    Terminated,
+    end,
+    ignore_interrupts,
+    page,
+    raise_on_signals,
+    wait_until_ok,
+)
 from serve_app.release import serve_config
 from serve_app.release.rollout import DeployError, ServeApi, previous_config
 from serve_app.release.serve_config import ConfigError
 
 DEPLOY_TIMEOUT_S = 300
 DOWNLOAD_TIMEOUT_S = 60
-PAGE_TIMEOUT_S = 60
-DRAIN_TIMEOUT_S = 35  # a request may take 30 (limits.deadline_s of the Ingress)
+DRAIN_TIMEOUT_S = 35  # a request may take 30 s (limits.deadline_s of the Ingress)
 LOG_TIMEOUT_S = 30
-STOP_TIMEOUT_S = 15
-
-
-class StartError(Exception):
-    """Why it could not start, in one sentence."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: stop, but finish the requests under way and write their rows first."""
 
 
 def main(config_file: Path, weights: str, host: str, port: int, page_port: int | None) -> None:
@@ -47,12 +45,12 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
 
     Args:
         config_file: Serve config file.
-        weights: ``auto``, ``imagenet``, ``demo``, or ``config`` for what the file says.
-        host: Where API and page listen.
-        port: Of the API.
-        page_port: Of the page; None starts no page.
+        weights: ``auto``, ``imagenet``, ``demo``, or ``config`` for the config file's choice.
+        host: Address on which API and page listen.
+        port: Port of the API.
+        page_port: Port of the page; None starts no page.
     """
-    end_on_signals()
+    raise_on_signals()
     started = time.monotonic()
     try:
         check_ports(PORT=port, **({} if page_port is None else {"PAGE_PORT": page_port}))
@@ -61,53 +59,50 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
             api, dashboard = stack.enter_context(serving(config, port, host))
             page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
             say(f"ready in {time.monotonic() - started:.0f} s")
-            print(
+            typer.echo(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
-                f"\n  Ctrl-C stops both. Live changes: make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}\n",
-                flush=True,
+                f"\n  Ctrl-C stops both. Live changes: make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}\n"
             )
             while True:
-                time.sleep(1)
+                signal.pause()
     except KeyboardInterrupt:
         pass
-    except (StartError, ConfigError, DeployError) as error:
+    except (StartError, ConfigError) as error:
         sys.exit(f"error: {error}")
 
 
-def say(what: str) -> None:
-    """Tell the user what is being done."""
-    print(f"· {what}", flush=True)
-
-
 def check_ports(**ports: int) -> None:
-    """Refuse to start where something listens already.
+    """Check that nothing listens on the ports of API and page.
+
+    Args:
+        ports: Each port, under the name of its variable of `make run`.
 
     Raises:
-        StartError: Names the port and the way out.
+        StartError: Names the port, the program that uses it and the way out.
     """
-    for flag, port in ports.items():
+    for variable, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((LOOPBACK, port))
             except OSError as error:
                 raise StartError(
                     f"port {port} cannot be used ({error.strerror}): stop {listener(port)}, "
-                    f"or choose another port with `make run {flag}=…`"
+                    f"or choose another port with `make run {variable}=…`"
                 ) from None
 
 
 def listener(port: int) -> str:
-    """Name what listens on a port; HAProxy outlives a service that was killed."""
+    """Name the program that listens on a port, often a HAProxy that outlived a killed service."""
     with contextlib.suppress(psutil.Error):
-        for each in psutil.net_connections("tcp"):
-            if each.status == psutil.CONN_LISTEN and each.laddr[1:2] == (port,) and each.pid:
-                return f"{psutil.Process(each.pid).name()} (process {each.pid})"
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
     return "the program that listens there"
 
 
 def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
-    """Read a Serve config file and fill in what the command line decides.
+    """Return a Serve config file with the port and the weights of the command line.
 
     Raises:
         ConfigError: The file is missing or no Serve config.
@@ -116,45 +111,48 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     if not config["applications"]:
         raise ConfigError(f"{path} cannot be read as a Serve config: its list of `applications` is empty")
     config["http_options"] = {**config.get("http_options", {}), "port": port}
-    alone = [app for app in config["applications"] if app.get("import_path") == serve_config.APP]
-    if alone and weights != "config":
+    # A config of several variants (other import paths) keeps the weights that the file gives each.
+    single_variant = [app for app in config["applications"] if app.get("import_path") == serve_config.APP]
+    if single_variant and weights != "config":
         chosen = choose_weights() if weights == "auto" else weights
-        for app in alone:  # several variants stay as the file has them
+        for app in single_variant:
             app["args"] = {**app.get("args", {}), "weights": chosen}
     return config
 
 
 def choose_weights() -> str:
-    """Return ``imagenet`` where its weights are cached or quickly downloaded, else ``demo``; say which."""
+    """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo``."""
+    command = [sys.executable, "-m", "serve_app.launcher.imagenet"]
     try:
-        command = [sys.executable, "-m", "serve_app.launcher.imagenet"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
-        reason = found.stderr.strip().rpartition("\n")[2]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        reason, found = f"not within {DOWNLOAD_TIMEOUT_S} s", None
-    if found is not None and found.returncode == 0:
-        say("weights: imagenet, one thousand classes")
-        return "imagenet"
-    say(f"weights: demo, ten everyday classes; ImageNet's cannot be had ({reason})")
+        reason = f"the download took more than {DOWNLOAD_TIMEOUT_S} s"
+    else:
+        if done.returncode == 0:
+            say("weights: imagenet, one thousand classes")
+            return "imagenet"
+        reason = done.stderr.strip().rpartition("\n")[2]
+    say(f"weights: demo, ten everyday classes; ImageNet's are not available ({reason})")
     return "demo"
 
 
 @contextlib.contextmanager
 def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator[tuple[str, str]]:
-    """Run a Ray of our own with this config; gives the addresses of API and Ray dashboard once both answer.
+    """Run a Ray of our own with this config.
+
+    Yields:
+        The URLs of the API and of the Ray dashboard, once both answer.
 
     Raises:
         ConfigError: The config is not valid.
-        DeployError: An application fails to deploy.
-        StartError: The API does not answer.
+        StartError: Ray or HAProxy does not start as intended, an application fails, or the API does not answer.
     """
     say("starting Ray")
-    ours: list[psutil.Process] = []
     folder = tempfile.TemporaryDirectory(prefix="serve-app-")
     try:
-        for name, value in ray_environment(Path(folder.name), host, port).items():
+        for name, value in ray_environment(Path(folder.name), host).items():
             os.environ.setdefault(name, value)
-        behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # it alone is to be reached, not the replicas
+        behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # replicas then listen on loopback only
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
 
@@ -164,14 +162,18 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        end_on_signals()  # Ray has put its own in their place
+        raise_on_signals()
+        check_node_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it so
         say("deploying ingress, preprocess and classify")
         dashboard = f"http://{context.dashboard_url}"
         serve_config.check(config)
         cluster = ServeApi(dashboard)
-        cluster.apply(config, DEPLOY_TIMEOUT_S)
+        try:
+            cluster.apply(config, DEPLOY_TIMEOUT_S)
+        except DeployError as error:  # Ray waits for HAProxy, and does not say why it fails
+            raise StartError(haproxy_failure() or str(error)) from None
         api = f"http://127.0.0.1:{port}"
-        wait_until(lambda: httpx2.get(f"{api}/readyz").status_code == 200, DEPLOY_TIMEOUT_S, "the API")
+        wait_until_ok(f"{api}/readyz", DEPLOY_TIMEOUT_S, "the API", haproxy_failure)
         try:
             yield api, dashboard
         except Terminated:
@@ -180,101 +182,58 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
             raise
     finally:
         say("stopping")
-        ours = psutil.Process().children(recursive=True)
-        with ignoring_interrupts():
+        children = psutil.Process().children(recursive=True)
+        with ignore_interrupts():
             with contextlib.suppress(Exception):  # a Ray that is half gone is ended below
                 ray.shutdown()
-            end(ours)
+            end(children)
         folder.cleanup()
 
 
-def drain() -> None:
-    """Shut the door: HAProxy takes no new requests, lets those under way finish, and ends.
+def check_node_address(address: str) -> None:
+    """Check that Ray keeps its node, and so its own ports, on loopback.
 
-    Taking the application away would stop all its stages at once, under the images that still need them.
+    Raises:
+        StartError: Ray took an address of the network.
     """
-    say("finishing the requests under way")
-    doors = [process for process in psutil.Process().children(recursive=True) if process.name() == "haproxy"]
-    for door in doors:
-        door.send_signal(signal.SIGUSR1)
-    psutil.wait_procs(doors, DRAIN_TIMEOUT_S)
+    if not address.startswith("127."):
+        raise StartError(
+            f"Ray listens on {address}, open to the network, although RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0: see "
+            "docs/security.md, and look in ray/_private/services.py for what sets the node's address"
+        )
+
+
+def haproxy_failure() -> str | None:
+    """Return why HAProxy cannot start, as the program in its place wrote it; None if it wrote nothing.
+
+    Ray moves HAProxy's files into a folder that it names after the node.
+    """
+    config = Path(os.environ[HAPROXY_CONFIG])
+    reasons = sorted(config.parent.rglob(error_file(config).name))
+    return reasons[0].read_text() if reasons else None
+
+
+def drain() -> None:
+    """Have HAProxy finish the requests in flight, take no new ones, and end.
+
+    Deleting the application would stop all stages at once, while images in flight still need them.
+    """
+    say("finishing the requests in flight")
+    proxies = [process for process in psutil.Process().children(recursive=True) if process.name() == "haproxy"]
+    for proxy in proxies:
+        proxy.send_signal(signal.SIGUSR1)  # HAProxy's soft stop
+    psutil.wait_procs(proxies, DRAIN_TIMEOUT_S)
 
 
 def close_log(cluster: ServeApi) -> None:
-    """Have the rows written that wait for the prediction log; Ray's own end takes them with the replicas."""
+    """Write the buffered rows of the prediction log; ray.shutdown() kills the replicas that buffer them."""
     try:
         config = previous_config(cluster.state())
-        tunings = [serve_config.user_config(app, "Ingress") for app in config["applications"]]
-        if logged := [tuning for tuning in tunings if tuning.get("prediction_log")]:
-            say("writing what waits for the prediction log")
-            for tuning in logged:
-                tuning["prediction_log"] = None
+        ingress_configs = [serve_config.user_config(app, "Ingress") for app in config["applications"]]
+        if logging_configs := [ingress for ingress in ingress_configs if ingress.get("prediction_log")]:
+            say("writing the buffered rows of the prediction log")
+            for ingress in logging_configs:
+                ingress["prediction_log"] = None
             cluster.apply(config, LOG_TIMEOUT_S)
     except DeployError as error:
         say(f"the prediction log lacks its last rows: {error}")
-
-
-@contextlib.contextmanager
-def page(api: str, port: int, host: str = LOOPBACK) -> Iterator[str]:
-    """Run the Streamlit page against an API; gives its address once it answers.
-
-    Raises:
-        StartError: It ended, or did not answer in time.
-    """
-    say("starting the page")
-    listen = [f"--server.address={host}", f"--server.port={port}"]
-    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *listen]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: httpx2.get(f"{url}/_stcore/health").status_code == 200, PAGE_TIMEOUT_S, "the page", process)
-        yield url
-    finally:
-        end([psutil.Process(process.pid)] if process.poll() is None else [])
-
-
-def wait_until(done: Any, timeout_s: float, what: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Poll until ``done()`` is true; connection errors count as not yet.
-
-    Raises:
-        StartError: Not in time, or the process ended meanwhile.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx2.HTTPError):
-            if done():
-                return
-        if process is not None and process.poll() is not None:
-            raise StartError(f"{what} ended with exit code {process.returncode}; its output is above")
-        time.sleep(0.2)
-    raise StartError(f"{what} did not answer within {timeout_s:.0f} s")
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Ask processes to end, wait, and kill what is left."""
-    for force in (False, True):
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill() if force else process.terminate()
-        _, processes = psutil.wait_procs(processes, STOP_TIMEOUT_S)
-
-
-@contextlib.contextmanager
-def ignoring_interrupts() -> Iterator[None]:
-    """Let the clean-up finish: an impatient second Ctrl-C would leave processes behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def end_on_signals() -> None:
-    """Stop in an orderly way on Ctrl-C, on SIGTERM and when the terminal closes; a background job ignores SIGINT."""
-    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, _interrupt)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

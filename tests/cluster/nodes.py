@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from serve_app.launcher.environment import apart, every_node, free_port
+from serve_app.launcher.environment import free_port, haproxy_files_and_ports, read_ray_env
 from tests.support.paths import ROOT
 
 START_TIMEOUT_S = 90
@@ -81,7 +81,9 @@ class Head(Node):
 
 
 def environment(files: Path, api_port: int) -> dict[str, str]:
-    """Return configs/ray.env plus the ports and files that two nodes on one machine cannot share."""
-    # The head uses http_options.port instead of this port.
-    own = {"PYTHONPATH": str(ROOT), "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port)}
-    return {**os.environ, **every_node(), **apart(files), **own}
+    """configs/ray.env, and what two nodes on one machine may not share."""
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
+    }  # the head keeps http_options.port
+    return {**os.environ, **read_ray_env(), **haproxy_files_and_ports(files), **own}

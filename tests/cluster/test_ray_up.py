@@ -200,7 +200,7 @@ def test_the_head_runs_our_image_and_then_ray(launched: Launched) -> None:
     commands = launched.commands()
     (run,) = [command for command in commands if "docker run" in command]
     assert f" --net=host {IMAGE} bash" in run
-    assert all(shlex.quote(f"--env={name}={value}") in run for name, value in launcher.every_node().items())
+    assert all(shlex.quote(f"--env={name}={value}") in run for name, value in launcher.read_ray_env().items())
     assert "--cap-drop=ALL" in run
     (start,) = [command for command in commands if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start

