@@ -433,9 +433,9 @@ def convolve_stem(
         while convolved < min(2 * y + 2, conv_side):
             for panel in range(0, conv.y_channels, PANEL):
                 weight, bias = conv.weight + 4 * panel * 7 * 21, conv.bias + 4 * panel
-                out = ring_start + 4 * (convolved % 3 * ring_row + conv.y_channels + panel)
+                conv_row = ring_start + 4 * (convolved % 3 * ring_row + conv.y_channels + panel)
                 window = image_start + 4 * 2 * convolved * image_row
-                product((window, 6, 7, 21, image_row, weight, bias, ZERO, out, conv.y_channels, conv_side))
+                product((window, 6, 7, 21, image_row, weight, bias, ZERO, conv_row, conv.y_channels, conv_side))
             convolved += 1
         above, middle = ring_start + 4 * (max(2 * y - 1, 0) % 3 * ring_row), ring_start + 4 * (2 * y % 3 * ring_row)
         below = ring_start + 4 * (min(2 * y + 1, conv_side - 1) % 3 * ring_row)
@@ -448,8 +448,8 @@ def convolve_stem(
 @jit_inlined
 def convolve_direct(conv: Any, first: int, count: int, thread: int, threads: int) -> None:
     """Convolve images directly (1 x 1 or 3 x 3, stride 2); threads share the panels of output channels."""
-    x_row, y_row = conv.x_width * conv.x_channels, conv.y_width * conv.y_channels
-    window_row = conv.window * conv.x_channels
+    x_row, window_row = conv.x_width * conv.x_channels, conv.window * conv.x_channels
+    y_row = conv.y_width * conv.y_channels
     first_window = (x_row + conv.x_channels) * (1 - conv.window // 2)
     lower_bound = ZERO if conv.relu else NO_LOWER_BOUND
     begin, end = part_bounds(conv.y_channels // PANEL, thread, threads)
@@ -486,8 +486,8 @@ def convolve_winograd(
             image = first + number // tiles_per_image
             y, x = number % tiles_per_image // tiles_per_row, number % tiles_per_row
             corner = conv.x + 4 * (image * conv.x_stride + OUTPUT_TILE * (y * x_row + x * x_channels))
-            out = tiles + 4 * (number - begin) * x_channels
-            input_transform((corner, x_row, x_channels, out, block_tiles * x_channels))
+            tile = tiles + 4 * (number - begin) * x_channels
+            input_transform((corner, x_row, x_channels, tile, block_tiles * x_channels))
         for element in range(INPUT_TILE * INPUT_TILE):
             a = tiles + 4 * element * block_tiles * x_channels
             for panel in range(begin_panel, end_panel):
