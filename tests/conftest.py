@@ -9,9 +9,9 @@ import pytest
 from serve_app.config import WeightsConfig
 from serve_app.release.serve_config import Config
 from tests.support.configs import local
-from tests.support.photos import encode, make_photo, make_picture  # noqa: F401 - until the tests import them from there
+from tests.support.photos import make_photo
 from tests.support.running import Running, start
-from tests.support.weights import LABELS, MEAN, STD, publish_random  # noqa: F401
+from tests.support.weights import publish_random
 
 
 @pytest.fixture(scope="session")

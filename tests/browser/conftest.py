@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.conftest import make_photo
 from tests.support.browser import CHROMIUM
+from tests.support.photos import make_photo
 
 TIMEOUT_MS = 60_000
 

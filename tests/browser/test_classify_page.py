@@ -10,9 +10,9 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, expect
 
 from serve_app.observability.feedback_store import labeled_images
-from serve_app.release.rollout import Cluster, previous_config
-from tests.conftest import make_photo
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, upload, wait_for_charts
+from tests.support.photos import make_photo
 from tests.support.running import Running
 
 pytestmark = NEEDS_CHROMIUM
@@ -134,7 +134,7 @@ def test_feedback_keeps_the_photo_under_its_right_class(
     page: Page, running: Running, files: list[Path], tmp_path: Path
 ) -> None:
     """Where the service keeps feedback, a thumb down and a class put the photo into the training set."""
-    cluster = Cluster(running.dashboard)
+    cluster = ServeApi(running.dashboard)
     before = previous_config(cluster.state())
     config = copy.deepcopy(before)
     deployments = config["applications"][0]["deployments"]

@@ -17,9 +17,9 @@ from serve_app.launcher.environment import free_port
 from serve_app.release.rollout import ServeApi
 from serve_app.release.serve_config import check, read
 from tests.cluster.nodes import Head, Node
-from tests.conftest import make_photo
 from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
+from tests.support.photos import make_photo
 
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 
@@ -103,13 +103,13 @@ def test_the_service_recovers_from_a_lost_node(folder: Path) -> None:
             time.sleep(5)
         failed = load.failed()
         last = max((request.at + request.ms / 1000 - killed for request in failed), default=0)
-        slowest_ms = max(request.ms for request in load.seen)
+        slowest_ms = max(request.ms for request in load.outcomes)
         print(
-            f"{len(load.seen)} requests, slowest {slowest_ms:.0f} ms; {len(failed)} failed, the last after {last:.1f} s"
+            f"{len(load.outcomes)} requests, slowest {slowest_ms:.0f} ms; {len(failed)} failed, last after {last:.1f} s"
         )
         outcomes = Counter(request.outcome[:100] for request in failed)
         print(f"two nodes again after {back_s:.0f} s; failures: {outcomes}")
-        assert len(load.seen) > RATE * 30
+        assert len(load.outcomes) > RATE * 30
         assert min((request.at - killed for request in failed), default=0) > -5
         assert last < RECOVERY_S
     finally:

@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 from playwright.sync_api import expect, sync_playwright
 
 from serve_app.launcher.environment import free_port
-from tests.conftest import make_photo
 from tests.support.paths import ROOT
+from tests.support.photos import make_photo
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PROJECT = "serve-app-test"

@@ -8,8 +8,8 @@ import zlib
 
 from PIL import Image
 
-from tests.conftest import encode, make_picture
 from tests.fuzz import bombs
+from tests.support.photos import encode, make_picture
 
 ODD_NUMBERS = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 

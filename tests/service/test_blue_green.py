@@ -11,9 +11,9 @@ import pytest
 
 from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config
-from tests.conftest import make_photo
 from tests.support.configs import tuned
 from tests.support.constant_load import ConstantLoad, Outcome
+from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S

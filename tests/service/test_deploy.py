@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx2
 
 from serve_app.release.rollout import ServeApi, failure_reason, previous_config
-from tests.conftest import make_photo, publish_random
 from tests.support.configs import tuned
+from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
+from tests.support.weights import publish_random
 
 
 def test_user_config_is_live(running: Running, cluster: ServeApi) -> None:

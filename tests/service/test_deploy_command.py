@@ -17,12 +17,12 @@ from serve_app.inference.weights import publish
 from serve_app.release.plan import Effect, plan
 from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config
-from tests.conftest import LABELS, MEAN, STD, make_photo, publish_random
 from tests.support.configs import changed, tuned, write
 from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
+from tests.support.photos import make_photo
 from tests.support.running import Running
-from tests.support.weights import publish_demo
+from tests.support.weights import LABELS, MEAN, STD, publish_demo, publish_random
 
 RATE = 15
 

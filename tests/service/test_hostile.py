@@ -9,9 +9,9 @@ import httpx2
 import pytest
 
 from serve_app.release.rollout import ServeApi, previous_config
-from tests.conftest import make_photo
 from tests.fuzz.http import attack, failures, replicas
 from tests.support.configs import tuned
+from tests.support.photos import make_photo
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
 

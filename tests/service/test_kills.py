@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from serve_app.release.rollout import ServeApi, previous_config
-from tests.conftest import make_photo
 from tests.support.bad_day import BadDay
 from tests.support.constant_load import ConstantLoad
+from tests.support.photos import make_photo
 from tests.support.processes import Tree
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S

@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 from serve_app.release.rollout import ServeApi, previous_config
-from tests.conftest import make_photo
 from tests.support.configs import tuned
 from tests.support.http_client import Client, format_requests
 from tests.support.load import closed_loop
 from tests.support.overload import Watch, outcomes
+from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S

@@ -17,9 +17,8 @@ from torchvision.transforms import functional as tv
 from serve_app.config import WeightsConfig
 from serve_app.inference.weights import load_model
 from serve_app.release.rollout import ServeApi, previous_config
-from tests.conftest import encode, make_photo, make_picture
 from tests.support.configs import tuned
-from tests.support.photos import STORED
+from tests.support.photos import STORED, encode, make_photo, make_picture
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S

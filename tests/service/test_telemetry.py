@@ -10,7 +10,7 @@ import httpx2
 import pyarrow.parquet as pq
 
 from serve_app.observability.feedback_store import read_votes
-from tests.conftest import make_photo
+from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import FullService
 from tests.support.trace_collector import Span

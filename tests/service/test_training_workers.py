@@ -11,7 +11,7 @@ from PIL import Image
 from serve_app.config import WeightsConfig
 from serve_app.inference.weights import load_model, sha256
 from serve_app.training.evaluate import evaluate
-from tests.conftest import encode, make_picture
+from tests.support.photos import encode, make_picture
 
 OPTIONS = "--weights scratch --schedule 24:4 --store-px 24 --serve-px 24 --batch 8 --peak-lr 0.05"
 

@@ -11,7 +11,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import make_photo
+from tests.support.photos import make_photo
 from tests.support.running import Running
 
 PHOTOS = [make_photo(seed, 500, 375) for seed in range(5)]

@@ -7,7 +7,7 @@ import stat
 import zipfile
 from collections.abc import Callable
 
-from tests.conftest import make_photo
+from tests.support.photos import make_photo
 
 AddEntry = Callable[[zipfile.ZipFile], None]
 ZIP_HEADER = {"content-type": "application/zip"}

@@ -25,8 +25,8 @@ from serve_app.batch.worker import Decoder, Predictor
 from serve_app.cli.main import app
 from serve_app.config import LimitsConfig, WeightsConfig
 from serve_app.inference.card import load_card
-from tests.conftest import make_photo
 from tests.support.paths import ROOT
+from tests.support.photos import make_photo
 
 IMAGES, BROKEN, SHARD = 200, 10, 10
 

@@ -17,7 +17,8 @@ from serve_app.deployments import preprocessor
 from serve_app.errors import DeadlineExceededError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RequestContext
 from serve_app.model_card import ImageTransform, ModelCard
-from tests.conftest import MEAN, STD, make_photo
+from tests.support.photos import make_photo
+from tests.support.weights import MEAN, STD
 
 TRANSFORM = ImageTransform(resize_px=112, crop_px=96, mean=MEAN, std=STD)
 CARD = ModelCard(name="resnet18", version="1", labels=("cat", "dog"), transform=TRANSFORM, sha256="0" * 64)

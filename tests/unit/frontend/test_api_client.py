@@ -10,8 +10,8 @@ from serve_app.config import KeysConfig, LimitsConfig
 from serve_app.errors import OverloadedError
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
-from tests.conftest import encode, make_photo, make_picture
 from tests.support.local_service import LocalService
+from tests.support.photos import encode, make_photo, make_picture
 
 
 def photos(n: int) -> list[Photo]:

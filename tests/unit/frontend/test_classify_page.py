@@ -12,8 +12,8 @@ from frontend.api_client import ApiClient, Photo
 from serve_app.config import FeedbackConfig
 from serve_app.errors import OverloadedError
 from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
-from tests.conftest import make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
 
 
 def upload(page: AppTest) -> AppTest:

@@ -17,8 +17,9 @@ from frontend.labeled_photos import LabelError, by_folder, class_table, compute_
 from serve_app.config import WeightsConfig
 from serve_app.http.app import create_app
 from serve_app.training.evaluate import evaluate
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 
 SCRIPT = """
 from frontend.views.evaluate import show_evaluate

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from frontend.components.heat_map import open_upright, overlay
-from tests.conftest import encode, make_picture
+from tests.support.photos import encode, make_picture
 
 MAX_PIXELS = 1_000_000
 

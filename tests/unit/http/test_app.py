@@ -19,8 +19,9 @@ from serve_app.errors import (
     ServiceError,
 )
 from serve_app.http.app import create_app
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 
 JPEG = {"content-type": "image/jpeg"}
 PHOTO = make_photo()

@@ -16,8 +16,8 @@ from serve_app.errors import RateLimitedError, UnauthorizedError
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.rate_limit import TokenBucket
-from tests.conftest import make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
 
 PHOTO = make_photo()
 ALICE, BOB = "key_of_alice", "key_of_bob"

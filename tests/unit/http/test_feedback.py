@@ -16,8 +16,9 @@ from serve_app.errors import DatasetError
 from serve_app.http.app import create_app
 from serve_app.observability.feedback_store import Feedback, Vote, class_folder, labeled_images, read_votes
 from serve_app.training.data import list_images
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 
 PHOTO = make_photo()
 

@@ -17,9 +17,9 @@ from serve_app.http.app import create_app
 from serve_app.http.oip_tensors import InferRequest
 from serve_app.http.proxy_middleware import proxy_middleware
 from serve_app.http.uploads import JsonBody, body_schema
-from tests.conftest import make_photo
 from tests.fuzz.requests import KINDS, broken
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
 
 
 @pytest.fixture(scope="module")

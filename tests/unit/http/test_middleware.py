@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from serve_app.config import AdmissionConfig, LimitsConfig, WeightsConfig
 from serve_app.http.app import create_app
-from tests.conftest import make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
 
 PHOTO = make_photo()
 PATHS = ("/v1/classify", "/predict", "/v2/models/resnet18/infer")

@@ -18,8 +18,9 @@ from starlette.testclient import TestClient
 from serve_app.config import WeightsConfig
 from serve_app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from serve_app.http.app import create_app
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 from tests.unit.http.test_oip_tensors import LENGTH, LIMITS, b64, binary, tensor
 
 PHOTOS = [make_photo(seed) for seed in range(3)]

@@ -12,7 +12,7 @@ from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.inference.hot_swap import HotSwapModel
 from serve_app.messages import ClassifyRequest
-from tests.conftest import LABELS, publish_random
+from tests.support.weights import LABELS, publish_random
 
 OTHER = ("gnu", "hen", "ibis", "jay")
 ITEMS = [ClassifyRequest(np.full((96, 96, 3), shade, np.uint8), 2) for shade in (0, 90, 255)]

@@ -34,8 +34,9 @@ from serve_app.inference.weights import load_model, republish, sha256
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import Int8Calibration, Int8Cost, ModelCard
 from serve_app.preprocessing.transform import preprocess
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 
 INT8 = EngineConfig(precision="int8")
 DEMO = WeightsConfig(source="demo")

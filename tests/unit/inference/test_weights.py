@@ -16,7 +16,7 @@ from serve_app.errors import WeightsError
 from serve_app.inference import weights as module
 from serve_app.inference.card import DEMO, load_card
 from serve_app.inference.weights import load_model, sha256
-from tests.conftest import LABELS, publish_random
+from tests.support.weights import LABELS, publish_random
 
 
 def fails(spec: WeightsConfig) -> str:

@@ -22,9 +22,9 @@ from serve_app.http.app import create_app
 from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, RequestContext
 from serve_app.model_card import ModelRef
 from serve_app.observability.prediction_log import RAW, PredictionLog
-from tests.conftest import make_photo
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
+from tests.support.photos import make_photo
 
 RESULT = ClassifyResult(
     class_ids=(3, 1),

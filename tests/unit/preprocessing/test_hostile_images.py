@@ -13,10 +13,10 @@ from PIL import Image
 
 from serve_app.preprocessing.decode import MAX_READS, MAX_SCANS
 from serve_app.preprocessing.transform import preprocess, to_rgb
-from tests.conftest import encode, make_picture
 from tests.fuzz import bombs
 from tests.fuzz.mutate import mutate, valid_files
 from tests.fuzz.watch import IMAGENET, decode, in_a_child
+from tests.support.photos import encode, make_picture
 
 LIMIT = 50_000_000
 SMALL = 4_000_000  # pixels that a test can afford

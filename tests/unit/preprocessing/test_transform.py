@@ -22,7 +22,8 @@ from serve_app.errors import (
 )
 from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.transform import preprocess
-from tests.conftest import MEAN, STD, encode, make_picture
+from tests.support.photos import STORED, encode, make_picture
+from tests.support.weights import MEAN, STD
 
 IMAGENET = ImageTransform(resize_px=256, crop_px=224, mean=MEAN, std=STD)
 SQUARE = ImageTransform(resize_px=96, crop_px=96, mean=MEAN, std=STD)
@@ -50,19 +51,6 @@ def test_equals_torchvision(size: tuple[int, int], transform: ImageTransform) ->
     assert ours.pixels.dtype == np.uint8
     assert ours.pixels.shape == (transform.crop_px, transform.crop_px, 3)
     assert mean_difference(ours.pixels, torchvision_crop(picture, transform)) < 1
-
-
-# EXIF orientation -> how to store an upright picture so that the tag turns it back.
-STORED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

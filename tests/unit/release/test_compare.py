@@ -11,8 +11,8 @@ import pytest
 from serve_app.release.compare import refuse_worse
 from serve_app.release.rollout import RefusedError
 from serve_app.release.serve_config import Config
-from tests.conftest import publish_random
 from tests.support.configs import tuned
+from tests.support.weights import publish_random
 
 
 def measured(folder: Path, version: str, top1: float, fingerprint: str = "f" * 64) -> tuple[Config, dict[str, Any]]:

@@ -26,8 +26,9 @@ from serve_app.training.calibrate import apply_temperature, calibrate, choose_th
 from serve_app.training.data import list_images
 from serve_app.training.evaluate import evaluate
 from serve_app.training.publish import publish_to
-from tests.conftest import LABELS, make_photo
 from tests.support.local_service import LocalService
+from tests.support.photos import make_photo
+from tests.support.weights import LABELS
 
 PHOTOS = 18
 

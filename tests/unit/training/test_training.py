@@ -30,7 +30,8 @@ from serve_app.training.recipe import Recipe, default_hyperparameters
 from serve_app.training.split import describe_dataset, list_dataset, split_images, warn_of_leaks
 from serve_app.training.train import TrainOptions, train
 from serve_app.training.trainer import Trainer
-from tests.conftest import LABELS, encode, make_picture
+from tests.support.photos import encode, make_picture
+from tests.support.weights import LABELS
 
 RECIPE = Recipe(((16, 1), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validation=0.1, head_epochs=1, patience=9)
 
