@@ -83,12 +83,12 @@ def test_the_last_vote_on_an_image_counts(http: TestClient, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("image", "body", "status", "sentence"),
     [
-        (None, {}, 400, "say `correct`"),
+        (None, {}, 400, "send `correct` (true or false)"),
         (None, {"correct": True, "index": -1}, 400, "index: Input should be greater than or equal to 0"),
         (None, {"correct": True, "lable": "cow"}, 400, "lable: unknown name"),
-        (None, {"label": "cwo"}, 422, "label: 'cwo' is no class of the model; near are cow"),
-        (None, {"label": "../../etc"}, 422, "is no class of the model"),
-        (PHOTO, {"correct": True}, 422, "name that as `label`"),
+        (None, {"label": "cwo"}, 422, "label: 'cwo' is not a class of the model; similar labels: cow"),
+        (None, {"label": "../../etc"}, 422, "is not a class of the model"),
+        (PHOTO, {"correct": True}, 422, "send the class as `label`"),
         (b"text", {"label": "cow"}, 415, "not a JPEG"),
         (PHOTO[:3000], {"label": "cow"}, 422, "truncated"),
         (bytes(200_001), {"label": "cow"}, 413, "the image has 200,001 bytes; the limit is 200,000 (0.2 MB)"),
@@ -106,7 +106,7 @@ def test_what_is_refused_leaves_nothing(
 def test_no_image_is_kept_without_consent(http: TestClient, service: LocalService, tmp_path: Path) -> None:
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path)))
     assert http.get("/v1/models").json()["feedback"] == {"keep_images": False}
-    assert "none is kept here" in say(http, PHOTO, label="cow").json()["detail"]
+    assert "this service keeps no images" in say(http, PHOTO, label="cow").json()["detail"]
     assert say(http, label="cow").status_code == 204
     assert list((tmp_path / "images").iterdir()) == []
 

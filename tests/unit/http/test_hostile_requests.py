@@ -24,7 +24,7 @@ from tests.support.photos import make_photo
 
 @pytest.fixture(scope="module")
 def app(weights: WeightsConfig) -> Any:
-    return create_app(LocalService(weights, LimitsConfig(max_body_bytes=2**20, deadline_s=0.3)))
+    return create_app(LocalService(weights, LimitsConfig(max_body_bytes=2**20, deadline_s=1.0)))
 
 
 async def ask(

@@ -175,11 +175,11 @@ def test_classification_as_triton_writes_it(http: TestClient) -> None:
 
 
 def test_what_a_client_sends_wrong_is_a_400(http: TestClient) -> None:
-    """The sentences are tested where they are made, in test_tensors.py."""
-    assert "should be JSON" in error(http.post(INFER, content=b"{"), 400)
+    """The sentences are tested where they are made, in test_oip_tensors.py."""
+    assert "not valid JSON" in error(http.post(INFER, content=b"{"), 400)
     assert "'eight' is not a number" in error(http.post(INFER, content=b"{}", headers={LENGTH: "eight"}), 400)
     br = {"content-encoding": "br"}
-    assert "'br': send gzip, deflate or none" in error(http.post(INFER, content=b"{}", headers=br), 400)
+    assert "'br' is not supported; send gzip, deflate or none" in error(http.post(INFER, content=b"{}", headers=br), 400)
 
 
 def test_too_much(http: TestClient) -> None:
@@ -201,8 +201,8 @@ def test_compressed_bodies(http: TestClient, coding: str, squeeze: Any) -> None:
     assert columns(http.post(INFER, content=squeezed, headers=headers)) == columns(http.post(INFER, **plain))
     for broken, says in (
         (squeezed[:-9], "ends before the end"),
-        (squeezed + b"x", "goes on after the end"),
-        (b"plain", f"not what its content encoding '{coding}' promises"),
+        (squeezed + b"x", "continues after the end"),
+        (b"plain", f"not valid {coding}, which its Content-Encoding declares"),
     ):
         assert says in error(http.post(INFER, content=broken, headers=headers), 400)
 
@@ -232,9 +232,9 @@ def test_what_the_server_does_wrong(http: TestClient, service: LocalService, fai
 
 
 def test_unknown_names_are_404_in_the_same_form(http: TestClient) -> None:
-    assert "there is 'resnet18'" in error(http.get("/v2/models/vgg"), 404)
-    assert "there is 'resnet18'" in error(http.post("/v2/models/vgg/infer", **binary(PHOTOS[0])), 404)
-    assert "there is 'random'" in error(http.get(f"{MODEL}/versions/2/ready"), 404)
+    assert "the model is 'resnet18'" in error(http.get("/v2/models/vgg"), 404)
+    assert "the model is 'resnet18'" in error(http.post("/v2/models/vgg/infer", **binary(PHOTOS[0])), 404)
+    assert "known versions: 'random'" in error(http.get(f"{MODEL}/versions/2/ready"), 404)
     assert "/docs" in error(http.get("/v2/nope"), 404)
     assert "/docs" in error(http.get(INFER), 405)
     assert http.get("/v2nope").headers["content-type"] == "application/problem+json"
