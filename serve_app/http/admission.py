@@ -151,11 +151,7 @@ class AdmissionController:
     def snapshot(self) -> dict[str, Any]:
         """Return the counts for GET /v1/status."""
         per_s = self._throughput.images_per_s
-        return {
-            "images": self.images,
-            "buffered_bytes": self.buffered_bytes,
-            "images_per_s": per_s and round(per_s, 1),
-        }
+        return {"images": self.images, "buffered_bytes": self.buffered_bytes, "images_per_s": per_s and round(per_s, 1)}
 
     def _busy(self) -> bool:
         return self.images >= self._config().stage_capacity

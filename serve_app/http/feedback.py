@@ -46,10 +46,7 @@ class FeedbackBody(BaseModel):
 
 SCHEMA = FeedbackBody.model_json_schema()
 FORM = {**SCHEMA, "properties": {**form_fields(SCHEMA), "image": IMAGE_BODY["schema"]}}
-BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}},
-}
+BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}}}
 
 
 def create_router(service: Service) -> APIRouter:

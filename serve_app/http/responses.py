@@ -9,15 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.responses import Response
 
 from serve_app.errors import OverloadedError, ServiceError
-from serve_app.http.schemas import (
-    ClassifyResponse,
-    Explanation,
-    ImageResult,
-    Prediction,
-    Problem,
-    Summary,
-    Uncertainty,
-)
+from serve_app.http.schemas import ClassifyResponse, Explanation, ImageResult, Prediction, Problem, Summary, Uncertainty
 from serve_app.messages import ActivationMap, ClassifyResult
 from serve_app.model_card import ModelRef
 
@@ -70,10 +62,7 @@ def to_problem(error: ServiceError, request_id: str | None) -> Problem:
 def problem_response(problem: Problem) -> Response:
     """Make a response of a problem, with Retry-After if a retry makes sense."""
     return Response(
-        problem.model_dump_json(exclude_none=True),
-        problem.status,
-        retry_headers(problem),
-        "application/problem+json",
+        problem.model_dump_json(exclude_none=True), problem.status, retry_headers(problem), "application/problem+json"
     )
 
 

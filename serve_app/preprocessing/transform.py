@@ -168,21 +168,13 @@ def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation:
     """
     width, height = image.size
     short, crop = min(width, height), transform.crop_px
-    resized = (
-        transform.resize_px * width // short,
-        transform.resize_px * height // short,
-    )
+    resized = (transform.resize_px * width // short, transform.resize_px * height // short)
     left, top = (round((side - crop) / 2.0) for side in resized)
     if orientation in (2, 3, 7, 8):  # upright left is the stored right edge
         left = resized[0] - crop - left
     if orientation in (3, 4, 6, 7):  # upright top is the stored bottom edge
         top = resized[1] - crop - top
     scale_x, scale_y = width / resized[0], height / resized[1]
-    box = (
-        left * scale_x,
-        top * scale_y,
-        min((left + crop) * scale_x, width),
-        min((top + crop) * scale_y, height),
-    )
+    box = (left * scale_x, top * scale_y, min((left + crop) * scale_x, width), min((top + crop) * scale_y, height))
     kept = image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
     return kept.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else kept
