@@ -41,7 +41,6 @@ class RequestSpan:
     """
 
     def __init__(self, tracer: Tracer, path: str, request_id: str, headers: Mapping[str, str]) -> None:
-        """Start the span, as a child of the client's span if the headers carry one."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

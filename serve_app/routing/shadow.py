@@ -31,7 +31,6 @@ class ShadowStats:
     """Counts the copies that are in flight, compared, failed and dropped."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._counts: Counter[str] = Counter()
 
     def reserve(self) -> bool:

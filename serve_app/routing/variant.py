@@ -55,7 +55,6 @@ class Variant:
     """
 
     def __init__(self, name: str, client: VariantClient, config: IngressConfig) -> None:
-        """Keep the connection; nothing is sent yet."""
         self.name = name
         self.state: ModelState | None = None
         self.unavailable_reason: str | None = None
