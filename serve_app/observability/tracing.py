@@ -34,7 +34,7 @@ def choose_exporter(environment: Mapping[str, str]) -> str | None:
 
 
 class RequestSpan:
-    """The span of one HTTP request, from its headers to the last byte of the response.
+    """The span of one HTTP request, a child of the client's span if the headers carry one.
 
     Attributes:
         traceparent: W3C trace context for the spans of the stages; None if the sampler left this request out.

@@ -25,11 +25,7 @@ class VariantClient(Protocol):
     async def send(
         self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
     ) -> list[ClassifyResult | ServiceError]:
-        """Classify images.
-
-        Args:
-            requests: A group of images.
-            in_flight_hint: See MicroBatcher.submit.
+        """Classify a group of images; ``in_flight_hint`` is that of ``MicroBatcher.submit``.
 
         Raises:
             NotReadyError: No replica is available (503).
@@ -37,11 +33,7 @@ class VariantClient(Protocol):
         """
 
     async def fetch_state(self) -> ModelState:
-        """Ask one of its replicas for its state.
-
-        Raises:
-            NotReadyError: None answers.
-        """
+        """Ask one of its replicas for its state, or raise NotReadyError."""
 
 
 class Variant:
@@ -72,11 +64,7 @@ class Variant:
         self._groups.reconfigure(*_grouping(config))
 
     async def classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult:
-        """Classify one image, in one call with others that arrive at the same time.
-
-        Raises:
-            ServiceError: The image cannot be classified.
-        """
+        """Classify one image, in one call with others that arrive at the same time, or raise ServiceError."""
         if self.state is None:  # else images would wait until their deadline for a model that never comes
             await self.fetch_state()
         self._in_flight += 1
@@ -96,20 +84,12 @@ class Variant:
         return result
 
     async def ensure_alive(self) -> None:
-        """Return if it gave a result within the last second, else once it reports its state.
-
-        Raises:
-            NotReadyError: It does not report.
-        """
+        """Return if it gave a result within the last second; else fetch its state, or raise NotReadyError."""
         if self.unavailable_reason or time.monotonic() - self._last_result > RECENT_S:
             await self.fetch_state()
 
     async def fetch_state(self) -> ModelState:
-        """Return its current state; concurrent callers share one call.
-
-        Raises:
-            NotReadyError: It does not report.
-        """
+        """Return its current state, or raise NotReadyError; concurrent callers share one call."""
         return await asyncio.shield(self.refresh())
 
     def refresh(self) -> asyncio.Task[ModelState]:
