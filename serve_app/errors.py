@@ -10,21 +10,13 @@ from typing import Any, ClassVar
 
 
 class ServiceError(Exception):
-    """Base of all errors; ``str(error)`` is the sentence that the user reads.
+    """Base of all errors; ``str(error)`` is the sentence that the user reads."""
 
-    Attributes:
-        status: HTTP status.
-        code: Stable name of the kind of error.
-        title: Short text for people.
-        retryable: Whether the same request can succeed later.
-        retry_after_s: Seconds until a retry makes sense.
-    """
-
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal"
-    title: ClassVar[str] = "Internal error"
-    retryable: ClassVar[bool] = False
-    retry_after_s: int = 1
+    status: ClassVar[int] = 500  # HTTP status
+    code: ClassVar[str] = "internal"  # stable name of the kind of error
+    title: ClassVar[str] = "Internal error"  # short text for people
+    retryable: ClassVar[bool] = False  # whether the same request can succeed later
+    retry_after_s: int = 1  # seconds until a retry makes sense
 
     def __init_subclass__(cls, **attributes: Any) -> None:
         """Set class attributes from the keywords of a class statement; the others are inherited."""

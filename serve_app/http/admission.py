@@ -82,7 +82,7 @@ class AdmissionController:
         return Permit(self, body_bytes, deadline, bucket)
 
     def check(self, deadline: Deadline) -> None:
-        """Raise OverloadedError (503) or DeadlineExceededError (504) unless one more image can be done in time."""
+        """Raise OverloadedError (503) or DeadlineExceededError (504) unless another image can be classified in time."""
         deadline.check()
         self._measure()
         limits = self._config().admission

@@ -8,10 +8,10 @@ import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
-from serve_app.config import describe
+from serve_app.config import FrozenModel, describe
 from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
@@ -27,10 +27,8 @@ from serve_app.observability.feedback_store import Feedback, Vote
 from serve_app.preprocessing.transform import preprocess
 
 
-class FeedbackBody(BaseModel):
+class FeedbackBody(FrozenModel):
     """A client's vote on the result of one image."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     request_id: str = Field(min_length=1, max_length=200, description="`id` of the response.")
     index: int = Field(0, ge=0, lt=2**31, description="Index of the image in that request.")

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from python_multipart.exceptions import MultipartParseError
@@ -41,9 +42,8 @@ async def save_zip(request: Request, path: Path, limits: JobsConfig) -> tuple[st
     form = _FormFile(options.get(b"boundary", b"")) if content_type.decode() == FORM else None
     max_bytes = limits.max_zip_bytes + (FORM_OVERHEAD_BYTES if form else 0)
     slow = f"no byte of the body arrived for {IDLE_TIMEOUT_S} s; send it again"
-    body = LimitedRequest(
-        request.scope, lambda: receive_within(request.receive, IDLE_TIMEOUT_S, slow), max_bytes
-    ).stream()
+    receive = partial(receive_within, request.receive, IDLE_TIMEOUT_S, slow)
+    body = LimitedRequest(request.scope, receive, max_bytes).stream()
     try:
         digest = await _write(form.extract(body) if form else body, path)
     except OSError as error:

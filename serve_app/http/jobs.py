@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
 from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.batch.zip_archive import check_zip
-from serve_app.config import JobsConfig
+from serve_app.config import FrozenModel, JobsConfig
 from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
@@ -40,18 +40,14 @@ MAX_UPLOADS = 4  # in flight at one ingress replica
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class JobSource(BaseModel):
+class JobSource(FrozenModel):
     """The JSON body of a job that reads a folder or bucket instead of a zip."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")
 
 
-class JobParameters(BaseModel):
+class JobParameters(FrozenModel):
     """The query of a new job."""
-
-    model_config = ConfigDict(extra="forbid")
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
 

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
-from serve_app.config import LimitsConfig, Model, describe
+from serve_app.config import FrozenModel, LimitsConfig, Model, describe
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
@@ -31,10 +31,8 @@ RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
 
 
-class Parameters(BaseModel):
+class Parameters(FrozenModel):
     """Parameters of a request: in the query, as form fields or under ``parameters`` in JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     top_k: int | None = Field(
         None, ge=1, le=1000, description="Number of classes per image; all classes if it is larger than their number."
@@ -44,19 +42,15 @@ class Parameters(BaseModel):
     explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
 
 
-class JsonInput(BaseModel):
+class JsonInput(FrozenModel):
     """One image of a JSON body."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
     b64: str = Field(description="The encoded image, in base64.", json_schema_extra={"format": "byte"})
 
 
-class JsonBody(BaseModel):
+class JsonBody(FrozenModel):
     """The JSON body of /v1/classify."""
-
-    model_config = ConfigDict(extra="forbid")
 
     inputs: list[JsonInput] = Field(min_length=1)
     parameters: Annotated[dict[str, Any], WithJsonSchema(Parameters.model_json_schema())] = Field(

@@ -24,7 +24,7 @@ class VariantChoice:
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """Weight of each variant; a variant of weight 0 gets only requests that name it."""
+    """Shares of the variants; a variant of share 0 gets only requests that name it."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: {MAIN: 1.0})
     shadow: str | None = None  # the variant that gets copies of images

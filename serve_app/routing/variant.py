@@ -37,20 +37,13 @@ class VariantClient(Protocol):
 
 
 class Variant:
-    """Sends images to one variant in groups and remembers its state.
-
-    Attributes:
-        name: Key in the setting ``traffic``.
-        state: What its replicas serve, as last reported; None before the first report.
-        unavailable_reason: Why it gets no requests; None while it gets them.
-        counts: Images by outcome: ``ok`` or the code of the error.
-    """
+    """Sends images to one variant in groups and remembers its state."""
 
     def __init__(self, name: str, client: VariantClient, config: IngressConfig) -> None:
-        self.name = name
-        self.state: ModelState | None = None
-        self.unavailable_reason: str | None = None
-        self.counts: Counter[str] = Counter()
+        self.name = name  # key in the setting ``traffic``
+        self.state: ModelState | None = None  # what its replicas serve, as last reported
+        self.unavailable_reason: str | None = None  # why it gets no requests; None while it gets them
+        self.counts: Counter[str] = Counter()  # images by outcome: ``ok`` or the code of the error
         self._client = client
         self._in_flight = 0
         self._last_result = -math.inf
