@@ -25,19 +25,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ItemResult(Generic[Result]):
-    """Result of one item, and how its batch ran.
+    """Result of one item, and how its batch ran."""
 
-    Attributes:
-        value: What ``run`` returned for the item.
-        batch_size: Items in the batch.
-        queue_s: Seconds from submission to the start of the batch.
-        run_s: Seconds that the batch ran.
-    """
-
-    value: Result
+    value: Result  # what ``run`` returned for the item
     batch_size: int
-    queue_s: float
-    run_s: float
+    queue_s: float  # from submission to the start of the batch
+    run_s: float  # of the whole batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,6 @@ class MicroBatcher(Generic[Item, Result]):
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
     ) -> None:
-        """Start idle; the loop starts with the first ``submit``."""
         self._run, self._balance, self._on_batch = run, balance, on_batch
         self._weigh, self._max_weight = weigh, max_weight
         self._queue: deque[_Queued[Item, Result]] = deque()
@@ -90,7 +82,7 @@ class MicroBatcher(Generic[Item, Result]):
         self._running: dict[asyncio.Task[None], tuple[int, float]] = {}  # size and start time of each batch
         self._expected = 0  # items that are queued or announced, by the newest submission's hint
         self._item_s = math.inf  # seconds per item of the last batch
-        self._loop: asyncio.Task[None] | None = None
+        self._loop: asyncio.Task[None] | None = None  # starts with the first ``submit``
         self.reconfigure(config, workers)
 
     def reconfigure(self, config: BatchConfig, workers: int = 1) -> None:
@@ -99,14 +91,9 @@ class MicroBatcher(Generic[Item, Result]):
         self._changed.set()
 
     async def submit(self, item: Item, in_flight_hint: int = 1) -> ItemResult[Result]:
-        """Queue an item and wait for its result.
+        """Queue an item and return its result, or raise what ``run`` returned for this item or raised.
 
-        Args:
-            item: Passed to ``run``.
-            in_flight_hint: Items that the caller has in flight, this item and running items included.
-
-        Raises:
-            Exception: What ``run`` returned for this item, or raised.
+        ``in_flight_hint`` counts the items that the caller has in flight, this item and running items included.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
@@ -213,7 +200,6 @@ class ThreadRunner(Generic[Item, Result]):
     """
 
     def __init__(self, run: Callable[[list[Item]], Sequence[Result]], threads: int = 1) -> None:
-        """Start the threads with the first batch."""
         self._run = run
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="model")
 

@@ -40,13 +40,9 @@ class FrozenModel(BaseModel):
 
 
 class Settings(FrozenModel):
-    """Settings of which some had another name in version 0.1.
+    """Settings of which some had another name in version 0.1."""
 
-    Attributes:
-        renamed: Old key -> current key. An old key is an error that names the current one.
-    """
-
-    renamed: ClassVar[Mapping[str, str]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}  # old key -> current key; an old key is an error that names the new one
 
     @model_validator(mode="before")
     @classmethod
@@ -265,11 +261,7 @@ class IngressConfig(ResponseConfig):
 
 
 def parse(kind: type[Model], values: Any) -> Model:
-    """Validate a mapping and return it as the given model.
-
-    Raises:
-        ValueError: A key is unknown or a value is out of range; the message has one line.
-    """
+    """Return a mapping as the given model, or raise ValueError with one line that says what is wrong."""
     try:
         return kind.model_validate(values or {})
     except ValidationError as error:

@@ -14,12 +14,14 @@ BEFORE_RAY_S = 0.05
 
 
 class Deadline:
-    """A point in time. It is pickled as the seconds left, because clocks differ between machines."""
+    """A point in time, ``left_s`` seconds from now, by default ``timeout_s``, which the error names.
+
+    It is pickled as the seconds left, because clocks differ between machines.
+    """
 
     __slots__ = ("_expires_at", "_timeout_s")
 
     def __init__(self, timeout_s: float, left_s: float | None = None) -> None:
-        """Expire in ``left_s`` seconds, by default ``timeout_s``; the error names ``timeout_s``."""
         self._expires_at = time.monotonic() + (timeout_s if left_s is None else left_s)
         self._timeout_s = timeout_s
 
@@ -28,11 +30,7 @@ class Deadline:
         return self._expires_at - time.monotonic()
 
     def check(self) -> None:
-        """Return while time is left.
-
-        Raises:
-            DeadlineExceededError: The deadline has passed (504).
-        """
+        """Raise DeadlineExceededError (504) after the deadline."""
         if self.left_s() <= 0:
             raise self.exceeded()
 
@@ -41,19 +39,14 @@ class Deadline:
         return DeadlineExceededError(f"no result within {self._timeout_s:.3g} s")
 
     def __reduce__(self) -> tuple[type[Deadline], tuple[float, float]]:
-        """Pickle the timeout and the seconds left."""
         return Deadline, (self._timeout_s, self.left_s())
 
 
 def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
     """Read how long the client waits; the server's own limit holds where it is shorter.
 
-    Args:
-        headers: ``X-Request-Timeout-Ms``, or Ray Serve's ``X-Request-Timeout-Seconds``.
-        max_timeout_s: The server's limit, in seconds.
-
-    Raises:
-        InvalidParameterError: A header is not a positive number (422).
+    ``X-Request-Timeout-Ms`` says it, or Ray Serve's ``X-Request-Timeout-Seconds``. A header that is not a positive
+    number raises InvalidParameterError (422).
     """
     timeout_s = max_timeout_s
     for name, units_per_s, earlier_s in ((TIMEOUT_MS_HEADER, 1000, 0.0), (TIMEOUT_S_HEADER, 1, BEFORE_RAY_S)):

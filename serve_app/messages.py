@@ -22,40 +22,24 @@ Image = TypeVar("Image", bytes, np.ndarray)
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """The HTTP request that an image came with.
+    """The HTTP request that an image came with."""
 
-    Attributes:
-        request_id: Names the request in logs, errors and the prediction log.
-        index: Place of the image in the request, from 0.
-        deadline: When the client stops waiting.
-        traceparent: W3C trace context of the request's span; None when the request is not traced.
-    """
-
-    request_id: str
-    index: int
-    deadline: Deadline
-    traceparent: str | None = None
+    request_id: str  # names the request in logs, errors and the prediction log
+    index: int  # place of the image in the request, from 0
+    deadline: Deadline  # when the client stops waiting
+    traceparent: str | None = None  # W3C trace context of the request's span; None when the request is not traced
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest(Generic[Image]):
-    """One image to classify.
+    """One image to classify."""
 
-    Attributes:
-        image: The encoded file before preprocessing; after it the crop, uint8, (crop_px, crop_px, 3), RGB, 0-255.
-        top_k: Number of classes in the result, best first.
-        explain: Class whose activation map is returned: an id, ``"top"`` for the best class, or None.
-        context: The HTTP request; None in a batch job or a health check.
-        max_pixels: Largest number of pixels that the file's header may declare.
-        measure_stats: Measure brightness, contrast and sharpness of the crop for the prediction log.
-    """
-
-    image: Image
-    top_k: int
-    explain: Explain = None
-    context: RequestContext | None = None
-    max_pixels: int = LimitsConfig().max_pixels
-    measure_stats: bool = False
+    image: Image  # the encoded file before preprocessing; then the crop, uint8, (crop_px, crop_px, 3), RGB, 0-255
+    top_k: int  # number of classes in the result, best first
+    explain: Explain = None  # class whose activation map is returned: an id, "top" for the best class, or None
+    context: RequestContext | None = None  # the HTTP request; None in a batch job or a health check
+    max_pixels: int = LimitsConfig().max_pixels  # largest number of pixels that the file's header may declare
+    measure_stats: bool = False  # measure brightness, contrast and sharpness of the crop for the prediction log
 
     def with_crop(self, crop: np.ndarray) -> ClassifyRequest[np.ndarray]:
         """Return the same request with the preprocessed image."""
@@ -72,69 +56,40 @@ class ImageInfo(FrozenModel):
 
 
 class ImageStats(NamedTuple):
-    """Statistics of a crop's green channel, 0-255; they drift when cameras or light change.
+    """Statistics of a crop's green channel, 0-255; they drift when cameras or light change."""
 
-    Attributes:
-        brightness: Mean.
-        contrast: Standard deviation.
-        sharpness: Mean absolute difference of horizontal neighbors.
-    """
-
-    brightness: float
-    contrast: float
-    sharpness: float
+    brightness: float  # mean
+    contrast: float  # standard deviation
+    sharpness: float  # mean absolute difference of horizontal neighbors
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationMap:
-    """Class activation map (Zhou et al. 2016): where the evidence for a class lies; ``values.mean() + bias == logit``.
-
-    Attributes:
-        class_id: The class explained.
-        label: Its name.
-        values: float32, (rows, columns), in logits.
-        bias: The class's bias in the last layer.
-        logit: The class's score before softmax.
-    """
+    """Class activation map (Zhou et al. 2016): where a class's evidence lies; ``values.mean() + bias == logit``."""
 
     class_id: int
     label: str
-    values: np.ndarray
-    bias: float
-    logit: float
+    values: np.ndarray  # float32, (rows, columns), in logits
+    bias: float  # of the class in the last layer
+    logit: float  # the class's score before softmax
 
 
 @dataclass(slots=True)
 class ClassifyResult:
-    """The classes of one image. The engine makes it; each stage on the way back adds what it has measured.
+    """The classes of one image. The engine makes it; each stage on the way back adds what it has measured."""
 
-    Attributes:
-        class_ids: Best first.
-        labels: Names of ``class_ids``.
-        scores: Softmax probabilities of ``class_ids``.
-        margin: Best minus second best probability.
-        entropy: Of all probabilities, in nats.
-        model: The weights that gave this result.
-        abstain_below: Best scores under this threshold count as "not sure", says the model card.
-        activation_map: Present when the request asked for it.
-        batch_size: Images that shared the model's batch.
-        timings_ms: ``decode``, ``queue`` and ``model``, as far as stages have measured them.
-        image: What the file's header says.
-        image_stats: Present when the request asked for it.
-    """
-
-    class_ids: tuple[int, ...]
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-    margin: float
-    entropy: float
-    model: ModelRef
-    abstain_below: float = DEFAULT_ABSTAIN_BELOW
-    activation_map: ActivationMap | None = None
-    batch_size: int = 1
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    image: ImageInfo | None = None
-    image_stats: ImageStats | None = None
+    class_ids: tuple[int, ...]  # best first
+    labels: tuple[str, ...]  # names of ``class_ids``
+    scores: tuple[float, ...]  # softmax probabilities of ``class_ids``
+    margin: float  # best minus second best probability
+    entropy: float  # of all probabilities, in nats
+    model: ModelRef  # the weights that gave this result
+    abstain_below: float = DEFAULT_ABSTAIN_BELOW  # best scores under it count as "not sure", says the model card
+    activation_map: ActivationMap | None = None  # present when the request asked for it
+    batch_size: int = 1  # images that shared the model's batch
+    timings_ms: dict[str, float] = field(default_factory=dict)  # decode, queue and model, as far as measured
+    image: ImageInfo | None = None  # what the file's header says
+    image_stats: ImageStats | None = None  # present when the request asked for it
 
 
 class ModelState(FrozenModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from serve_app.config import FrozenModel
+from serve_app.config import FrozenModel, Sha256
 
 DEFAULT_ABSTAIN_BELOW = 0.4  # used when neither the settings nor the card set a threshold
 
@@ -46,9 +46,7 @@ class Int8Calibration(FrozenModel):
 
     method: str = Field(description="How the ranges were chosen, such as a percentile.")
     images: int = Field(gt=0, description="Number of calibration images.")
-    fingerprint: str = Field(
-        pattern="^[0-9a-f]{64}$", description="SHA-256 over the names and contents of these images."
-    )
+    fingerprint: Sha256 = Field(description="SHA-256 over the names and contents of these images.")
     cost: Int8Cost | None = Field(default=None, description="None until it has been measured.")
     ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(
         description="Lowest and highest value of each activation in the ONNX graph."
@@ -73,9 +71,7 @@ class Calibration(FrozenModel):
     )
     precision: float = Field(gt=0, lt=1, description="Target share of correct results among the sure ones.")
     images: int = Field(gt=0, description="Number of images in the fit.")
-    fingerprint: str = Field(
-        pattern="^[0-9a-f]{64}$", description="SHA-256 over the contents and labels of these images."
-    )
+    fingerprint: Sha256 = Field(description="SHA-256 over the contents and labels of these images.")
     ece: float = Field(description="Expected calibration error on these images with this temperature.")
     ece_before: float = Field(description="Expected calibration error on these images with temperature 1.")
 

@@ -71,10 +71,6 @@ def node_lock(lock_file: Path, timeout_s: float = MAX_LOCK_WAIT_S) -> Iterator[N
     """Let one replica per node do expensive work at a time; a replica that has waited ``timeout_s`` goes on without.
 
     All replicas of a node get new weights at the same moment, and two loading replicas starve the one that serves.
-
-    Args:
-        lock_file: The file that the replicas of this node share.
-        timeout_s: Longest wait, in seconds.
     """
     lock = FileLock(lock_file)
     with contextlib.suppress(Timeout):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from serve_app.config import IngressConfig
@@ -26,7 +25,6 @@ class ThroughputEstimator:
     """Estimates how many images per second the other stages finish while they are busy."""
 
     def __init__(self) -> None:
-        """Start without measurements."""
         self._total_s = self._total_done = 0.0
         self._busy_s = self._busy_done = 0.0  # the part of these while the stages had all that they can take
 
@@ -62,26 +60,15 @@ class ThroughputEstimator:
 
 
 class AdmissionController:
-    """Counts the images and bytes of one ingress replica and refuses requests that would wait too long.
-
-    Args:
-        config: Returns the current settings.
-        clock: Returns seconds.
-    """
+    """Counts the images and bytes of one ingress replica and refuses requests that would wait too long."""
 
     def __init__(self, config: Callable[[], IngressConfig], clock: Callable[[], float] = time.monotonic) -> None:
-        """Start empty."""
         self._config, self._clock = config, clock
         self._throughput, self._measured_at = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
 
     def admit(self, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None = None) -> Permit:
-        """Let in a request whose body has not been read.
-
-        Args:
-            body_bytes: Length that the request's header declares; 0 if it declares none.
-            deadline: When the client stops waiting.
-            bucket: Rate limit of the caller's API key.
+        """Let in a request whose body has not been read; ``body_bytes`` is its declared length, 0 if it declares none.
 
         Raises:
             RateLimitedError: The API key sends too many images (429).
@@ -95,12 +82,7 @@ class AdmissionController:
         return Permit(self, body_bytes, deadline, bucket)
 
     def check(self, deadline: Deadline) -> None:
-        """Return if one more image can be classified in time.
-
-        Raises:
-            OverloadedError: As in ``admit`` (503).
-            DeadlineExceededError: As in ``admit`` (504).
-        """
+        """Raise OverloadedError (503) or DeadlineExceededError (504) unless another image can be classified in time."""
         deadline.check()
         self._measure()
         limits = self._config().admission
@@ -122,11 +104,7 @@ class AdmissionController:
             raise OverloadedError(f"a result takes {total_s:.1f} s now, longer than the request's deadline", total_s)
 
     def buffer(self, body_bytes: int) -> None:
-        """Count bytes of request bodies in memory.
-
-        Raises:
-            OverloadedError: The limit would be exceeded (503).
-        """
+        """Count bytes of request bodies in memory, or raise OverloadedError (503) if they would exceed the limit."""
         limit = self._config().admission.max_buffered_bytes
         # A single request is bounded by limits.max_body_bytes, so it is let in whatever the limit.
         if self.buffered_bytes and self.buffered_bytes + body_bytes > limit:
@@ -137,12 +115,7 @@ class AdmissionController:
         self.buffered_bytes += body_bytes
 
     def change(self, images: int, completed: bool = False) -> None:
-        """Count images that arrived or left.
-
-        Args:
-            images: Positive for arrivals, negative for departures.
-            completed: The other stages have worked on the image that leaves.
-        """
+        """Count images that arrived (positive) or left (negative); other stages have worked on a completed image."""
         self._measure()
         if completed:
             self._throughput.complete(busy=self._busy())
@@ -151,11 +124,7 @@ class AdmissionController:
     def snapshot(self) -> dict[str, Any]:
         """Return the counts for GET /v1/status."""
         per_s = self._throughput.images_per_s
-        return {
-            "images": self.images,
-            "buffered_bytes": self.buffered_bytes,
-            "images_per_s": per_s and round(per_s, 1),
-        }
+        return {"images": self.images, "buffered_bytes": self.buffered_bytes, "images_per_s": per_s and round(per_s, 1)}
 
     def _busy(self) -> bool:
         return self.images >= self._config().stage_capacity
@@ -167,28 +136,19 @@ class AdmissionController:
 
 
 class Permit:
-    """An admitted request; leaving the block releases its images and bytes.
-
-    Attributes:
-        deadline: When the client stops waiting.
-    """
+    """An admitted request and its deadline; leaving the block releases its images and bytes."""
 
     def __init__(
         self, controller: AdmissionController, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None
     ) -> None:
-        """Hold the declared bytes; the number of images is known once the body has been read."""
         self.deadline = deadline
         self._controller, self._bucket = controller, bucket
         self._declared_bytes = self._bytes = body_bytes
-        self._images = 0
+        self._images = 0  # known once the body has been read
 
     def receive(self, body_bytes: int) -> None:
-        """Count received bytes; declared bytes were counted on admission.
-
-        Raises:
-            OverloadedError: Too many bytes are in memory (503).
-        """
-        if not self._declared_bytes:
+        """Count received bytes, or raise OverloadedError (503) if too many are in memory."""
+        if not self._declared_bytes:  # declared bytes were counted on admission
             self._controller.buffer(body_bytes)
             self._bytes += body_bytes
 
@@ -206,21 +166,15 @@ class Permit:
             self._bucket.take(images)
 
     def finish_image(self, completed: bool) -> None:
-        """Count an image as gone.
-
-        Args:
-            completed: The other stages have worked on it; else it says nothing about their throughput.
-        """
+        """Count an image as gone; one that the other stages have not completed says nothing about their throughput."""
         if self._images:
             self._images -= 1
             self._controller.change(-1, completed)
 
     def __enter__(self) -> Self:
-        """Hold what was counted."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Release it."""
+    def __exit__(self, *exception: object) -> None:
         self._controller.change(-self._images)
         self._controller.buffered_bytes -= self._bytes
         self._images = self._bytes = 0

@@ -73,11 +73,12 @@ def _handle_errors(app: FastAPI) -> None:
         return error_response(request, to_problem(error, request_id(request)))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_query(request: Request, error: RequestValidationError) -> Response:
+    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         route, method = request.scope["route"].path, request.method.lower()
         parameters = app.openapi()["paths"][route][method]["parameters"]
-        known = [parameter["name"] for parameter in parameters if parameter["in"] == "query"]
-        details = [{**detail, "loc": detail["loc"][1:]} for detail in error.errors()]  # without "query"
+        places = {detail["loc"][0] for detail in error.errors()}  # query or header
+        known = [parameter["name"] for parameter in parameters if parameter["in"] in places]
+        details = [{**detail, "loc": detail["loc"][1:]} for detail in error.errors()]
         return await service_error(request, InvalidParameterError(describe_errors(details, known)))
 
     @app.exception_handler(HTTPException)

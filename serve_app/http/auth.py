@@ -27,29 +27,16 @@ log = logging.getLogger("serve_app")
 
 
 class ApiKeys:
-    """The valid API keys, and the token bucket of each key at this ingress replica."""
+    """The valid API keys as ``read_keys`` returns them, and the token bucket of each key at this ingress replica."""
 
     def __init__(self, config: KeysConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read all keys.
-
-        Args:
-            config: Where the keys are stored, and their rate limit.
-            clock: Returns seconds.
-
-        Raises:
-            ValueError: The file or the environment variable is missing, or one of its lines is malformed.
-        """
         self._config, self._clock = config, clock
         self._hashes = read_keys(config)
         self._checked_s, self._file_stamp = clock(), self._stat_file()
         self._buckets: dict[str, TokenBucket] = {}
 
     def caller(self, headers: Mapping[str, str]) -> str | None:
-        """Return the name of the client whose key is in the headers; None if no key is required.
-
-        Raises:
-            UnauthorizedError: The key is missing or unknown (401).
-        """
+        """Return the client whose key is in the headers, or raise UnauthorizedError (401); None if none is required."""
         if not self._config.required:
             return None
         self._reload_if_changed()
@@ -95,11 +82,7 @@ class ApiKeys:
 
 
 def create_key(name: str) -> tuple[str, str]:
-    """Return a new random key and the line ``name sha256`` to store.
-
-    Raises:
-        ValueError: The name is empty or contains whitespace.
-    """
+    """Return a new random key and the line ``name sha256`` to store; ValueError if the name is empty or has spaces."""
     key = f"key_{secrets.token_urlsafe(32)}"
     line = f"{name} {hash_key(key)}"
     if LINE.fullmatch(line) is None:

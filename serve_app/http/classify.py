@@ -29,12 +29,7 @@ JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
-    """Build the routes.
-
-    Args:
-        service: Settings and model variants.
-        fan_out: Classifies the images of a request.
-    """
+    """Build the two routes that classify images."""
     router = APIRouter()
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
@@ -42,7 +37,11 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         uploads, parameters = await read_uploads(request, service.config.limits)
         if card := service.router.cards().get(choice.variant):
             request.state.model = card.ref
-            _check_explain_class(parameters, len(card.labels))
+            largest = len(card.labels) - 1
+            if (parameters.explain_class or 0) > largest:
+                raise InvalidParameterError(
+                    f"explain_class: {parameters.explain_class} is not a class id; the largest is {largest}"
+                )
         return fan_out.start(uploads, parameters, choice, request.state)
 
     async def finish(request: Request) -> list[ImageResult]:
@@ -100,10 +99,3 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         )
 
     return router
-
-
-def _check_explain_class(parameters: Parameters, classes: int) -> None:
-    if parameters.explain_class is not None and parameters.explain_class >= classes:
-        raise InvalidParameterError(
-            f"explain_class: {parameters.explain_class} is not a class id; the largest is {classes - 1}"
-        )

@@ -26,7 +26,6 @@ class FanOut:
     """Sends the images of a request to the router, each under the deadline; counts and logs the outcomes."""
 
     def __init__(self, service: Service, stats: Stats) -> None:
-        """Use the service's router and prediction log; count in ``stats``."""
         self._service, self._stats = service, stats
 
     def start(
@@ -34,11 +33,7 @@ class FanOut:
     ) -> list[asyncio.Task[ImageResult]]:
         """Start classifying all images; the tasks never raise.
 
-        Args:
-            uploads: The images in their order.
-            parameters: What the client asks for, the same for all images.
-            choice: The variant that classifies them.
-            state: Of the HTTP request, from the middleware: ``id``, ``traceparent`` and ``permit``.
+        ``state`` is that of the HTTP request, from the middleware: ``id``, ``traceparent`` and ``permit``.
 
         Raises:
             OverloadedError: Other requests came first; no image was sent (503).
@@ -46,22 +41,23 @@ class FanOut:
         """
         permit: Permit = state.permit
         permit.add_images(len(uploads))
-        return [
-            asyncio.create_task(self._classify(upload, context, parameters, choice, permit))
-            for upload, context in (
-                (upload, RequestContext(state.id, index, permit.deadline, state.traceparent))
-                for index, upload in enumerate(uploads)
-            )
-        ]
+        tasks = []
+        for index, upload in enumerate(uploads):
+            context = RequestContext(state.id, index, permit.deadline, state.traceparent)
+            tasks.append(asyncio.create_task(self._classify(upload, context, parameters, choice, permit)))
+        return tasks
 
     async def _classify(
         self, upload: Upload, context: RequestContext, parameters: Parameters, choice: VariantChoice, permit: Permit
     ) -> ImageResult:
         service, start = self._service, time.perf_counter()
+        explain: Explain = None
+        if parameters.explain == "cam":
+            explain = "top" if parameters.explain_class is None else parameters.explain_class
         request = ClassifyRequest(
             image=upload.encoded if isinstance(upload.encoded, bytes) else b"",
             top_k=parameters.top_k or service.config.top_k,
-            explain=_explain(parameters),
+            explain=explain,
             context=context,
             max_pixels=service.config.limits.max_pixels,
             measure_stats=service.prediction_log is not None,
@@ -106,9 +102,3 @@ async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[Ima
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _explain(parameters: Parameters) -> Explain:
-    if parameters.explain == "none":
-        return None
-    return "top" if parameters.explain_class is None else parameters.explain_class

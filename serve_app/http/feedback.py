@@ -8,10 +8,10 @@ import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
-from serve_app.config import describe
+from serve_app.config import FrozenModel, describe
 from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
@@ -22,15 +22,13 @@ from serve_app.errors import (
 )
 from serve_app.http.openapi import IMAGE_BODY, PROBLEMS, form_fields
 from serve_app.http.service import Service
-from serve_app.http.uploads import LimitedRequest, Upload, check_size, parse_form
+from serve_app.http.uploads import LimitedRequest, Upload, check_size, content_type, parse_form, read_json
 from serve_app.observability.feedback_store import Feedback, Vote
 from serve_app.preprocessing.transform import preprocess
 
 
-class FeedbackBody(BaseModel):
+class FeedbackBody(FrozenModel):
     """A client's vote on the result of one image."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     request_id: str = Field(min_length=1, max_length=200, description="`id` of the response.")
     index: int = Field(0, ge=0, lt=2**31, description="Index of the image in that request.")
@@ -46,10 +44,7 @@ class FeedbackBody(BaseModel):
 
 SCHEMA = FeedbackBody.model_json_schema()
 FORM = {**SCHEMA, "properties": {**form_fields(SCHEMA), "image": IMAGE_BODY["schema"]}}
-BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}},
-}
+BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}}}
 
 
 def create_router(service: Service) -> APIRouter:
@@ -84,16 +79,8 @@ def create_router(service: Service) -> APIRouter:
             if body.label is None:
                 raise InvalidParameterError("image: an image is kept under its class; send the class as `label`")
         card = next(iter(service.router.cards().values()), None)
-        vote = Vote(
-            time=time.time(),
-            request_id=body.request_id,
-            index=body.index,
-            correct=body.correct,
-            label=body.label,
-            version=card and card.version,
-            caller=request.scope["state"].get("caller"),
-            image=None,
-        )
+        caller, version = request.scope["state"].get("caller"), card and card.version
+        vote = Vote(time=time.time(), **body.model_dump(), version=version, caller=caller, image=None)
         await asyncio.to_thread(_store, store, vote, encoded, service)
         return Response(status_code=204)
 
@@ -102,18 +89,18 @@ def create_router(service: Service) -> APIRouter:
 
 async def _read(request: Request, max_body_bytes: int) -> tuple[FeedbackBody, bytes | None]:
     limited = LimitedRequest(request.scope, request.receive, max_body_bytes)
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    try:
-        if kind == "application/json":
-            return FeedbackBody.model_validate_json(await limited.body()), None
-        if kind == "multipart/form-data":
-            async with parse_form(limited, max_files=1, max_fields=8) as form:
-                fields = dict(form)
-                image = fields.pop("image", None)
-                encoded = await image.read() if isinstance(image, UploadFile) else None
+    kind = content_type(request)
+    if kind == "application/json":
+        return await read_json(limited, FeedbackBody), None
+    if kind == "multipart/form-data":
+        async with parse_form(limited, max_files=1, max_fields=8) as form:
+            fields = dict(form)
+            image = fields.pop("image", None)
+            encoded = await image.read() if isinstance(image, UploadFile) else None
+            try:
                 return FeedbackBody.model_validate(fields), encoded
-    except ValidationError as error:
-        raise MalformedRequestError(describe(error, FeedbackBody)) from None
+            except ValidationError as error:
+                raise MalformedRequestError(describe(error, FeedbackBody)) from None
     raise UnsupportedImageError(f"content type {kind!r}: send application/json, or multipart/form-data with the image")
 
 

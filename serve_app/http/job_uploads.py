@@ -6,16 +6,16 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
-from starlette.types import Message, Receive
 
 from serve_app.config import JobsConfig, MiB
-from serve_app.errors import MalformedRequestError, OverloadedError, SlowBodyError
-from serve_app.http.uploads import LimitedRequest
+from serve_app.errors import MalformedRequestError, OverloadedError
+from serve_app.http.uploads import LimitedRequest, receive_within
 
 RAW_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 FORM = "multipart/form-data"
@@ -41,7 +41,9 @@ async def save_zip(request: Request, path: Path, limits: JobsConfig) -> tuple[st
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     form = _FormFile(options.get(b"boundary", b"")) if content_type.decode() == FORM else None
     max_bytes = limits.max_zip_bytes + (FORM_OVERHEAD_BYTES if form else 0)
-    body = LimitedRequest(request.scope, _with_idle_timeout(request.receive), max_bytes).stream()
+    slow = f"no byte of the body arrived for {IDLE_TIMEOUT_S} s; send it again"
+    receive = partial(receive_within, request.receive, IDLE_TIMEOUT_S, slow)
+    body = LimitedRequest(request.scope, receive, max_bytes).stream()
     try:
         digest = await _write(form.extract(body) if form else body, path)
     except OSError as error:
@@ -69,16 +71,12 @@ async def _write(chunks: AsyncIterator[bytes], path: Path) -> str:
 
 
 class _FormFile:
-    """Extracts the one file of a form while the form arrives.
-
-    Attributes:
-        name: File name that the client gave; known once the part's headers have arrived.
-    """
+    """Extracts the one file of a form while the form arrives."""
 
     def __init__(self, boundary: bytes) -> None:
         if not boundary:
             raise MalformedRequestError("the multipart content type names no boundary")
-        self.name = ""
+        self.name = ""  # file name that the client gave; known once the part's headers have arrived
         self._is_complete = False
         self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._data = bytearray()
@@ -129,14 +127,3 @@ class _FormFile:
 
     def _complete(self) -> None:
         self._is_complete = True
-
-
-def _with_idle_timeout(receive: Receive) -> Receive:
-    async def receive_in_time() -> Message:
-        try:
-            async with asyncio.timeout(IDLE_TIMEOUT_S):
-                return await receive()
-        except TimeoutError:
-            raise SlowBodyError(f"no byte of the body arrived for {IDLE_TIMEOUT_S} s; send it again") from None
-
-    return receive_in_time

@@ -12,21 +12,19 @@ import shutil
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
 from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.batch.zip_archive import check_zip
-from serve_app.config import JobsConfig, describe
+from serve_app.config import FrozenModel, JobsConfig
 from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
-    InvalidParameterError,
     JobsOffError,
-    MalformedRequestError,
     OverloadedError,
     UnsupportedImageError,
 )
@@ -34,27 +32,22 @@ from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service
-from serve_app.http.uploads import LimitedRequest
+from serve_app.http.uploads import LimitedRequest, content_type, read_json
 
 PATH = "/v1/jobs"
 MAX_JSON_BYTES = 64 * 1024
 MAX_UPLOADS = 4  # in flight at one ingress replica
-MAX_KEY_LENGTH = 200
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class JobSource(BaseModel):
+class JobSource(FrozenModel):
     """The JSON body of a job that reads a folder or bucket instead of a zip."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")
 
 
-class JobParameters(BaseModel):
+class JobParameters(FrozenModel):
     """The query of a new job."""
-
-    model_config = ConfigDict(extra="forbid")
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
 
@@ -77,13 +70,12 @@ BODY = {
         "application/json": {"schema": JobSource.model_json_schema()},
     },
 }
-KEY_HEADER = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "A request with the same key and body returns the same job; another body is a conflict (409).",
-    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
-}
+Key = Header(
+    alias="Idempotency-Key",
+    description="A request with the same key and body returns the same job; another body is a conflict (409).",
+    min_length=1,
+    max_length=200,
+)
 
 
 def create_router(service: Service) -> APIRouter:
@@ -103,11 +95,13 @@ def create_router(service: Service) -> APIRouter:
         "",
         status_code=202,
         response_model=JobState,
-        openapi_extra={"requestBody": BODY, "parameters": [KEY_HEADER]},
+        openapi_extra={"requestBody": BODY},
         responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
         summary="Classify all images of a zip, folder or bucket prefix",
     )
-    async def submit(request: Request, parameters: Annotated[JobParameters, Query()]) -> Response:
+    async def submit(
+        request: Request, parameters: Annotated[JobParameters, Query()], key: Annotated[str | None, Key] = None
+    ) -> Response:
         """Submit a zip as the body or as the form field `file`, or name a source in JSON.
 
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
@@ -115,7 +109,6 @@ def create_router(service: Service) -> APIRouter:
         Online requests come first.
         """
         limits, jobs = config(), store()
-        key = _idempotency_key(request)
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
         if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
@@ -199,24 +192,17 @@ def create_router(service: Service) -> APIRouter:
 
 async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInput:
     """Read the body of a new job; a zip goes to the draft folder."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type == "application/json":
-        location = resolve_source(await _read_source(request), limits.sources)
+    kind = content_type(request)
+    if kind == "application/json":
+        limited = LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES)
+        location = resolve_source((await read_json(limited, JobSource)).source, limits.sources)
         return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location)
-    if content_type not in (*RAW_TYPES, FORM):
-        raise UnsupportedImageError(f"type {content_type!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
+    if kind not in (*RAW_TYPES, FORM):
+        raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
     await asyncio.to_thread(check_zip, path, limits)
     return JobInput(sha256, name, None)
-
-
-async def _read_source(request: Request) -> str:
-    try:
-        body = await LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES).body()
-        return JobSource.model_validate_json(body).source
-    except ValidationError as error:
-        raise MalformedRequestError(f"the JSON body: {describe(error, JobSource)}") from None
 
 
 def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
@@ -237,13 +223,6 @@ def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
         if location.rstrip("/") == top or location.startswith(f"{top}/"):
             return location
     raise forbidden
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
-        raise InvalidParameterError(f"Idempotency-Key: has {len(key)} characters; send 1 to {MAX_KEY_LENGTH}")
-    return key
 
 
 def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

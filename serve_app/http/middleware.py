@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
@@ -13,11 +12,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.deadline import read_deadline
-from serve_app.errors import ServiceError, SlowBodyError, UnauthorizedError
+from serve_app.errors import ServiceError, UnauthorizedError
 from serve_app.http.admission import AdmissionController, Permit
 from serve_app.http.oip import app_path, error_response
 from serve_app.http.responses import to_problem
 from serve_app.http.service import Service
+from serve_app.http.uploads import receive_within
 from serve_app.observability import tracing
 from serve_app.observability.stats import Stats
 
@@ -33,7 +33,6 @@ class RequestIdMiddleware:
     """Gives each request an id, a start time and a trace span, and each response the headers that report them."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the application of a service."""
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,9 +45,7 @@ class RequestIdMiddleware:
         state = scope.setdefault("state", {})
         state["id"], state["start"] = request_id or f"req_{uuid.uuid4().hex}", time.perf_counter()
         state["model"] = next((card.ref for card in self._service.router.cards().values()), None)
-        span = None
-        if scope["method"] == "POST":
-            span = tracing.start_span(app_path(scope), state["id"], headers)
+        span = tracing.start_span(app_path(scope), state["id"], headers) if scope["method"] == "POST" else None
         state["traceparent"] = span and span.traceparent
         status: int | None = None
 
@@ -76,7 +73,6 @@ class CorsMiddleware:
     """Lets pages of the sites in the setting ``cors_origins`` call from a browser; by default of none."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        """Wrap the application of a service."""
         self._app, self._service = app, service
         self._origins: tuple[str, ...] = ()
         self._cors_app = app
@@ -99,16 +95,12 @@ class AdmissionMiddleware:
     """
 
     def __init__(self, app: ASGIApp, service: Service, admission: AdmissionController, stats: Stats) -> None:
-        """Wrap the application of a service; refusals are counted in ``stats``."""
         self._app, self._service, self._admission, self._stats = app, service, admission, stats
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         try:
-            permit = self._admit(scope)
+            permit = self._admit(scope) if scope["type"] == "http" else None
         except ServiceError as error:
             self._stats.add_error(error)
             response = error_response(Request(scope), to_problem(error, scope["state"]["id"]))
@@ -154,11 +146,8 @@ def _counted(receive: Receive, permit: Permit) -> Receive:
         nonlocal complete, size
         if complete:  # the next message is the disconnect
             return await receive()
-        try:
-            async with asyncio.timeout(permit.deadline.left_s()):
-                message = await receive()
-        except TimeoutError:
-            raise SlowBodyError(f"the request's deadline passed after {size} bytes of the body") from None
+        refusal = f"the request's deadline passed after {size} bytes of the body"
+        message = await receive_within(receive, permit.deadline.left_s(), refusal)
         complete = not message.get("more_body", False)
         received = len(message.get("body", b""))
         size += received

@@ -84,27 +84,19 @@ def _oip_error(problem: Problem, prefix: str = "") -> Response:
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
-    """Build the routes.
-
-    Args:
-        service: Settings and model variants.
-        fan_out: Classifies the images of a request.
-    """
+    """Build the routes of the protocol."""
     variants = service.router
 
     async def check_name(name: str) -> None:
         if name != (served := variants.first_card().name):
             raise UnknownModelError(f"there is no model {name!r}; the model is {served!r}")
 
-    def variant_of(version: str) -> str:
+    async def variant_of(version: str) -> str:
         for variant, card in variants.cards().items():
             if card.version == version:
                 return variant
         known = ", ".join(repr(card.version) for card in variants.cards().values())
         raise UnknownModelError(f"{variants.first_card().name!r} has no version {version!r}; known versions: {known}")
-
-    async def check_version(version: str) -> None:
-        variant_of(version)
 
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     model = APIRouter(responses={404: ERRORS[404]})
@@ -136,14 +128,16 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
 
     @model.get("", summary="Model metadata: inputs and outputs")
     async def metadata() -> dict[str, Any]:
-        inputs = [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1]}]
-        outputs = [{"name": name, "datatype": datatype, "shape": [-1, -1]} for name, datatype in OUTPUTS.items()]
+        outputs = [
+            {"name": name, "datatype": datatype, "shape": [-1, -1], "description": DESCRIPTIONS[name]}
+            for name, datatype in OUTPUTS.items()
+        ]
         return {
             "name": variants.first_card().name,
             "versions": list(dict.fromkeys(card.version for card in variants.cards().values())),
             "platform": "pytorch",
-            "inputs": [tensor | {"description": DESCRIPTIONS[INPUT]} for tensor in inputs],
-            "outputs": [tensor | {"description": DESCRIPTIONS[str(tensor["name"])]} for tensor in outputs],
+            "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1], "description": DESCRIPTIONS[INPUT]}],
+            "outputs": outputs,
         }
 
     @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is ready")
@@ -172,7 +166,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         image's status, and the error gives the image's index.
         """
         version = request.path_params.get("version")
-        variant = request.headers.get("x-model") if version is None else variant_of(version)
+        variant = request.headers.get("x-model") if version is None else await variant_of(version)
         choice = variants.choose(variant, request.headers.get("x-sticky"))
         limits = service.config.limits
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
@@ -193,6 +187,6 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         return response
 
     router.include_router(model, prefix="/models/{name}", dependencies=[Depends(check_name)])
-    name_and_version = [Depends(check_name), Depends(check_version)]
+    name_and_version = [Depends(check_name), Depends(variant_of)]
     router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=name_and_version)
     return router

@@ -26,8 +26,6 @@ OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64"}
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's argument for each HTTP content coding
 STRUCT_CODES = {"FP32": "f", "INT64": "q"}
-
-
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -89,12 +87,7 @@ class InferRequest(_Schema):
 
 
 def inflate(body: bytes, coding: str, limit: int) -> bytes:
-    """Undo a request's content coding.
-
-    Args:
-        body: As received.
-        coding: Value of the Content-Encoding header.
-        limit: Largest number of bytes after decoding.
+    """Undo a request's content coding; ``limit`` is the largest number of bytes after decoding.
 
     Raises:
         MalformedRequestError: The coding is unknown, or the body is not one complete stream of it (400).
@@ -120,10 +113,7 @@ def inflate(body: bytes, coding: str, limit: int) -> bytes:
 def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tuple[InferRequest, list[Upload]]:
     """Read an inference request and its images.
 
-    Args:
-        body: The JSON, followed by the binary data if there is any.
-        json_length: Header with the length of the JSON, if it was sent.
-        limits: Largest number and size of images.
+    ``body`` is JSON, followed by binary data if there is any; then the header ``json_length`` says where it starts.
 
     Raises:
         MalformedRequestError: The request does not parse or does not fit the model (400).
@@ -149,24 +139,17 @@ def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tu
 def write_infer(request: InferRequest, images: Sequence[Sequence[Prediction]], top_k: int, model: ModelRef) -> Response:
     """Write the response of an inference request.
 
-    Args:
-        request: The inference request.
-        images: Predictions of each image, best first; at least as many as any output needs.
-        top_k: Number of classes per image in outputs without ``classification``.
-        model: The weights that classified the images.
+    ``images`` holds each image's predictions, best first, as many as any output needs; ``top_k`` is the number of
+    classes per image in outputs without ``classification``.
     """
     outputs: list[dict[str, Any]] = []
     binary = []
     for output in request.outputs or [RequestedOutput(name=name) for name in OUTPUTS]:
         parameters, datatype = output.parameters, OUTPUTS[output.name]
-        values: list[Any]
+        chosen = [p for image in images for p in image[: parameters.classification or top_k]]
+        values: list[Any] = [getattr(p, output.name) for p in chosen]
         if parameters.classification:
-            datatype = "BYTES"
-            values = [
-                f"{p.score:f}:{p.class_id}:{p.label}" for image in images for p in image[: parameters.classification]
-            ]
-        else:
-            values = [getattr(p, output.name) for image in images for p in image[:top_k]]
+            datatype, values = "BYTES", [f"{p.score:f}:{p.class_id}:{p.label}" for p in chosen]
         tensor = {"name": output.name, "datatype": datatype, "shape": [len(images), len(values) // len(images)]}
         if parameters.binary_data or (parameters.binary_data is None and request.parameters.binary_data_output):
             binary.append(_pack(datatype, values))

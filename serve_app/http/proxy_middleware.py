@@ -32,14 +32,13 @@ class HeaderGuard:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        """Wrap Ray Serve's application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] == "http":
             for name, value in scope["headers"]:
-                if name in DECODED_BY_RAY and not _is_utf8(value):
+                if name in DECODED_BY_RAY and value.decode(errors="ignore").encode() != value:
                     error = InvalidParameterError(f"header {name.decode()}: its value is not UTF-8")
                     problem = to_problem(error, f"req_{uuid.uuid4().hex}")
                     await error_response(Request(scope), problem)(scope, receive, send)
@@ -57,7 +56,6 @@ class BufferedHeadMiddleware:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        """Wrap Ray Serve's application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,11 +78,3 @@ class BufferedHeadMiddleware:
 def proxy_middleware() -> list[Middleware]:
     """Return the middleware that Ray Serve puts around its application."""
     return [Middleware(HeaderGuard), Middleware(BufferedHeadMiddleware)]
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

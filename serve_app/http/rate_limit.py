@@ -12,26 +12,15 @@ class TokenBucket:
     """A token bucket that refills at a constant rate, as in RFC 2697; a request may overdraw it once.
 
     The number of images is known only after a request was admitted. So a request needs one token, takes one
-    token per image, and a negative balance delays the next request.
+    token per image, and a negative balance delays the next request. ``rate`` is in tokens per second.
     """
 
     def __init__(self, rate: float, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with a full bucket.
-
-        Args:
-            rate: Tokens per second.
-            capacity: Most tokens in the bucket.
-            clock: Returns seconds.
-        """
         self._rate, self._capacity, self._clock = rate, capacity, clock
         self._tokens, self._refilled_s = float(capacity), clock()
 
     def check(self) -> None:
-        """Return if the bucket holds at least one token.
-
-        Raises:
-            RateLimitedError: It does not (429); the error holds the seconds until it will.
-        """
+        """Raise RateLimitedError (429), which says when to retry, unless the bucket holds at least one token."""
         now = self._clock()
         self._tokens = min(self._capacity, self._tokens + (now - self._refilled_s) * self._rate)
         self._refilled_s = now

@@ -9,15 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.responses import Response
 
 from serve_app.errors import OverloadedError, ServiceError
-from serve_app.http.schemas import (
-    ClassifyResponse,
-    Explanation,
-    ImageResult,
-    Prediction,
-    Problem,
-    Summary,
-    Uncertainty,
-)
+from serve_app.http.schemas import ClassifyResponse, Explanation, ImageResult, Prediction, Problem, Summary, Uncertainty
 from serve_app.messages import ActivationMap, ClassifyResult
 from serve_app.model_card import ModelRef
 
@@ -25,15 +17,7 @@ from serve_app.model_card import ModelRef
 def to_image_result(
     index: int, name: str | None, result: ClassifyResult, min_score: float, abstain_below: float | None
 ) -> ImageResult:
-    """Convert the result of one image to its JSON.
-
-    Args:
-        index: Place of the image in the request.
-        name: File name or id that the client gave.
-        result: From the model.
-        min_score: Leave out classes with a lower score.
-        abstain_below: Threshold from the settings; None takes the one of the model card.
-    """
+    """Convert the result of one image to its JSON; ``abstain_below`` None takes the threshold of the model card."""
     threshold = result.abstain_below if abstain_below is None else abstain_below
     return ImageResult(
         index=index,
@@ -70,10 +54,7 @@ def to_problem(error: ServiceError, request_id: str | None) -> Problem:
 def problem_response(problem: Problem) -> Response:
     """Make a response of a problem, with Retry-After if a retry makes sense."""
     return Response(
-        problem.model_dump_json(exclude_none=True),
-        problem.status,
-        retry_headers(problem),
-        "application/problem+json",
+        problem.model_dump_json(exclude_none=True), problem.status, retry_headers(problem), "application/problem+json"
     )
 
 
@@ -108,12 +89,7 @@ def request_problem(results: Sequence[ImageResult]) -> Problem | None:
 
 
 def server_timing(results: Sequence[ImageResult], start: float) -> str:
-    """Build the Server-Timing header: the mean of each phase over the images and the total, in ms.
-
-    Args:
-        results: Of the request's images.
-        start: When the request arrived, by ``time.perf_counter``.
-    """
+    """Build Server-Timing: the mean of each phase and the total since ``start`` (``time.perf_counter``), in ms."""
     timed = [result.timings_ms for result in results if result.timings_ms]
     phases = {phase: sum(t[phase] for t in timed) / len(timed) for phase in (timed[0] if timed else ())}
     phases["total"] = (time.perf_counter() - start) * 1000
@@ -123,10 +99,7 @@ def server_timing(results: Sequence[ImageResult], start: float) -> str:
 async def stream_results(
     tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef | None, request_id: str
 ) -> AsyncIterator[str]:
-    """Yield each result as a JSON line when it is ready, then the summary.
-
-    The remaining images are cancelled when the client disconnects.
-    """
+    """Yield each result as a JSON line when ready, then the summary; cancel the rest when the client disconnects."""
     results = []
     try:
         for next_done in asyncio.as_completed(tasks):

@@ -12,21 +12,13 @@ from serve_app.routing.router import VariantRouter
 
 
 class Service(Protocol):
-    """One ingress replica. Attributes change when its settings change, so they are read per request.
-
-    Attributes:
-        config: The current settings.
-        keys: The valid API keys.
-        router: Classifies images.
-        prediction_log: Where rows go; None if no log is kept.
-        feedback: Where votes go; None if none are kept.
-    """
+    """One ingress replica. Attributes change when its settings change, so they are read per request."""
 
     config: IngressConfig
     keys: ApiKeys
     router: VariantRouter
-    prediction_log: PredictionLog | None
-    feedback: Feedback | None
+    prediction_log: PredictionLog | None  # None if no log is kept
+    feedback: Feedback | None  # None if no votes are kept
 
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any."""

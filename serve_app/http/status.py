@@ -16,13 +16,7 @@ from serve_app.preprocessing.decode import FORMATS
 
 
 def create_router(service: Service, admission: AdmissionController, stats: Stats) -> APIRouter:
-    """Build the routes.
-
-    Args:
-        service: Settings and model variants.
-        admission: Counts the images in flight.
-        stats: Totals of this ingress replica.
-    """
+    """Build the GET routes that describe this ingress replica and its models."""
     router = APIRouter()
 
     @router.get("/healthz", summary="Liveness: the process runs")
@@ -57,13 +51,10 @@ def create_router(service: Service, admission: AdmissionController, stats: Stats
     )
     async def labels(request: Request, name: str) -> dict[str, Any]:
         variant = request.headers.get("x-model")
-        if variant is None:
-            card = service.router.first_card()
-        else:
-            known = service.router.cards().get(service.router.choose(variant).variant)
-            if known is None:
-                raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
-            card = known
+        cards = service.router.cards()
+        card = service.router.first_card() if variant is None else cards.get(service.router.choose(variant).variant)
+        if card is None:
+            raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
         if name != card.name:
             raise UnknownModelError(f"there is no model {name!r}; the model is {card.name!r}")
         return {"name": name, "version": card.version, "labels": card.labels}

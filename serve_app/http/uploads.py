@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -9,17 +10,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
-from serve_app.config import LimitsConfig, describe
+from serve_app.config import FrozenModel, LimitsConfig, Model, describe
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
     ServiceError,
+    SlowBodyError,
     TooLargeError,
     UnsupportedImageError,
 )
@@ -29,10 +31,8 @@ RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
 
 
-class Parameters(BaseModel):
+class Parameters(FrozenModel):
     """Parameters of a request: in the query, as form fields or under ``parameters`` in JSON."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     top_k: int | None = Field(
         None, ge=1, le=1000, description="Number of classes per image; all classes if it is larger than their number."
@@ -42,19 +42,15 @@ class Parameters(BaseModel):
     explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
 
 
-class JsonInput(BaseModel):
+class JsonInput(FrozenModel):
     """One image of a JSON body."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
     b64: str = Field(description="The encoded image, in base64.", json_schema_extra={"format": "byte"})
 
 
-class JsonBody(BaseModel):
+class JsonBody(FrozenModel):
     """The JSON body of /v1/classify."""
-
-    model_config = ConfigDict(extra="forbid")
 
     inputs: list[JsonInput] = Field(min_length=1)
     parameters: Annotated[dict[str, Any], WithJsonSchema(Parameters.model_json_schema())] = Field(
@@ -80,22 +76,25 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Upload:
-    """One image of a request.
+    """One image of a request."""
 
-    Attributes:
-        id: File name or id that the client gave.
-        encoded: The encoded file, or the error that reading it gave.
-    """
+    id: str | None  # file name or id that the client gave
+    encoded: bytes | ServiceError  # the encoded file, or the error that reading it gave
 
-    id: str | None
-    encoded: bytes | ServiceError
+
+async def receive_within(receive: Receive, seconds: float, refusal: str) -> Message:
+    """Return the next message of a body, or raise SlowBodyError (408) with this text."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await receive()
+    except TimeoutError:
+        raise SlowBodyError(refusal) from None
 
 
 class LimitedRequest(Request):
     """A request whose body is bounded, whatever its headers declare."""
 
     def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
-        """Wrap a request whose body has not been read."""
         super().__init__(scope, receive)
         self._max_body_bytes = max_body_bytes
 
@@ -121,14 +120,9 @@ class LimitedRequest(Request):
 
 
 def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
-    """Merge and validate parameters; later sources override earlier ones.
-
-    Raises:
-        InvalidParameterError: A name is unknown or a value is out of range (422).
-    """
-    merged = {key: value for source in sources for key, value in source.items()}
+    """Merge and validate parameters, or raise InvalidParameterError (422); later sources override earlier ones."""
     try:
-        return Parameters.model_validate(merged)
+        return Parameters.model_validate({key: value for source in sources for key, value in source.items()})
     except ValidationError as error:
         raise InvalidParameterError(describe(error, Parameters)) from None
 
@@ -144,7 +138,7 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
     """
     limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
     query = dict(request.query_params)
-    kind = request.headers.get("content-type", RAW_TYPES[0]).split(";")[0].strip().lower()
+    kind = content_type(request, default=RAW_TYPES[0])
     if kind.startswith("image/") or kind in RAW_TYPES:
         parameters = parse_parameters(query)
         uploads = [Upload(None, await limited.body())]
@@ -154,7 +148,7 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
         uploads, fields = await _read_form(limited)
         parameters = parse_parameters(query, fields)
     elif kind == "application/json":
-        body = await _read_json(limited)
+        body = await read_json(limited, JsonBody)
         _check_types(body.parameters)
         parameters = parse_parameters(query, body.parameters)
         uploads = [Upload(each.id, decode_base64(each.b64)) for each in body.inputs]
@@ -166,13 +160,22 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
     return [check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
 
 
+def content_type(request: Request, default: str = "") -> str:
+    """Return the media type of a request's body without its parameters."""
+    return request.headers.get("content-type", default).split(";")[0].strip().lower()
+
+
+async def read_json(request: LimitedRequest, model: type[Model]) -> Model:
+    """Read a JSON body, or raise MalformedRequestError (400)."""
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise MalformedRequestError(f"the JSON body: {describe(error, model)}") from None
+
+
 @asynccontextmanager
 async def parse_form(request: LimitedRequest, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
-    """Parse a multipart form; its files are closed at the end of the block.
-
-    Raises:
-        MalformedRequestError: It does not parse (400).
-    """
+    """Parse a multipart form, or raise MalformedRequestError (400); its files are closed at the end of the block."""
     try:
         async with request.form(max_files=max_files, max_fields=max_fields) as form:
             yield form
@@ -199,13 +202,6 @@ async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, s
     return uploads, fields
 
 
-async def _read_json(request: LimitedRequest) -> JsonBody:
-    try:
-        return JsonBody.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise MalformedRequestError(f"the JSON body: {describe(error, JsonBody)}") from None
-
-
 def _check_types(parameters: Mapping[str, Any]) -> None:
     """Refuse text and booleans for numbers in JSON; in a query, where all is text, pydantic converts them."""
     for name, value in parameters.items():
@@ -222,11 +218,7 @@ def decode_base64(text: str) -> bytes | ServiceError:
 
 
 def check_count(images: int, limits: LimitsConfig) -> None:
-    """Check the number of images in a request.
-
-    Raises:
-        TooLargeError: It exceeds the limit (413).
-    """
+    """Raise TooLargeError (413) if the request has too many images."""
     if images > limits.max_images:
         raise TooLargeError(f"{images} images in one request; the limit is {limits.max_images}")
 

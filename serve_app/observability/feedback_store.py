@@ -50,18 +50,13 @@ class LabeledImage(NamedTuple):
 
 
 class Feedback:
-    """Writes votes, and images if they are to be kept, into the configured folder."""
+    """Writes votes, and images if they are to be kept, into the configured folder; then calls ``on_vote``.
+
+    Raises:
+        ValueError: The folder cannot be written to.
+    """
 
     def __init__(self, config: FeedbackConfig, on_vote: Callable[[Vote], None] = lambda vote: None) -> None:
-        """Create the folders.
-
-        Args:
-            config: Folder, and whether images are kept.
-            on_vote: Called with each vote after it was written.
-
-        Raises:
-            ValueError: The folder cannot be written to.
-        """
         self.keep_images = config.keep_images
         self._folder, self._on_vote = Path(config.folder), on_vote
         try:
@@ -71,15 +66,7 @@ class Feedback:
             raise ValueError(f"feedback.folder {config.folder}: cannot be written to ({error})") from None
 
     def keep(self, vote: Vote, image: tuple[bytes, str] | None = None) -> None:
-        """Write a vote and, if it has a label, its image.
-
-        Args:
-            vote: The vote, without ``image``.
-            image: The encoded file and its format, such as ``jpeg``.
-
-        Raises:
-            OSError: A file cannot be written.
-        """
+        """Write a vote and, if it has a label, its image: the encoded file and its format, such as ``jpeg``."""
         if image and vote.label is not None:
             encoded, extension = image
             relative = Path(IMAGES, class_folder(vote.label), f"{sha256(encoded).hexdigest()}.{extension}")

@@ -61,23 +61,17 @@ log = logging.getLogger("serve_app")
 class PredictionLog:
     """Collects and writes rows under one set of settings.
 
-    Attributes:
-        dropped: Rows that were not kept.
-        written: Rows in finished files.
+    Args:
+        config: Folder, interval and sizes.
+        on_flush: Called in the writer thread with the counts of ``snapshot`` after each flush.
+
+    Raises:
+        ValueError: The folder is not writable.
     """
 
     def __init__(
         self, config: PredictionLogConfig, on_flush: Callable[[dict[str, int]], None] = lambda counts: None
     ) -> None:
-        """Start the writer thread.
-
-        Args:
-            config: Folder, interval and sizes.
-            on_flush: Called in the writer thread with the counts of ``snapshot`` after each flush.
-
-        Raises:
-            ValueError: The folder is not writable.
-        """
         self._config, self._on_flush = config, on_flush
         self._rows: deque[tuple[Any, ...]] = deque()
         self._wake, self._closing = threading.Event(), False
@@ -90,14 +84,7 @@ class PredictionLog:
     def add(
         self, request: ClassifyRequest[bytes], variant: str, outcome: ClassifyResult | ServiceError, total_ms: float
     ) -> None:
-        """Add the row of one image.
-
-        Args:
-            request: The image as uploaded; without its context nothing is added.
-            variant: The model variant that was chosen for it.
-            outcome: Its result or error.
-            total_ms: Time from the decoded upload to the outcome, in ms.
-        """
+        """Add the row of one image; ``total_ms`` is the time from the decoded upload to the outcome."""
         if request.context is None:
             return
         if len(self._rows) >= self._config.max_buffered_rows:
@@ -136,30 +123,20 @@ class PredictionLog:
     def _flush(self) -> None:
         """Write the rows that are buffered now, one file at a time; after an error they stay buffered."""
         for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
-            if not self._write():
+            rows = [self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))]
+            try:
+                write_rows(self._fs, f"{self._folder}/{RAW}/{self._writer}-{self._files:06d}.parquet", rows)
+            except OSError as error:
+                log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
                 return
-
-    def _write(self) -> bool:
-        """Write the oldest rows to a file; after an error they stay buffered."""
-        rows = [self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))]
-        try:
-            write_rows(self._fs, f"{self._folder}/{RAW}/{self._writer}-{self._files:06d}.parquet", rows)
-        except OSError as error:
-            log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
-            return False
-        for _ in rows:
-            self._rows.popleft()
-        self._files += 1
-        self.written += len(rows)
-        return True
+            for _ in rows:
+                self._rows.popleft()
+            self._files += 1
+            self.written += len(rows)
 
 
 def write_rows(filesystem: fs.FileSystem, path: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write rows as one Parquet file; readers see the complete file or none.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write rows as one Parquet file; readers see the complete file or none."""
     columns = zip(*rows, strict=True)
     arrays = [pa.array(column, each.type) for column, each in zip(columns, SCHEMA, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)

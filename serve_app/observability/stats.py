@@ -19,7 +19,6 @@ class Stats:
     """Counts results and errors, and keeps the timings of the most recent images."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._since = time.time()
         self._ok = 0
         self._errors: Counter[str] = Counter()

@@ -34,14 +34,9 @@ def choose_exporter(environment: Mapping[str, str]) -> str | None:
 
 
 class RequestSpan:
-    """The span of one HTTP request, from its headers to the last byte of the response.
-
-    Attributes:
-        traceparent: W3C trace context for the spans of the stages; None if the sampler left this request out.
-    """
+    """The span of one HTTP request, a child of the client's span if the headers carry one."""
 
     def __init__(self, tracer: Tracer, path: str, request_id: str, headers: Mapping[str, str]) -> None:
-        """Start the span, as a child of the client's span if the headers carry one."""
         from opentelemetry.trace import SpanKind
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -53,7 +48,7 @@ class RequestSpan:
             from opentelemetry.trace import set_span_in_context
 
             propagator.inject(carrier, set_span_in_context(self._span))
-        self.traceparent = carrier.get(TRACEPARENT)
+        self.traceparent = carrier.get(TRACEPARENT)  # for the stages' spans; None if the sampler left this request out
 
     def end(self, status: int | None) -> None:
         """End the span with the response's status; None if no response was sent."""

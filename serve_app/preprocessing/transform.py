@@ -15,9 +15,7 @@ from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.decode import DECODER_ERRORS, open_image
 
 EXIF_ORIENTATION = 0x0112
-
 TILE_PX = 2048  # modes are converted in squares of this side, so that temporary copies stay small
-
 # EXIF orientation -> the operation that turns the stored image upright (EXIF 2.32, 4.6.4).
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,14 +29,9 @@ UPRIGHT = {
 
 
 class PreprocessedImage(NamedTuple):
-    """One decoded and cropped image.
+    """One decoded and cropped image."""
 
-    Attributes:
-        pixels: uint8, (crop_px, crop_px, 3), RGB, values 0-255, upright.
-        info: What the file's header says.
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # uint8, (crop_px, crop_px, 3), RGB, values 0-255, upright
     info: ImageInfo
 
 
@@ -86,22 +79,14 @@ def preprocess(encoded: bytes, transform: ImageTransform, max_pixels: int) -> Pr
 
 
 def image_stats(pixels: np.ndarray) -> ImageStats:
-    """Measure brightness, contrast and sharpness on the green channel, the largest part of luminance.
-
-    Args:
-        pixels: uint8, (H, W, 3), RGB.
-    """
+    """Measure uint8 RGB pixels, (H, W, 3), on the green channel, the largest part of luminance."""
     green = pixels[:, :, 1].astype(np.int16)
     return ImageStats(float(green.mean()), float(green.std()), float(np.abs(np.diff(green, axis=1)).mean()))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to RGB: transparency over white, 16-bit and float to 8 bits.
-
-    Raises:
-        OSError: The file's data is broken; Pillow decodes here.
-    """
-    image.load()
+    """Convert any Pillow mode to RGB: transparency over white, 16-bit and float to 8 bits."""
+    image.load()  # decodes: OSError where the file's data is broken
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     convert = _converter(image)
@@ -168,21 +153,13 @@ def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation:
     """
     width, height = image.size
     short, crop = min(width, height), transform.crop_px
-    resized = (
-        transform.resize_px * width // short,
-        transform.resize_px * height // short,
-    )
+    resized = (transform.resize_px * width // short, transform.resize_px * height // short)
     left, top = (round((side - crop) / 2.0) for side in resized)
     if orientation in (2, 3, 7, 8):  # upright left is the stored right edge
         left = resized[0] - crop - left
     if orientation in (3, 4, 6, 7):  # upright top is the stored bottom edge
         top = resized[1] - crop - top
     scale_x, scale_y = width / resized[0], height / resized[1]
-    box = (
-        left * scale_x,
-        top * scale_y,
-        min((left + crop) * scale_x, width),
-        min((top + crop) * scale_y, height),
-    )
+    box = (left * scale_x, top * scale_y, min((left + crop) * scale_x, width), min((top + crop) * scale_y, height))
     kept = image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
     return kept.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else kept

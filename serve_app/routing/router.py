@@ -39,16 +39,10 @@ class VariantRouter:
 
     New shares take effect once every variant with a share has reported its state, so a misspelled name or a model
     that does not start costs no request. A variant that stops answering gets no requests until it answers again; the
-    others take over its share.
+    others take over its share. ``connect`` makes the connection to the variant of that name.
     """
 
     def __init__(self, connect: Callable[[str], VariantClient], metrics: RoutingMetrics) -> None:
-        """Connect to no variant yet.
-
-        Args:
-            connect: Makes the connection to the variant of that name.
-            metrics: Where the router counts.
-        """
         self._connect, self._metrics = connect, metrics
         self._config = IngressConfig()
         self._split = TrafficSplit()
@@ -75,11 +69,7 @@ class VariantRouter:
             self._switching = asyncio.create_task(self._switch(split))
 
     async def check_ready(self) -> None:
-        """Return when a variant with a share answers.
-
-        Raises:
-            NotReadyError: None does (503).
-        """
+        """Return when a variant with a share answers; raise NotReadyError (503) if none does."""
         serving = [self._variant(name) for name in self._split.serving]
         outcomes = await asyncio.gather(*(each.ensure_alive() for each in serving), return_exceptions=True)
         for variant in serving:
@@ -112,29 +102,17 @@ class VariantRouter:
         return {name: state.card for name, state in known if state}
 
     def first_card(self) -> ModelCard:
-        """Return the card of the variant with the largest share.
-
-        Raises:
-            NotReadyError: No variant has reported its state yet (503).
-        """
+        """Return the card of the variant with the largest share; NotReadyError (503) before one has reported."""
         for card in self.cards().values():
             return card
         raise NotReadyError("no model is ready yet; retry")
 
     async def fetch_state(self, name: str) -> ModelState:
-        """Return what a variant serves now.
-
-        Raises:
-            NotReadyError: It does not answer (503).
-        """
+        """Return what a variant serves now, or raise NotReadyError (503) if it does not answer."""
         return await self._variant(name).fetch_state()
 
     async def classify(self, request: ClassifyRequest[bytes], choice: VariantChoice) -> ClassifyResult:
-        """Classify one image; another variant takes over if the chosen one is unavailable.
-
-        Raises:
-            ServiceError: The image cannot be classified.
-        """
+        """Classify one image, or raise ServiceError; another variant takes over if the chosen one is unavailable."""
         try:
             result = await self._classify(choice.variant, request)
         except NotReadyError:

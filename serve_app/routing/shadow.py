@@ -15,15 +15,10 @@ log = logging.getLogger("serve_app")
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two results for one image differ.
+    """How two results for one image differ."""
 
-    Attributes:
-        agree: Their best classes have the same label.
-        difference: Absolute difference of the scores of the returned result's best label, 0-1. A label that is
-            missing in the shadow's result counts as 0.
-    """
-
-    agree: bool
+    agree: bool  # their best classes have the same label
+    # Absolute difference of the scores of the returned result's best label, 0-1; a missing label's score is 0.
     difference: float
 
 
@@ -31,7 +26,6 @@ class ShadowStats:
     """Counts the copies that are in flight, compared, failed and dropped."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._counts: Counter[str] = Counter()
 
     def reserve(self) -> bool:

@@ -16,30 +16,19 @@ MAIN = "main"  # the variant in the ingress's own application
 
 @dataclass(frozen=True)
 class VariantChoice:
-    """The variant chosen for a request.
-
-    Attributes:
-        variant: Its name.
-        named_by_client: The client named it, so no other variant may take over.
-    """
+    """The variant chosen for a request."""
 
     variant: str
-    named_by_client: bool = False
+    named_by_client: bool = False  # then no other variant may take over
 
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """Shares of the variants.
-
-    Attributes:
-        shares: Weight of each variant; one of weight 0 gets only requests that name it.
-        shadow: The variant that gets copies of images, if any.
-        shadow_fraction: Fraction of the images that are copied, 0-1.
-    """
+    """Shares of the variants; a variant of share 0 gets only requests that name it."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: {MAIN: 1.0})
-    shadow: str | None = None
-    shadow_fraction: float = 0.0
+    shadow: str | None = None  # the variant that gets copies of images
+    shadow_fraction: float = 0.0  # of the images, 0-1
 
     @classmethod
     def from_config(cls, config: IngressConfig) -> TrafficSplit:
@@ -62,11 +51,8 @@ def pick_variant(shares: Mapping[str, float], client: str | None = None) -> str:
     """Choose a variant by its share.
 
     With a client key, the same client gets the same variant as long as the shares stay: from 5 % to 10 % only the
-    additional 5 % of the clients change variants. Without a key, each request is drawn at random.
-
-    Args:
-        shares: At least one, all above 0.
-        client: A key that names the client.
+    additional 5 % of the clients change variants. Without a key, each request is drawn at random. All shares must be
+    above 0.
 
     Source:
         Weighted rendezvous hashing: Thaler and Ravishankar 1998, "Using name-based mappings to increase hit rates";

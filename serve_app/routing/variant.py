@@ -25,11 +25,7 @@ class VariantClient(Protocol):
     async def send(
         self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
     ) -> list[ClassifyResult | ServiceError]:
-        """Classify images.
-
-        Args:
-            requests: A group of images.
-            in_flight_hint: See MicroBatcher.submit.
+        """Classify a group of images; ``in_flight_hint`` is that of ``MicroBatcher.submit``.
 
         Raises:
             NotReadyError: No replica is available (503).
@@ -37,29 +33,17 @@ class VariantClient(Protocol):
         """
 
     async def fetch_state(self) -> ModelState:
-        """Ask one of its replicas for its state.
-
-        Raises:
-            NotReadyError: None answers.
-        """
+        """Ask one of its replicas for its state, or raise NotReadyError."""
 
 
 class Variant:
-    """Sends images to one variant in groups and remembers its state.
-
-    Attributes:
-        name: Key in the setting ``traffic``.
-        state: What its replicas serve, as last reported; None before the first report.
-        unavailable_reason: Why it gets no requests; None while it gets them.
-        counts: Images by outcome: ``ok`` or the code of the error.
-    """
+    """Sends images to one variant in groups and remembers its state."""
 
     def __init__(self, name: str, client: VariantClient, config: IngressConfig) -> None:
-        """Keep the connection; nothing is sent yet."""
-        self.name = name
-        self.state: ModelState | None = None
-        self.unavailable_reason: str | None = None
-        self.counts: Counter[str] = Counter()
+        self.name = name  # key in the setting ``traffic``
+        self.state: ModelState | None = None  # what its replicas serve, as last reported
+        self.unavailable_reason: str | None = None  # why it gets no requests; None while it gets them
+        self.counts: Counter[str] = Counter()  # images by outcome: ``ok`` or the code of the error
         self._client = client
         self._in_flight = 0
         self._last_result = -math.inf
@@ -73,11 +57,7 @@ class Variant:
         self._groups.reconfigure(*_grouping(config))
 
     async def classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult:
-        """Classify one image, in one call with others that arrive at the same time.
-
-        Raises:
-            ServiceError: The image cannot be classified.
-        """
+        """Classify one image, in one call with others that arrive at the same time, or raise ServiceError."""
         if self.state is None:  # else images would wait until their deadline for a model that never comes
             await self.fetch_state()
         self._in_flight += 1
@@ -97,20 +77,12 @@ class Variant:
         return result
 
     async def ensure_alive(self) -> None:
-        """Return if it gave a result within the last second, else once it reports its state.
-
-        Raises:
-            NotReadyError: It does not report.
-        """
+        """Return if it gave a result within the last second; else fetch its state, or raise NotReadyError."""
         if self.unavailable_reason or time.monotonic() - self._last_result > RECENT_S:
             await self.fetch_state()
 
     async def fetch_state(self) -> ModelState:
-        """Return its current state; concurrent callers share one call.
-
-        Raises:
-            NotReadyError: It does not report.
-        """
+        """Return its current state, or raise NotReadyError; concurrent callers share one call."""
         return await asyncio.shield(self.refresh())
 
     def refresh(self) -> asyncio.Task[ModelState]:
