@@ -26,11 +26,11 @@ def summarize(
     """Compute every number of an evaluation; all shares are fractions of 1.
 
     Args:
-        targets: True class ids; this and the next four have the shape (N,).
-        predicted: Class ids with the best score.
-        confidence: Best scores, 0-1.
-        in_top5: Whether the true class is among the five best.
-        sure: Whether the model did not abstain.
+        targets: int, (N,): true class ids.
+        predicted: int, (N,): class ids with the best score.
+        confidence: float, (N,): best scores, 0-1.
+        in_top5: bool, (N,): whether the true class is among the five best.
+        sure: bool, (N,): whether the model did not abstain.
         labels: Names of the C classes, by class id.
 
     Returns:
@@ -99,7 +99,7 @@ def expected_calibration_error(diagram: Sequence[dict[str, Any]]) -> float:
 
 
 def wilson_lower_bound(hits: np.ndarray, trials: np.ndarray, z: float) -> np.ndarray:
-    """Return the lower end of the score interval of proportions; z = 1.645 gives a one-sided 95 % bound.
+    """Return the lower end of the score interval of proportions, trials >= 1; z = 1.645 is one-sided 95 %.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
     """

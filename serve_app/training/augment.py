@@ -14,7 +14,7 @@ from torch import Tensor
 class Augmentation:
     """Ranges from which each crop's geometry and colors are drawn."""
 
-    area: tuple[float, float] = (0.25, 1.5)  # crop over image, log-uniform; above 1 the border mirrors the image
+    area: tuple[float, float] = (0.25, 1.5)  # fraction of the image, log-uniform; above 1 mirrors it around its border
     aspect: float = 4 / 3  # largest width/height ratio of the crop, and of its inverse
     rotate_deg: float = 10.0  # largest rotation in either direction
     color: float = 0.3  # largest relative change of brightness, contrast and saturation

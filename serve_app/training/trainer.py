@@ -54,9 +54,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
         self.step_count, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []  # a row per epoch
-        self.best: dict[
-            str, Tensor
-        ] = {}  # average of the epoch with the lowest validation loss; empty without patience
+        self.best: dict[str, Tensor] = {}  # average of the best epoch so far; empty without patience
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
         self._class_weights = None if class_weights is None else class_weights.to(device)
 
@@ -137,8 +135,8 @@ class Trainer:
         for i, parameter in enumerate(self._parameters()):
             if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
                 tensors[f"momentum.{i}"] = buffer
-        state = {"step": self.step_count, "seconds": self.seconds, "history": self.history}
-        state["recipe"] = asdict(self.recipe)
+        recipe = asdict(self.recipe)
+        state = {"step": self.step_count, "seconds": self.seconds, "history": self.history, "recipe": recipe}
         with atomic_write(path) as unfinished:
             save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
 
