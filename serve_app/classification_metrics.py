@@ -55,10 +55,7 @@ def summarize(
             }
             for i, label in enumerate(labels)
         },
-        "abstain": {
-            "share": _share((~sure).sum(), len(sure)),
-            "precision": _share(correct[sure].sum(), sure.sum()),
-        },
+        "abstain": {"share": _share((~sure).sum(), len(sure)), "precision": _share(correct[sure].sum(), sure.sum())},
         "reliability": diagram,
         "confusion": confusion.tolist(),
     }
@@ -73,18 +70,10 @@ def in_top_k(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
 def reliability_diagram(
     confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
 ) -> list[dict[str, Any]]:
-    """Compare confidence with accuracy in bins of equal width; empty bins are left out.
+    """Compare confidence (best scores, 0-1) with accuracy in bins of equal width; empty bins are left out.
 
-    Args:
-        confidence: float, (N,): best score of each image, 0-1.
-        correct: bool, (N,): whether that class was the true one.
-        bins: Number of bins.
-
-    Returns:
-        A row per bin: ``from`` and ``to`` (its limits), ``images``, mean ``confidence``, ``accuracy``.
-
-    Source:
-        DeGroot and Fienberg (1983); binned as in Guo et al., "On Calibration of Modern Neural Networks" (2017).
+    Returns a row per bin: ``from`` and ``to`` (its limits), ``images``, mean ``confidence``, ``accuracy``. Source:
+    DeGroot and Fienberg (1983); binned as in Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
     indices = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
@@ -103,23 +92,16 @@ def reliability_diagram(
 def expected_calibration_error(diagram: Sequence[dict[str, Any]]) -> float:
     """Return the mean gap between confidence and accuracy, each bin weighted by its images.
 
-    Source:
-        Naeini et al. (2015); Guo et al. (2017), equation 3.
+    Source: Naeini et al. (2015); Guo et al. (2017), equation 3.
     """
     total = sum(row["images"] for row in diagram)
     return float(sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in diagram) / total)
 
 
 def wilson_lower_bound(hits: np.ndarray, trials: np.ndarray, z: float) -> np.ndarray:
-    """Return the lower end of the score interval of a proportion.
+    """Return the lower end of the score interval of proportions, trials >= 1; z = 1.645 is one-sided 95 %.
 
-    Args:
-        hits: int, (N,): successes.
-        trials: int, (N,): trials, at least 1 each.
-        z: Standard errors; 1.645 gives a one-sided bound with 95 % confidence.
-
-    Source:
-        E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
+    Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
     """
     share, slack = hits / trials, z**2 / trials
     bound: np.ndarray = (share + slack / 2 - np.sqrt(slack * share * (1 - share) + slack**2 / 4)) / (1 + slack)

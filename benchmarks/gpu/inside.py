@@ -106,7 +106,7 @@ def _parts(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
                 "staged": _wall(lambda s=staged, g=given: np.stack([i.image for i in g], out=s.numpy())),
                 "to_gpu": milliseconds(lambda s=staged, p=pixels: p.copy_(s, non_blocking=True), scale.device),
                 "computed": milliseconds(batch.run, scale.device),
-                "answers": _wall(lambda g=given, b=best, head=batch._head: head.answers(g, b)),
+                "results": _wall(lambda g=given, b=best, head=batch._head: head.results(g, b)),
             }
         parts["all"] = _wall(lambda g=given: engine(g))
         found[str(size)] = {f"{name}_ms": round(ms, 4) for name, ms in parts.items()}

@@ -1,28 +1,31 @@
-"""What several commands share: texts, fractions, and how they end when they cannot do their work."""
+"""What several commands share: arguments, and how they end when they cannot do their work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-# Arguments with one meaning in several commands.
-WEIGHTS_HELP = "imagenet, demo or a .safetensors file."
-LABELED_HELP = "Folder with a sub-folder of images per class, or CSV with the columns path and label."
-OUT_HELP = "Folder for the weights, unchanged, and their new card."
+from serve_app.errors import ServiceError
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn an expected error into one line on stderr and exit code 1; other errors keep their traceback."""
-    from serve_app.errors import ServiceError  # after --help has been answered
+def exit_on(*errors: type[BaseException], code: int = 1, note: str = "") -> Iterator[None]:
+    """Turn an expected error, by default ServiceError or OSError, into a message on stderr and an exit code.
 
+    Other errors keep their traceback. The message is one line, unless a ServiceError lists several images.
+    """
+    expected = errors or (ServiceError, OSError)
     try:
         yield
-    except (ServiceError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+    except expected as error:
+        text = str(error) if isinstance(error, ServiceError) else " ".join(str(error).split())
+        typer.echo(f"error: {text}{note}", err=True)
+        raise typer.Exit(code) from None
 
 
 def fraction(text: str) -> float:
@@ -34,3 +37,10 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise typer.BadParameter(f"{text!r} is not a number between 0 and 1 (both excluded)")
     return value
+
+
+LABELED_HELP = "Folder with a sub-folder of images per class, or CSV with the columns path and label."
+Weights = Annotated[str, Argument(metavar="WEIGHTS", help="imagenet, demo or a .safetensors file.")]
+LabeledImages = Annotated[Path, Argument(metavar="DATA", exists=True, help=LABELED_HELP)]
+Out = Annotated[Path, Argument(metavar="OUT", help="Folder for the weights, unchanged, and their new card.")]
+Precision = Annotated[float, Option(parser=fraction, help="Target accuracy above the threshold.")]

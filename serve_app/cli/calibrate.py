@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from typer import Argument, Option
 
-from serve_app.cli.arguments import LABELED_HELP, OUT_HELP, WEIGHTS_HELP, fraction, one_line_errors
+from serve_app.cli.arguments import LabeledImages, Out, Precision, Weights, exit_on
 
 
-def calibrate(
-    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
-    data: Annotated[Path, Argument(metavar="DATA", exists=True, help=f"{LABELED_HELP} Not used in training.")],
-    out: Annotated[Path, Argument(metavar="OUT", help=OUT_HELP)],
-    precision: Annotated[float, Option(parser=fraction, help="Target accuracy above the threshold.")] = 0.95,
-) -> None:
-    """Fit a temperature and an abstention threshold on held-out images, and write both into the card."""
-    with one_line_errors():
+def calibrate(weights: Weights, data: LabeledImages, out: Out, precision: Precision = 0.95) -> None:
+    """Fit a temperature and an abstention threshold on images not used in training; write both into the card."""
+    with exit_on():
         from serve_app.inference.weights import load_model, spec_of
         from serve_app.training.calibrate import calibrate as fit_calibration
         from serve_app.training.data import list_images

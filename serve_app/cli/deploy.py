@@ -6,26 +6,20 @@ import signal
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
+
+from serve_app.cli.arguments import exit_on
 
 
 def deploy(
-    config: Annotated[Path, typer.Argument(help="Serve config file.")],
-    address: Annotated[str, typer.Option(help="URL of Ray's dashboard.")] = "http://127.0.0.1:8265",
-    api: Annotated[
-        str | None, typer.Option(help="URL of the service; default: Serve's port on the host of --address.")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with Ray's token; default: the environment variable RAY_AUTH_TOKEN.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="Image for the smoke test; default: a generated image.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the effect and change nothing.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Deploy weights even if their card shows a lower accuracy.")
-    ] = False,
-    timeout_s: Annotated[
-        float, typer.Option(help="Longest wait in seconds for the rollout, and again for a rollback.")
-    ] = 600,
+    config: Annotated[Path, Argument(help="Serve config file.")],
+    address: Annotated[str, Option(help="URL of Ray's dashboard.")] = "http://127.0.0.1:8265",
+    api: Annotated[str | None, Option(help="URL of the service; default: Serve's port on that host.")] = None,
+    token_file: Annotated[Path | None, Option(help="File with Ray's token; default: RAY_AUTH_TOKEN.")] = None,
+    image: Annotated[Path | None, Option(help="Image for the smoke test; default: a generated image.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print the effect and change nothing.")] = False,
+    force: Annotated[bool, Option("--force", help="Deploy weights even if their card shows a lower accuracy.")] = False,
+    timeout_s: Annotated[float, Option(help="Longest wait in s for the rollout, and again for a rollback.")] = 600,
 ) -> None:
     """Deploy a Serve config file: wait until it is live, test it, and restore the previous config if that fails.
 
@@ -37,15 +31,9 @@ def deploy(
     from serve_app.release.serve_config import ConfigError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops as cleanly as Ctrl-C
-    try:
+    with (
+        exit_on(KeyboardInterrupt, note="interrupted; nothing was changed"),
+        exit_on(DeployError),
+        exit_on(ConfigError, RefusedError, code=2, note="; nothing was changed"),
+    ):
         deploy_config(config, address, api, token_file, image, dry_run, force, timeout_s)
-    except KeyboardInterrupt:
-        code, message = 1, "interrupted; nothing was changed"
-    except (ConfigError, RefusedError) as error:
-        code, message = 2, f"{error}; nothing was changed"
-    except DeployError as error:
-        code, message = 1, str(error)
-    else:
-        return
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
+
+from serve_app.cli.arguments import exit_on
 
 
 def etl(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder as in `prediction_log.folder`.")],
-    keep_days: Annotated[int | None, typer.Option(min=0, help="Days of rows to keep. Default: all.")] = None,
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder as in `prediction_log.folder`.")],
+    keep_days: Annotated[int | None, Option(min=0, help="Days of rows to keep. Default: all.")] = None,
 ) -> None:
     """Turn the prediction log into one clean file per day and hourly summaries.
 
@@ -27,11 +30,8 @@ def etl(
 
     from serve_app.analytics import etl as analytics_etl
 
-    try:
+    with exit_on(analytics_etl.EtlError, OSError, duckdb.Error, code=2):
         report = analytics_etl.run(folder, keep_days)
-    except (analytics_etl.EtlError, OSError, duckdb.Error) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(json.dumps(asdict(report)))
     if report.rejected_files or report.rejected_rows:
         typer.echo(f"error: files or rows were rejected; see {folder / analytics_etl.REJECTED}", err=True)

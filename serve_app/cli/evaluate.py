@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
-from serve_app.cli.arguments import LABELED_HELP, WEIGHTS_HELP, one_line_errors
+from serve_app.cli.arguments import LabeledImages, Weights, exit_on
 
 
 def evaluate(
-    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
-    data: Annotated[Path, Argument(metavar="DATA", exists=True, help=LABELED_HELP)],
+    weights: Weights,
+    data: LabeledImages,
     out: Annotated[Path | None, Option(help="Folder for all metrics (evaluation.json) and plots.")] = None,
     record: Annotated[str | None, Option(metavar="NAME", help="Write the metrics into the card, under NAME.")] = None,
 ) -> None:
     """Measure weights on labeled images, as the service would classify them; print the metrics as JSON."""
     if record and not weights.endswith(".safetensors"):
         raise typer.BadParameter("--record needs a .safetensors file as WEIGHTS")
-    with one_line_errors():
+    with exit_on():
         from serve_app.inference.weights import spec_of
         from serve_app.training import evaluate as evaluation
 

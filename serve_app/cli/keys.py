@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from serve_app.cli.arguments import exit_on
+
 keys = typer.Typer(name="keys", help="Manage API keys.", no_args_is_help=True)
 
 
@@ -14,9 +16,6 @@ def new(name: Annotated[str, typer.Argument(help="Name of the client that will u
     """Make an API key for a client and print it once, with the line that the service stores."""
     from serve_app.http.auth import create_key
 
-    try:
+    with exit_on(ValueError, code=2):
         key, line = create_key(name)
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
     typer.echo(f"key, shown only now:  {key}\nline to store:        {line}")

@@ -8,26 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
+
+from serve_app.cli.arguments import exit_on
+from serve_app.errors import ServiceError
 
 if TYPE_CHECKING:
     from serve_app.batch.plan import BatchJobConfig
 
 
 def predict(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, zip, quoted glob pattern or s3://… prefix.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or s3://… prefix for the results.")],
-    weights: Annotated[str, typer.Option(help="demo, imagenet, a .safetensors file, or JSON as in `args`.")] = "demo",
-    engine: Annotated[str, typer.Option(help='Runtime, or JSON such as \'{"precision": "int8"}\'.')] = "auto",
-    limits: Annotated[str, typer.Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
-    top_k: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 10,
-    address: Annotated[str | None, typer.Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
-    decoders: Annotated[int, typer.Option(min=0, help="CPU workers that only decode; 0: every worker decodes.")] = 0,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per batch. Default: 8, or 64 on a GPU.")] = None,
-    shard: Annotated[int, typer.Option(min=1, help="Images per Parquet part: what a crash costs a worker.")] = 128,
-    background: Annotated[bool, typer.Option("--background", help="Use only CPU time that is left over.")] = False,
-    progress: Annotated[Path | None, typer.Option(help="Write progress to this JSON file; no bar on stderr.")] = None,
+    source: Annotated[str, Argument(metavar="SOURCE", help="Folder, zip, quoted glob pattern or s3://… prefix.")],
+    out: Annotated[str, Argument(metavar="OUT", help="Folder or s3://… prefix for the results.")],
+    weights: Annotated[str, Option(help="demo, imagenet, a .safetensors file, or JSON as in `args`.")] = "demo",
+    engine: Annotated[str, Option(help='Runtime, or JSON such as \'{"precision": "int8"}\'.')] = "auto",
+    limits: Annotated[str, Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
+    top_k: Annotated[int, Option(min=1, help="Classes per image.")] = 10,
+    address: Annotated[str | None, Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
+    workers: Annotated[int | None, Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
+    gpus: Annotated[float, Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
+    decoders: Annotated[int, Option(min=0, help="CPU workers that only decode; 0: every worker decodes.")] = 0,
+    batch: Annotated[int | None, Option(min=1, help="Images per batch. Default: 8, or 64 on a GPU.")] = None,
+    shard: Annotated[int, Option(min=1, help="Images per Parquet part: what a crash costs a worker.")] = 128,
+    background: Annotated[bool, Option("--background", help="Use only CPU time that is left over.")] = False,
+    progress: Annotated[Path | None, Option(help="Write progress to this JSON file; no bar on stderr.")] = None,
 ) -> None:
     """Classify every image of SOURCE into Parquet files in OUT.
 
@@ -43,24 +47,16 @@ def predict(
     from serve_app.batch.predict import ExitCode, JobFailedError
     from serve_app.batch.predict import predict as run_job
     from serve_app.batch.results import BusyError
-    from serve_app.errors import ServiceError
-
-    def fail(code: ExitCode, message: str) -> typer.Exit:
-        typer.echo(message, err=True)
-        return typer.Exit(code)
 
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
+    with (
+        exit_on(ServiceError, OSError, ValueError, code=ExitCode.INVALID),
+        exit_on(BusyError, code=ExitCode.BUSY),
+        exit_on(JobFailedError, code=ExitCode.FAILED, note="; the same command goes on from here"),
+        exit_on(KeyboardInterrupt, code=ExitCode.INTERRUPTED, note="stopped; the same command goes on from here"),
+    ):
         job = _job(source, out, weights, engine, limits, top_k, batch or (64 if gpus else 8))
         summary = run_job(job, WorkerPlan(workers, gpus, decoders, background), shard, address, progress)
-    except KeyboardInterrupt:
-        raise fail(ExitCode.INTERRUPTED, "stopped; the same command goes on from here") from None
-    except JobFailedError as error:
-        raise fail(ExitCode.FAILED, f"error: {error}; the same command goes on from here") from None
-    except BusyError as error:
-        raise fail(ExitCode.BUSY, f"error: {error}") from None
-    except (ServiceError, OSError, ValueError) as error:
-        raise fail(ExitCode.INVALID, f"error: {' '.join(str(error).split())}") from None
     typer.echo(json.dumps(summary))
 
 

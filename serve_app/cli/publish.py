@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from typer import Argument
 
-from serve_app.cli.arguments import one_line_errors
+from serve_app.cli.arguments import exit_on
 
 
 def publish(
@@ -19,7 +19,7 @@ def publish(
 
     The hash is of the card, which contains the hash of the weights. A published file is never replaced.
     """
-    with one_line_errors():
+    with exit_on():
         from serve_app.training.publish import publish_to
 
         published = publish_to(registry, weights)

@@ -9,25 +9,23 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from serve_app.cli.arguments import OUT_HELP, WEIGHTS_HELP, one_line_errors
+from serve_app.cli.arguments import Out, Weights, exit_on
 
 
 def quantize(
-    weights: Annotated[str, Argument(metavar="WEIGHTS", help=WEIGHTS_HELP)],
+    weights: Weights,
     images: Annotated[Path, Argument(metavar="IMAGES", exists=True, help="Folder of images like those to be served.")],
-    out: Annotated[Path, Argument(metavar="OUT", help=OUT_HELP)],
+    out: Out,
     count: Annotated[int, Option(min=1, help="Number of images to calibrate on.")] = 256,
     held_out: Annotated[int, Option(min=1, help="Maximum number of other images to measure on.")] = 1000,
-    test: Annotated[
-        Path | None, Option(exists=True, help="Folder to measure on, instead of the rest of IMAGES.")
-    ] = None,
+    test: Annotated[Path | None, Option(exists=True, help="Folder to measure on; default: rest of IMAGES.")] = None,
     seed: Annotated[int, Option(help="Seed of the random choice of images.")] = 0,
 ) -> None:
     """Write an int8 calibration into the card, and measure what int8 changes on other images.
 
     If the sub-folders of the images are named like the model's classes, top-1 accuracy is measured too.
     """
-    with one_line_errors():
+    with exit_on():
         from serve_app.inference.quantize import quantize as calibrate_int8
         from serve_app.inference.weights import spec_of
 

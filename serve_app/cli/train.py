@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from serve_app.cli.arguments import fraction, one_line_errors
+from serve_app.cli.arguments import Precision, exit_on, fraction
 
 DATA_HELP = """Folder with a sub-folder of images per class; or with train/, val/ and test/, which have such
 sub-folders; or a CSV with the columns path and label."""
@@ -18,17 +19,28 @@ WEIGHTS_HELP = """Weights to start from: imagenet, demo, a .safetensors file, or
 imagenet if it can be downloaded, else demo."""
 
 
+def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
+    """Parse ``48:6,64:14``: crops of 48 px for 6 epochs, then crops of 64 px for 14."""
+    try:
+        return tuple((int(px), int(epochs)) for px, epochs in (part.split(":") for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not like 48:6,64:14 (crop side in px : epochs)") from None
+
+
+Schedule = Annotated[Any, Option(parser=parse_schedule, metavar="PX:EPOCHS,…", help="Side of the crops, and epochs.")]
+
+
 def train(
     data: Annotated[Path, Argument(exists=True, metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, Argument(metavar="OUT", help="Folder for checkpoint, weights, card and curve.")],
     weights: Annotated[str, Option("--weights", "--init", help=WEIGHTS_HELP)] = "auto",
     workers: Annotated[int, Option(min=1, help="Processes that share each batch, by Ray Train.")] = 1,
-    precision: Annotated[float, Option(parser=fraction, help="Target accuracy above the threshold.")] = 0.95,
+    precision: Precision = 0.95,
     validation: Annotated[float | None, Option(parser=fraction, help="Fraction to hold out, without val/.")] = None,
     feedback: Annotated[Path | None, Option(help="Feedback folder; its labeled images train too.")] = None,
     skip_broken: Annotated[bool, Option("--skip-broken", help="Leave broken images out instead of stopping.")] = False,
     fresh: Annotated[bool, Option("--fresh", help="Delete the checkpoint of an earlier run.")] = False,
-    schedule: Annotated[str | None, Option(metavar="PX:EPOCHS,…", help="Side of the crops, and epochs.")] = None,
+    schedule: Schedule = None,
     head_epochs: Annotated[int | None, Option(min=0, help="First epochs, for the last layer only.")] = None,
     patience: Annotated[int | None, Option(min=0, help="Epochs without progress before it stops; 0: never.")] = None,
     store_px: Annotated[int | None, Option(min=1, help="Side of the images in memory, in px.")] = None,
@@ -46,39 +58,17 @@ def train(
     Writes model.safetensors, its card model.json and curve.png to OUT. After an interruption, the same command
     resumes from the last checkpoint. Options without a default depend on the number of images.
     """
-    overrides = {
-        "validation": validation,
-        "schedule": None if schedule is None else _parse_schedule(schedule),
-        "head_epochs": head_epochs,
-        "patience": patience,
-        "store_px": store_px,
-        "serve_px": serve_px,
-        "crop_area": crop_area,
-        "batch": batch,
-        "peak_lr": peak_lr,
-    }
-    with one_line_errors():
+    arguments = locals()  # by name: those of Hyperparameters override a default, TrainOptions has all others
+    with exit_on():
         from serve_app.inference.card import load_card
+        from serve_app.training.recipe import Hyperparameters
         from serve_app.training.train import TrainOptions
         from serve_app.training.train import train as train_weights
 
-        options = TrainOptions(
-            data=data,
-            out=out,
-            weights=weights,
-            workers=workers,
-            precision=precision,
-            feedback=feedback,
-            skip_broken=skip_broken,
-            fresh=fresh,
-            seed=seed,
-            bf16=bf16,
-            version=version,
-            notes=notes,
-            overrides={name: value for name, value in overrides.items() if value is not None},
-            command=shlex.join(["serve-app", *sys.argv[1:]]),
-        )
-        spec = train_weights(options)
+        hyperparameters = {field.name: arguments.pop(field.name) for field in fields(Hyperparameters)}
+        overrides = {name: value for name, value in hyperparameters.items() if value is not None}
+        command = shlex.join(["serve-app", *sys.argv[1:]])
+        spec = train_weights(TrainOptions(**arguments, overrides=overrides, command=command))
         for name, metrics in load_card(spec).metrics.items():
             abstain = metrics["abstain"]
             typer.echo(
@@ -86,11 +76,3 @@ def train(
                 f"not sure {abstain['share']}, accuracy of the rest {abstain['precision']}"
             )
     typer.echo(f"serve it with: weights: {{source: {Path(spec.source).resolve()}, sha256: {spec.sha256}}}")
-
-
-def _parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
-    """Parse ``48:6,64:14``: crops of 48 px for 6 epochs, then crops of 64 px for 14."""
-    try:
-        return tuple((int(px), int(epochs)) for px, epochs in (part.split(":") for part in text.split(",")))
-    except ValueError:
-        raise typer.BadParameter(f"--schedule {text!r} is not like 48:6,64:14 (crop side in px : epochs)") from None

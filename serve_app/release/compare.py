@@ -9,7 +9,7 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
 from serve_app.inference.card import load_card
 from serve_app.release.rollout import RefusedError
-from serve_app.release.serve_config import BUILDERS, INGRESS, Config, configured_weights
+from serve_app.release.serve_config import APP, MODEL, Config, configured_weights
 
 Card = Mapping[str, Any]
 
@@ -17,18 +17,14 @@ Card = Mapping[str, Any]
 def refuse_worse(config: Config, served: Sequence[Card]) -> Iterator[str]:
     """Compare the accuracy of new weights with every served model, on test images that both cards report.
 
-    Args:
-        config: A checked Serve config.
-        served: Model cards of the served models, as ``GET /v1/models`` returns them.
-
-    Yields:
-        One sentence per comparison.
-
-    Raises:
-        RefusedError: The new weights are less accurate than a served model.
+    ``config`` is checked; ``served`` are model cards as ``GET /v1/models`` returns them. Yields a sentence per
+    comparison; raises RefusedError if the new weights are less accurate than a served model.
     """
     served_hashes = {card["sha256"] for card in served}
-    for weights in new_weights(config):
+    for app in config["applications"]:
+        if app["import_path"] not in (APP, MODEL):
+            continue
+        weights = WeightsConfig.model_validate(configured_weights(app) or {})
         if weights.sha256 in served_hashes or weights.source == "imagenet":  # imagenet's card has no measurements
             continue
         try:
@@ -38,13 +34,6 @@ def refuse_worse(config: Config, served: Sequence[Card]) -> Iterator[str]:
             continue
         if card["sha256"] not in served_hashes:
             yield from _compare(card, served)
-
-
-def new_weights(config: Config) -> Iterator[WeightsConfig]:
-    """Yield the weights that each application with a model serves under this config."""
-    for app in config["applications"]:
-        if app["import_path"] in BUILDERS and app["import_path"] != INGRESS:
-            yield WeightsConfig.model_validate(configured_weights(app) or {})
 
 
 def _compare(card: Card, served: Sequence[Card]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from serve_app.console import say
 from serve_app.release.compare import refuse_worse
 from serve_app.release.plan import plan
 from serve_app.release.rollout import DeployError, RefusedError, ServeApi, State, previous_config
-from serve_app.release.serve_config import BUILDERS, MODEL, Config, ConfigError, app_name, check, read
+from serve_app.release.serve_config import APP, INGRESS, Config, ConfigError, app_name, check, read
 from serve_app.release.smoke import authorization, generate_image, smoke_test
 
 
@@ -24,15 +24,10 @@ class DeployedApi:
     """The HTTP API of the service in front of the deployed applications."""
 
     def __init__(self, url: str, image: bytes) -> None:
-        """Store the base URL and the encoded image for smoke tests."""
         self.url, self._image = url.rstrip("/"), image
 
     def check_reachable(self) -> None:
-        """Send one request to find a wrong address before anything changes.
-
-        Raises:
-            RefusedError: Nothing answers.
-        """
+        """Send one request, to refuse a wrong address before anything changes."""
         try:
             httpx2.get(self.url, timeout=10)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -49,14 +44,9 @@ class DeployedApi:
         return cards
 
     def smoke_test(self, state: State, config: Config) -> None:
-        """Send test requests to every application of ours that has an ingress and a route.
-
-        Raises:
-            DeployError: An application does not classify.
-        """
+        """Send test requests to every application of ours that has an ingress and a route."""
         for app in config["applications"]:
-            has_ingress = app["import_path"] in BUILDERS and app["import_path"] != MODEL
-            if has_ingress and app.get("route_prefix", "/"):
+            if app["import_path"] in (APP, INGRESS) and app.get("route_prefix", "/"):
                 deployments = state["applications"][app_name(app)]["deployments"]
                 say(smoke_test(self.url, app, self._image, deployments["Ingress"]["target_num_replicas"]))
 
@@ -71,17 +61,7 @@ def deploy(
     force: bool = False,
     timeout_s: float = 600,
 ) -> None:
-    """Deploy a config file, or only print its effect.
-
-    Args:
-        config_file: Serve config file.
-        address: URL of Ray's dashboard.
-        api_url: URL of the service; None for Serve's port on the dashboard's host.
-        token_file: File with Ray's token; None for the environment variable ``RAY_AUTH_TOKEN``.
-        image_file: Image for the smoke test; None for a generated image.
-        dry_run: Print the effect and change nothing.
-        force: Deploy weights even if their card shows a lower accuracy.
-        timeout_s: Longest wait for the rollout, and again for a rollback.
+    """Deploy a config file, or only print its effect; the options are those of `serve-app deploy`.
 
     Raises:
         ConfigError, RefusedError: The cluster is unchanged.
@@ -103,12 +83,7 @@ def deploy(
 
 
 def roll_out_or_back(serve: ServeApi, config: Config, before: State, api: DeployedApi, timeout_s: float) -> None:
-    """Roll out a config; roll back to the previous one if it does not become live.
-
-    Raises:
-        RefusedError: The cluster is unchanged.
-        DeployError: The config is not live; the message says why and what runs now.
-    """
+    """Roll out a config; roll back to the previous one if it does not become live. Raises as ``deploy``."""
     previous = previous_config(before)
     if is_running(before):
         api.check_reachable()
@@ -120,18 +95,12 @@ def roll_out_or_back(serve: ServeApi, config: Config, before: State, api: Deploy
         say(f"failed: {error}")
         roll_back(serve, previous, api, timeout_s, str(error))
     except KeyboardInterrupt:
-        raise DeployError(
-            f"interrupted: Ray continues with the new config; to roll back, deploy the previous one in {save(previous)}"
-        ) from None
+        remedy = f"to roll back, deploy the previous one in {save(previous)}"
+        raise DeployError(f"interrupted: Ray continues with the new config; {remedy}") from None
 
 
 def roll_out(serve: ServeApi, config: Config, before: State, api: DeployedApi, timeout_s: float) -> None:
-    """Put a config in place, wait until it is live, and run the smoke test.
-
-    Raises:
-        RefusedError: The cluster is unchanged.
-        DeployError: The config is in place but does not serve.
-    """
+    """Put a config in place, wait until it is live, and run the smoke test; RefusedError: the cluster is unchanged."""
     start = time.monotonic()
     say("deploying")
     state = serve.apply(config, timeout_s, before)
@@ -140,24 +109,17 @@ def roll_out(serve: ServeApi, config: Config, before: State, api: DeployedApi, t
 
 
 def roll_back(serve: ServeApi, previous: Config, api: DeployedApi, timeout_s: float, reason: str) -> None:
-    """Make the previous config live again.
-
-    Raises:
-        DeployError: Always; the message holds the reason for the rollback and what runs now.
-    """
-    if previous["applications"]:
-        say("rolling back to the previous config")
-    else:
-        say("no previous config exists; removing the new one")
+    """Make the previous config live again; always raise DeployError with the reason and what runs now."""
+    exists = bool(previous["applications"])
+    say("rolling back to the previous config" if exists else "no previous config exists; removing the new one")
     try:
         roll_out(serve, previous, serve.state(), api, timeout_s)
     except DeployError as error:
         raise DeployError(f"{reason}; the previous config, in {save(previous)}, is not live either: {error}") from None
     except KeyboardInterrupt:
-        raise DeployError(
-            f"{reason}; interrupted during the rollback to the previous config, in {save(previous)}"
-        ) from None
-    raise DeployError(f"{reason}; {'the previous config is live' if previous['applications'] else 'nothing runs'}")
+        state = f"interrupted during the rollback to the previous config, in {save(previous)}"
+        raise DeployError(f"{reason}; {state}") from None
+    raise DeployError(f"{reason}; {'the previous config is live' if exists else 'nothing runs'}")
 
 
 def is_running(state: State) -> bool:
@@ -172,11 +134,7 @@ def default_api_url(address: str, state: State, config: Config) -> str:
 
 
 def read_image(path: Path | None) -> bytes:
-    """Return the bytes of an image file, or of a generated image for None.
-
-    Raises:
-        ConfigError: The file cannot be read.
-    """
+    """Return the bytes of an image file, or of a generated image for None."""
     try:
         return generate_image() if path is None else path.read_bytes()
     except OSError as error:
@@ -184,11 +142,7 @@ def read_image(path: Path | None) -> bytes:
 
 
 def read_token(path: Path | None) -> str | None:
-    """Return Ray's token from a file, or from ``RAY_AUTH_TOKEN`` for None.
-
-    Raises:
-        ConfigError: The file cannot be read or is empty.
-    """
+    """Return Ray's token from a file, or from ``RAY_AUTH_TOKEN`` for None."""
     if path is None:
         return os.environ.get("RAY_AUTH_TOKEN")
     try:

@@ -29,24 +29,15 @@ RANK = list(Effect)
 
 @dataclass(frozen=True)
 class Change:
-    """The effect on one deployment, application or top-level key.
+    """The effect on one deployment, application or top-level key; ``str`` describes it in one line."""
 
-    Attributes:
-        where: ``application.deployment``, an application, or a key of the file.
-        effect: The strongest effect of all changed keys.
-        keys: The keys whose values change.
-        replicas: Number of replicas before and after; None if it stays.
-        surge: Whether a restart starts new replicas before it stops old ones.
-    """
-
-    where: str
-    effect: Effect
-    keys: tuple[str, ...] = ()
-    replicas: tuple[int, int] | None = None
-    surge: bool = False
+    where: str  # application.deployment, an application, or a key of the file
+    effect: Effect  # the strongest effect of all changed keys
+    keys: tuple[str, ...] = ()  # the keys whose values change
+    replicas: tuple[int, int] | None = None  # number before and after; None if it stays
+    surge: bool = False  # a restart starts new replicas before it stops old ones
 
     def __str__(self) -> str:
-        """Describe the change in one line."""
         text = self.effect.value
         if self.effect is Effect.RESTART:
             text += ", new replicas before old ones stop" if self.surge else ", OLD REPLICAS STOP BEFORE NEW ONES START"
@@ -82,23 +73,16 @@ def _plan_application(name: str, running: State, app: Config, config: Config) ->
         restart_keys = [key for key in ("import_path", "runtime_env", "args") if old.get(key) != new.get(key)]
         restart_keys = restart_keys or ["autoscaling policy or request router"]
     app_keys = [key for key in ("logging_config",) if not _contains(old.get(key), new.get(key))]
-    old_settings, new_settings = (
-        {settings["name"]: settings for settings in file.get("deployments", ())} for file in (old, new)
-    )
+    old_settings, new_settings = ({d["name"]: d for d in file.get("deployments", ())} for file in (old, new))
     changes = []
     for deployment, live in running["deployments"].items():
         before, after = old_settings.get(deployment, {}), new_settings.get(deployment, {})
         keys = sorted(key for key in {*before, *after} if _differs(before, after, live["deployment_config"], key))
         effects = [Effect.RESTART] * bool(restart_keys) + [effect_of(key) for key in keys + app_keys]
-        changes.append(
-            Change(
-                f"{name}.{deployment}",
-                max(effects, key=RANK.index, default=Effect.NOTHING),
-                (*restart_keys, *keys, *app_keys),
-                _replicas(live["target_num_replicas"], after),
-                bool(after.get("max_surge_percent", 0)),
-            )
-        )
+        effect = max(effects, key=RANK.index, default=Effect.NOTHING)
+        all_keys, replicas = (*restart_keys, *keys, *app_keys), _replicas(live["target_num_replicas"], after)
+        surge = bool(after.get("max_surge_percent", 0))
+        changes.append(Change(f"{name}.{deployment}", effect, all_keys, replicas, surge))
     return changes
 
 
@@ -132,7 +116,6 @@ def effect_of(key: str) -> Effect:
 
 
 def _differs(before: Config, after: Config, current: Config, key: str) -> bool:
-    """Return whether the value of a key changes."""
     if key in before and key in after:
         return bool(before[key] != after[key])
     if key in after:  # the code's default may already equal the new value

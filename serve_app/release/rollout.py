@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -30,36 +29,25 @@ class RefusedError(DeployError):
 
 
 class ServeApi:
-    """Client of Ray Serve's REST API on a cluster's dashboard."""
+    """Client of Ray Serve's REST API on a cluster's dashboard, such as http://127.0.0.1:8265.
+
+    Args:
+        token: Ray's token, for a cluster with token authentication.
+        transport: Replaces the network in tests.
+    """
 
     def __init__(self, address: str, token: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
-        """Store the address; the first request opens a connection.
-
-        Args:
-            address: URL of the dashboard, such as http://127.0.0.1:8265.
-            token: Ray's token, for a cluster with token authentication.
-            transport: Replaces the network in tests.
-        """
         self.address = address.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._transport = transport
 
     def state(self) -> State:
-        """Return the state of all Serve applications.
-
-        Raises:
-            RefusedError: The dashboard does not answer.
-        """
+        """Return the state of all Serve applications; raise RefusedError if the dashboard does not answer."""
         state: State = self._request("GET").json()
         return state
 
     def apply(self, config: Config, timeout_s: float, before: State | None = None) -> State:
-        """Put a config in place and wait until it is live.
-
-        Args:
-            config: A checked Serve config.
-            timeout_s: Longest wait.
-            before: The state until now, if the caller has read it already.
+        """Put a checked config in place and wait until every replica is new and runs, and no old one is left.
 
         Returns:
             The state once the config is live.
@@ -68,18 +56,32 @@ class ServeApi:
             RefusedError: The cluster is unchanged.
             DeployError: The config is in place, but failed or is not live in time.
         """
-        before = before or self.state()
+        before = before or self.state()  # the caller may have read it already
         self._request("PUT", config)
-        return wait_until_live(self.state, config, before, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                state = self.state()
+            except RefusedError as error:  # the dashboard or the controller may be restarting
+                pending = [str(error)]
+            else:
+                for name in map(app_name, config["applications"]):
+                    app = state["applications"].get(name)
+                    if app and _is_new(app, before) and (reason := failure_reason(app)):
+                        raise DeployError(f"application {name}: {reason}")
+                if not (pending := find_pending(state, config, before)):
+                    return state
+            if time.monotonic() > deadline:
+                raise DeployError(f"not live within {timeout_s:.0f} s: {'; '.join(pending)}")
+            time.sleep(POLL_S)
 
     def _request(self, method: str, body: Config | None = None) -> httpx2.Response:
         try:
             with httpx2.Client(headers=self._headers, timeout=REQUEST_TIMEOUT_S, transport=self._transport) as client:
                 response = client.request(method, f"{self.address}/api/serve/applications/", json=body)
         except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-            raise RefusedError(
-                f"no Ray dashboard answers at {self.address} ({error}): start Ray or a tunnel to it, or set --address"
-            ) from None
+            remedy = "start Ray or a tunnel to it, or set --address"
+            raise RefusedError(f"no Ray dashboard answers at {self.address} ({error}): {remedy}") from None
         except httpx2.HTTPError as error:
             kind = DeployError if method == "PUT" else RefusedError  # Ray may have taken a PUT that it did not answer
             raise kind(f"Ray's dashboard at {self.address} did not answer a {method} request ({error})") from None
@@ -88,39 +90,6 @@ class ServeApi:
         if response.status_code != 200:
             raise RefusedError(f"Ray refused the request: {' '.join(response.text.split())}")
         return response
-
-
-def wait_until_live(read_state: Callable[[], State], config: Config, before: State, timeout_s: float) -> State:
-    """Poll until every replica of every application is new and runs, and no old replica is left.
-
-    Args:
-        read_state: Returns Serve's state.
-        config: The config that was put in place.
-        before: Serve's state before that.
-        timeout_s: Longest wait.
-
-    Returns:
-        Serve's state once the config is live.
-
-    Raises:
-        DeployError: An application failed, or the config is not live in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            state = read_state()
-        except RefusedError as error:  # the dashboard or the controller may be restarting
-            pending = [str(error)]
-        else:
-            for name in map(app_name, config["applications"]):
-                app = state["applications"].get(name)
-                if app and _is_new(app, before) and (reason := failure_reason(app)):
-                    raise DeployError(f"application {name}: {reason}")
-            if not (pending := find_pending(state, config, before)):
-                return state
-        if time.monotonic() > deadline:
-            raise DeployError(f"not live within {timeout_s:.0f} s: {'; '.join(pending)}")
-        time.sleep(POLL_S)
 
 
 def previous_config(state: State) -> Config:

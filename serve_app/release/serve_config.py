@@ -13,11 +13,7 @@ from serve_app.config import AppConfig, ClassifierConfig, FrozenModel, IngressCo
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 
 Config = dict[str, Any]
-USER_CONFIGS: dict[str, type[FrozenModel]] = {
-    "Ingress": IngressConfig,
-    "Preprocessor": FrozenModel,
-    "Classifier": ClassifierConfig,
-}
+USER_CONFIGS = {"Ingress": IngressConfig, "Preprocessor": FrozenModel, "Classifier": ClassifierConfig}
 APP, MODEL, INGRESS = (f"serve_app.app:build_{name}" for name in ("app", "model", "ingress"))
 # import_path -> type of its args, and the deployments it builds
 BUILDERS: dict[str, tuple[type[FrozenModel], tuple[str, ...]]] = {
@@ -32,11 +28,7 @@ class ConfigError(Exception):
 
 
 def read(path: Path) -> Config:
-    """Read a Serve config file without checking its keys.
-
-    Raises:
-        ConfigError: The file is missing, is not YAML or has no list of applications.
-    """
+    """Read a Serve config file without checking its keys; raise ConfigError if it has no list of applications."""
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -68,11 +60,7 @@ def check(config: Config) -> None:
 
 
 def reject_unknown_keys(values: Config, model: type[BaseModel], where: str = "") -> None:
-    """Compare the keys of a mapping, and of the mappings in it, with the fields of a schema.
-
-    Raises:
-        ConfigError: The schema has no such field.
-    """
+    """Compare the keys of a mapping, and of the mappings in it, with the fields of a schema."""
     if unknown := sorted(map(str, set(values) - set(model.model_fields))):
         raise ConfigError(f"{where or 'file'}: unknown {'keys' if unknown[1:] else 'key'} {', '.join(unknown)}")
     for key, value in values.items():

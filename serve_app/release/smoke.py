@@ -34,12 +34,6 @@ def generate_image() -> bytes:
 def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> str:
     """Classify an image with each variant, often enough that every ingress replica probably answers once.
 
-    Args:
-        api: Base URL of the API.
-        app: The application's part of the config.
-        image: An encoded image.
-        ingress_replicas: Number of ingress replicas.
-
     Returns:
         One sentence with the number of requests and the versions that answered.
 
@@ -56,13 +50,8 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
             where = f"smoke test, request {number} of {count} to {base} {' '.join(variant_header.values())}".rstrip()
             try:
                 # A new connection each time: a connection that is kept leads to one replica only.
-                response = httpx2.post(
-                    f"{base}/v1/classify",
-                    params={"top_k": TOP_K},
-                    headers=variant_header | authorization(),
-                    content=image,
-                    timeout=TIMEOUT_S,
-                )
+                url, headers = f"{base}/v1/classify?top_k={TOP_K}", variant_header | authorization()
+                response = httpx2.post(url, headers=headers, content=image, timeout=TIMEOUT_S)
             except httpx2.HTTPError as error:
                 raise DeployError(f"{where}: no response ({error})") from None
             if problems := "; ".join(find_problems(response, app)):

@@ -12,41 +12,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges from which each crop's geometry and colors are drawn.
+    """Ranges from which each crop's geometry and colors are drawn."""
 
-    Attributes:
-        area: Range of the crop's area as a fraction of the image, drawn log-uniformly.
-            Above 1 the crop zooms out and mirrors the image around its border.
-        aspect: Largest width/height ratio of the crop, and of its inverse.
-        rotate_deg: Largest rotation in either direction, in degrees.
-        color: Largest relative change of brightness, contrast and saturation.
-        sharpness: Range of the unsharp mask's amount; negative values blur.
-        noise: Largest standard deviation of per-pixel noise, in units of 0-255.
-        gray: Fraction of images that become gray.
-        flip: Mirror half of the images left to right.
-    """
-
-    area: tuple[float, float] = (0.25, 1.5)
-    aspect: float = 4 / 3
-    rotate_deg: float = 10.0
-    color: float = 0.3
-    sharpness: tuple[float, float] = (-0.8, 2.0)
-    noise: float = 10.0
-    gray: float = 0.05
-    flip: bool = True
+    area: tuple[float, float] = (0.25, 1.5)  # fraction of the image, log-uniform; above 1 mirrors it around its border
+    aspect: float = 4 / 3  # largest width/height ratio of the crop, and of its inverse
+    rotate_deg: float = 10.0  # largest rotation in either direction
+    color: float = 0.3  # largest relative change of brightness, contrast and saturation
+    sharpness: tuple[float, float] = (-0.8, 2.0)  # amount of the unsharp mask; negative values blur
+    noise: float = 10.0  # largest standard deviation of per-pixel noise, in units of 0-255
+    gray: float = 0.05  # fraction of images that become gray
+    flip: bool = True  # mirror half of the images left to right
 
 
 def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torch.Generator) -> Tensor:
     """Cut one random crop from each image and vary its colors and sharpness.
 
-    Args:
-        images: uint8, (N, 3, S, S), RGB, 0-255.
-        crop_px: Side of the crops, in px.
-        options: Ranges to draw from.
-        generator: Random generator on the images' device; the same state gives the same crops.
-
-    Returns:
-        float32, (N, 3, crop_px, crop_px), channels-last in memory, values 0-255.
+    Images are uint8, (N, 3, S, S), RGB; crops are float32, (N, 3, crop_px, crop_px), channels-last, 0-255. The
+    generator is on the images' device; the same state gives the same crops.
     """
     n = len(images)
 
@@ -65,11 +47,8 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
         width = width * torch.sign(uniform(-1, 1))
     angle = uniform(-1, 1) * math.radians(options.rotate_deg)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rows = (
-        torch.stack((width * cos, -height * sin, center_x), 1),
-        torch.stack((width * sin, height * cos, center_y), 1),
-    )
-    grid = F.affine_grid(torch.stack(rows, 1), [n, 3, crop_px, crop_px], align_corners=False)
+    matrices = torch.stack((width * cos, -height * sin, center_x, width * sin, height * cos, center_y), 1)
+    grid = F.affine_grid(matrices.view(n, 2, 3), [n, 3, crop_px, crop_px], align_corners=False)
     crops = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
 
     strength = options.color

@@ -9,12 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from serve_app.classification_metrics import (
-    DIGITS,
-    expected_calibration_error,
-    reliability_diagram,
-    wilson_lower_bound,
-)
+from serve_app.classification_metrics import DIGITS, expected_calibration_error, reliability_diagram, wilson_lower_bound
 from serve_app.config import WeightsConfig
 from serve_app.inference.weights import load_model, republish
 from serve_app.model_card import Calibration
@@ -33,14 +28,7 @@ def calibrate(
 ) -> tuple[WeightsConfig, Calibration]:
     """Fit temperature and threshold on held-out images and write the weights with a new card.
 
-    Args:
-        spec: The weights.
-        files: Paths and class ids of images that were not used in training.
-        precision: Target accuracy of the answers above the threshold.
-        out: Folder for the weights and their new card; may be the weights' own.
-
-    Returns:
-        The weights written, and the calibration in their card.
+    ``precision`` is the target accuracy of the answers above the threshold; ``out`` may be the weights' own folder.
     """
     model, card = load_model(spec)
     predictions = predict(model, card.model_copy(update={"calibration": None}), files)
@@ -66,12 +54,8 @@ def calibrate(
 def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> float:
     """Return the temperature that minimizes the cross-entropy of the true classes.
 
-    Args:
-        scores: float, (N, C), at temperature 1. Their logarithms serve as logits: softmax ignores a constant.
-        targets: int, (N,): true class ids.
-
-    Source:
-        Temperature scaling: Guo et al., "On Calibration of Modern Neural Networks" (2017), section 4.2.
+    Scores are (N, C), at temperature 1; their logarithms serve as logits, because softmax ignores a constant. Targets
+    are true class ids, (N,). Source: temperature scaling, Guo et al. (2017), section 4.2.
     """
     logits = torch.from_numpy(np.log(np.maximum(scores, MIN_SCORE))).double()
     truth = torch.from_numpy(targets)
@@ -97,19 +81,12 @@ def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def choose_threshold(confidence: np.ndarray, correct: np.ndarray, precision: float) -> float | None:
-    """Choose the lowest confidence above which answers reach the target precision.
+    """Choose the lowest confidence above which answers reach the target precision; None if none does.
 
     The precision counts as reached if Wilson's lower bound reaches it, that is with 95 % confidence. The threshold is
     also at least the 5 % quantile of the confidence: a model that is right about all of its own classes still needs a
-    threshold for images of other classes.
-
-    Args:
-        confidence: float, (N,): best score of each held-out image.
-        correct: bool, (N,): whether that class was the true one.
-        precision: Target accuracy of the answers above the threshold.
-
-    Returns:
-        The threshold, or None if no threshold reaches the target.
+    threshold for images of other classes. ``confidence`` has the best score of each held-out image, (N,); ``correct``
+    says whether that class was the true one.
     """
     order = np.argsort(-confidence, kind="stable")
     kept, hits = np.arange(1, len(order) + 1), np.cumsum(correct[order])

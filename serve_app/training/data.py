@@ -29,21 +29,13 @@ MAX_BROKEN_SHOWN = 10
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Decoded images with their classes, all in memory.
+    """Decoded images with their classes, all in memory."""
 
-    Attributes:
-        pixels: uint8, (N, 3, side, side), RGB, 0-255, channels-last in memory.
-        targets: int64, (N,), class ids: indices into ``labels``.
-        labels: Class names, by class id.
-        paths: The file of each image.
-        digests: SHA-256 of each file, in hex.
-    """
-
-    pixels: Tensor
-    targets: Tensor
+    pixels: Tensor  # uint8, (N, 3, side, side), RGB, 0-255, channels-last in memory
+    targets: Tensor  # int64, (N,), class ids: indices into labels
     labels: tuple[str, ...]
     paths: tuple[Path, ...]
-    digests: tuple[str, ...]
+    digests: tuple[str, ...]  # SHA-256 of each file, in hex
 
     @property
     def files(self) -> LabeledFiles:
@@ -61,8 +53,7 @@ def list_images(source: Path, labels: Sequence[str] | None = None) -> tuple[Labe
     """List labeled image files and their class names.
 
     Args:
-        source: Folder ``source/<class>/<image>``, or a CSV with the columns ``path`` and ``label``; its paths are
-            relative to the CSV's folder.
+        source: Folder ``source/<class>/<image>``, or CSV of ``path`` (relative to the CSV's folder) and ``label``.
         labels: Class names by class id; by default the names found, sorted.
 
     Raises:
@@ -120,21 +111,13 @@ def load_images(
 
     The serving code (``preprocess``) decodes them, so training sees the pixels that the service will see.
 
-    Args:
-        files: Paths and class ids.
-        labels: Class names, by class id.
-        side: Side of the stored squares, in px.
-        skip_broken: Leave broken images out instead of raising.
-
     Raises:
         DatasetError: Images are broken (the message names them), or all of them do not fit into memory.
     """
     needed, free = len(files) * side * side * 3, psutil.virtual_memory().available
     if needed > 0.8 * free:
-        raise DatasetError(
-            f"{len(files)} images of {side} px need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: "
-            "use a smaller --store-px"
-        )
+        sizes = f"{len(files)} images of {side} px need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        raise DatasetError(f"{sizes}: use a smaller --store-px")
     stored = ImageTransform(resize_px=side, crop_px=side, mean=(0, 0, 0), std=(1, 1, 1))
 
     def decode(path: Path) -> tuple[np.ndarray, str] | str:
@@ -158,14 +141,9 @@ def load_images(
                 digests.append(digest)
                 kept.append(file)
     if broken:
-        listing = "\n".join([*broken[:MAX_BROKEN_SHOWN], *(["…"] if len(broken) > MAX_BROKEN_SHOWN else [])])
+        listing = "\n".join(broken[:MAX_BROKEN_SHOWN]) + ("\n…" if len(broken) > MAX_BROKEN_SHOWN else "")
         if not skip_broken:
             raise DatasetError(f"{listing}\n{len(broken)} images are broken: repair them or use --skip-broken")
         tqdm.write(f"skipped {len(broken)} broken images:\n{listing}")
-    return ImageDataset(
-        torch.from_numpy(pixels[: len(kept)]).permute(0, 3, 1, 2),
-        torch.tensor([target for _, target in kept]),
-        tuple(labels),
-        tuple(path for path, _ in kept),
-        tuple(digests),
-    )
+    tensor, targets = torch.from_numpy(pixels[: len(kept)]).permute(0, 3, 1, 2), torch.tensor([i for _, i in kept])
+    return ImageDataset(tensor, targets, tuple(labels), tuple(path for path, _ in kept), tuple(digests))

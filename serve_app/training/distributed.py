@@ -23,11 +23,8 @@ def train_distributed(run: TrainingRun, workers: int) -> None:
     """Train with several workers, each with its part of every batch; the result is the checkpoint.
 
     Ray is the cluster that RAY_ADDRESS names or the one that runs on this machine; else it is started here. The
-    images travel through Ray's object store. Every node must see the checkpoint's folder.
-
-    Args:
-        run: What to train.
-        workers: Number of workers; each gets a GPU if there are enough.
+    images travel through Ray's object store. Every node must see the checkpoint's folder. Each worker gets a GPU if
+    there are enough.
 
     Raises:
         TrainingError: Workers failed more often than they are restarted.
@@ -36,15 +33,13 @@ def train_distributed(run: TrainingRun, workers: int) -> None:
     try:
         resources = ray.cluster_resources()
         use_gpu = resources.get("GPU", 0) >= workers
-        cpus = max(1, int(resources["CPU"]) // workers)
+        per_worker = {"CPU": max(1, int(resources["CPU"]) // workers), **({"GPU": 1} if use_gpu else {})}
         with tempfile.TemporaryDirectory() as folder:
             TorchTrainer(
                 _train_worker,
                 train_loop_config={"run": ray.put(replace(run, checkpoint=run.checkpoint.resolve()))},
                 scaling_config=ray_train.ScalingConfig(
-                    num_workers=workers,
-                    use_gpu=use_gpu,
-                    resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+                    num_workers=workers, use_gpu=use_gpu, resources_per_worker=per_worker
                 ),
                 run_config=ray_train.RunConfig(
                     name="train",

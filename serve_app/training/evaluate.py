@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.classification_metrics import in_top_k, summarize
+from serve_app.classification_metrics import DIGITS, in_top_k, summarize
 from serve_app.config import WeightsConfig
 from serve_app.inference.weights import load_model, republish
 from serve_app.model_card import ModelCard
@@ -21,11 +21,7 @@ LONG_FIELDS = ("reliability", "confusion", "mistakes")  # in evaluation.json, bu
 
 
 def evaluate(spec: WeightsConfig, data: Path | LabeledFiles) -> tuple[dict[str, Any], Predictions, ModelCard]:
-    """Classify labeled images as the service would, and compute the metrics.
-
-    Args:
-        spec: The weights.
-        data: Class folders or a CSV with the model's labels, or paths and class ids.
+    """Classify labeled images (listed, or as list_images reads them) as the service would, and compute the metrics.
 
     Returns:
         The metrics (see classification_metrics.summarize; also the data's ``fingerprint``, the threshold in
@@ -56,7 +52,7 @@ def worst_mistakes(predictions: Predictions, labels: tuple[str, ...]) -> list[di
             "path": str(predictions.paths[i]),
             "label": labels[predictions.targets[i]],
             "predicted": labels[best[i]],
-            "score": round(float(confidence[i]), 4),
+            "score": round(float(confidence[i]), DIGITS),
         }
         for i in wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
     ]

@@ -25,25 +25,15 @@ CHECKPOINT_EVERY_S = 60
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What to train, and how.
-
-    Attributes:
-        dataset: All images.
-        split: Which rows train and which are held out.
-        recipe: Hyperparameters.
-        augmentation: Ranges for training crops.
-        serve_px: Side of the images that the service will feed the model, in px.
-        checkpoint: File that an interrupted run resumes from.
-        init: State dict to start from; None starts from scratch.
-    """
+    """What to train, and how."""
 
     dataset: ImageDataset
     split: Split
     recipe: Recipe
     augmentation: Augmentation
-    serve_px: int
-    checkpoint: Path
-    init: Mapping[str, Tensor] | None = None
+    serve_px: int  # side of the images that the service will feed the model
+    checkpoint: Path  # an interrupted run resumes from it
+    init: Mapping[str, Tensor] | None = None  # state dict to start from; None starts from scratch
 
 
 def train_loop(
@@ -55,13 +45,8 @@ def train_loop(
     """Train to the end of the schedule, or until the validation loss stops improving; resume from a checkpoint.
 
     The order of the images and every crop derive from (seed, epoch, step), so a resumed run trains on the same
-    crops as an uninterrupted one.
-
-    Args:
-        run: What to train.
-        device: Device to train on.
-        group: The workers that share each batch; every worker calls this function.
-        on_epoch: Called with each epoch's row of history.
+    crops as an uninterrupted one. Every worker of ``group`` calls this function. ``on_epoch`` gets each epoch's row of
+    history.
 
     Raises:
         DatasetError: There are too few images for one batch.
@@ -70,17 +55,24 @@ def train_loop(
     group, dataset, recipe, training = group or WorkerGroup(), run.dataset, run.recipe, run.split.training
     per_epoch = len(training) // recipe.batch
     if per_epoch == 0:
-        raise DatasetError(
-            f"{len(training)} training images do not fill one batch of {recipe.batch}: "
-            "add images or use a smaller --batch"
-        )
+        lack = f"{len(training)} training images do not fill one batch of {recipe.batch}"
+        raise DatasetError(f"{lack}: add images or use a smaller --batch")
     trainer = Trainer(dataset.labels, recipe, per_epoch, device, group, class_weights(dataset))
     if run.init is not None:
         trainer.start_from(run.init)
     if run.checkpoint.exists():
         trainer.resume(run.checkpoint)
         tqdm.write(f"resumed at step {trainer.step_count} of at most {recipe.epochs * per_epoch}")
-    checkpointer = _Checkpointer(trainer, run.checkpoint if group.rank == 0 else None)
+    seconds_before, started = trainer.seconds, time.monotonic()
+    saved = started
+
+    def save() -> None:
+        nonlocal saved
+        trainer.seconds = seconds_before + time.monotonic() - started
+        if group.rank == 0:
+            trainer.save(run.checkpoint)
+        saved = time.monotonic()
+
     stopped = bool(trainer.history) and trainer.stops()
     for epoch in range(trainer.step_count // per_epoch, 0 if stopped else recipe.epochs):
         shuffle = torch.Generator().manual_seed(recipe.seed + 1 + epoch)
@@ -97,14 +89,15 @@ def train_loop(
                 loss = trainer.step(crops, dataset.targets[rows].to(device))
                 running_loss = loss if i == first else 0.98 * running_loss + 0.02 * loss
                 bar.update()
-                if checkpointer.save_if_due():
+                if time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                    save()
                     bar.set_postfix(loss=f"{running_loss:.3f}")
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": round(running_loss, 4)}
         if len(run.split.validation):
             loss, accuracy = trainer.validate(dataset, run.split.validation, run.serve_px)
             row |= {"validation_loss": round(loss, 4), "validation_top1": round(accuracy, 4)}
         trainer.end_epoch(row)
-        checkpointer.save()
+        save()
         on_epoch(row)
         if group.rank == 0:
             shown = " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items())
@@ -120,25 +113,3 @@ def class_weights(dataset: ImageDataset) -> Tensor | None:
     counts = torch.bincount(dataset.targets, minlength=len(dataset.labels))
     weights = (len(dataset.targets) / (len(dataset.labels) * counts.clamp(1))).sqrt()
     return None if bool((weights == 1).all()) else weights
-
-
-class _Checkpointer:
-    """Writes checkpoints, and adds the time trained to the trainer."""
-
-    def __init__(self, trainer: Trainer, path: Path | None) -> None:
-        self._trainer, self._path = trainer, path
-        self._seconds_before, self._started = trainer.seconds, time.monotonic()
-        self._saved = self._started
-
-    def save_if_due(self) -> bool:
-        """Save if the last checkpoint is old; return whether it was."""
-        if time.monotonic() - self._saved < CHECKPOINT_EVERY_S:
-            return False
-        self.save()
-        return True
-
-    def save(self) -> None:
-        self._trainer.seconds = self._seconds_before + time.monotonic() - self._started
-        if self._path:
-            self._trainer.save(self._path)
-        self._saved = time.monotonic()

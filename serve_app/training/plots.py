@@ -25,11 +25,7 @@ THUMBNAIL = ImageTransform(resize_px=192, crop_px=192, mean=(0, 0, 0), std=(1, 1
 
 @contextmanager
 def _png(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of that size in inches and write it to ``path`` afterwards.
-
-    Raises:
-        DatasetError: Matplotlib is not installed.
-    """
+    """Yield a figure (size in inches) and write it to ``path`` afterwards; raise DatasetError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -23,26 +23,17 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's scores for labeled images.
+    """A model's scores for labeled images."""
 
-    Attributes:
-        scores: float32, (N, C): scores by class id, as the API returns them.
-        targets: int64, (N,): true class ids.
-        paths: The image files.
-    """
-
-    scores: np.ndarray
-    targets: np.ndarray
+    scores: np.ndarray  # float32, (N, C): by class id, as the API returns them
+    targets: np.ndarray  # int64, (N,): true class ids
     paths: tuple[Path, ...]
 
 
 def predict(model: ResNet, card: ModelCard, files: Sequence[tuple[Path, int]]) -> Predictions:
-    """Classify files as the service does: same decoding, crop, runtime and head.
+    """Classify files as the service does: same decoding, crop, runtime, head and temperature.
 
-    Args:
-        model: As weights.load_model returns it; changed in place.
-        card: Its card, whose temperature is applied.
-        files: Paths and true class ids.
+    The model is as weights.load_model returns it, and is changed in place.
 
     Raises:
         DatasetError: An image is broken; the message names it.

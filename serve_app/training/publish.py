@@ -24,13 +24,6 @@ HASH_DIGITS = 8
 def publish_to(registry: str, weights: Path) -> WeightsConfig:
     """Copy weights and card into a registry; the card last, so that no reader sees it without its weights.
 
-    Args:
-        registry: Folder or URI.
-        weights: A safetensors file with its card beside it.
-
-    Returns:
-        Location and hash of the published weights.
-
     Raises:
         WeightsError: The card is not valid, or the registry cannot be written to.
     """

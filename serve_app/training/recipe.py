@@ -19,47 +19,26 @@ class Recipe:
     """Everything that decides the result of a run, besides augmentation and the side of served images.
 
     A checkpoint stores it. A run resumes only with an equal recipe.
-
-    Attributes:
-        schedule: (crop_px, epochs) in order; epochs with small crops cost less.
-        store_px: Side at which images are kept in memory, in px.
-        batch: Images per step, of all workers together.
-        peak_lr: Learning rate after warm-up; a cosine takes it to zero.
-        warm_up: Fraction of the steps over which the learning rate rises.
-        momentum: Nesterov momentum of SGD.
-        weight_decay: For convolution and linear weights; norms and biases have none.
-        label_smoothing: Probability spread over all classes.
-        ema: Decay per step of the weights' moving average, which is published.
-        validation: Fraction of the images held out for early stopping and calibration.
-        seed: Seed of initial weights, split, order and augmentation.
-        bf16: Compute in bfloat16.
-        init_sha256: Hash of the weights that training starts from; None starts from scratch.
-        head_epochs: First epochs of ``schedule`` that train the last layer only.
-        head_lr: Learning rate in those epochs.
-        patience: Epochs without a better validation loss before training stops and takes the best epoch; 0 never
-            stops.
-        data_sha256: Fingerprint of the images and their labels.
-        workers: Processes that share a batch.
     """
 
-    schedule: tuple[tuple[int, int], ...]
-    store_px: int
-    batch: int = 128
-    peak_lr: float = 0.1
-    warm_up: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    ema: float = 0.998
-    validation: float = 0.02
-    seed: int = 0
-    bf16: bool = False
-    init_sha256: str | None = None
-    head_epochs: int = 0
-    head_lr: float = 0.1
-    patience: int = 0
-    data_sha256: str | None = None
-    workers: int = 1
+    schedule: tuple[tuple[int, int], ...]  # (crop_px, epochs) in order; epochs with small crops cost less
+    store_px: int  # side at which images are kept in memory
+    batch: int = 128  # images per step, of all workers together
+    peak_lr: float = 0.1  # learning rate after warm-up; a cosine takes it to zero
+    warm_up: float = 0.1  # fraction of the steps over which the learning rate rises
+    momentum: float = 0.9  # Nesterov momentum of SGD
+    weight_decay: float = 5e-4  # for convolution and linear weights; norms and biases have none
+    label_smoothing: float = 0.1  # probability spread over all classes
+    ema: float = 0.998  # decay per step of the weights' moving average, which is published
+    validation: float = 0.02  # fraction of the images held out for early stopping and calibration
+    seed: int = 0  # of initial weights, split, order and augmentation
+    bf16: bool = False  # compute in bfloat16
+    init_sha256: str | None = None  # hash of the weights that training starts from; None starts from scratch
+    head_epochs: int = 0  # first epochs of the schedule, which train the last layer only
+    head_lr: float = 0.1  # learning rate in those epochs
+    patience: int = 0  # epochs without a better validation loss before the best one is taken; 0 never stops
+    data_sha256: str | None = None  # fingerprint of the images and their labels
+    workers: int = 1  # processes that share a batch
 
     @property
     def epochs(self) -> int:
@@ -77,32 +56,21 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The settings whose default depends on the dataset; `serve-app train` overrides each by its option.
-
-    Attributes:
-        schedule, store_px, batch, peak_lr, validation, head_epochs, patience: See Recipe.
-        serve_px: Side of the images that the service will feed the model, in px.
-        crop_area: See Augmentation.area.
-    """
+    """The settings whose default depends on the dataset; `serve-app train` overrides each by its option. See Recipe."""
 
     schedule: tuple[tuple[int, int], ...]
     store_px: int
-    serve_px: int
+    serve_px: int  # side of the images that the service will feed the model
     batch: int
     peak_lr: float
     validation: float
     head_epochs: int
     patience: int
-    crop_area: tuple[float, float]
+    crop_area: tuple[float, float]  # see Augmentation.area
 
 
 def default_hyperparameters(images: int, init: ModelCard | None) -> Hyperparameters:
-    """Choose hyperparameters: few epochs at a low learning rate from other weights, many from scratch.
-
-    Args:
-        images: Number of images.
-        init: Card of the weights that training starts from; None starts from scratch.
-    """
+    """Choose hyperparameters: few epochs at a low learning rate from other weights, many from scratch (no ``init``)."""
     validation = max(0.02, min(0.2, 1000 / images))
     if init is None:
         batch = 128 if images >= 4096 else 32

@@ -22,40 +22,26 @@ MAX_LABELS_SHOWN = 20
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The image files of DATA.
+    """The image files of DATA."""
 
-    Attributes:
-        files: Paths and class ids for training and validation, training first.
-        labels: Class names, by class id.
-        training: Number of training files, if DATA has a ``val`` folder; else None.
-        test: Labeled images for the final measurement, if DATA has some.
-    """
-
-    files: LabeledFiles
-    labels: tuple[str, ...]
-    training: int | None
-    test: Path | None
+    files: LabeledFiles  # for training and validation, training first
+    labels: tuple[str, ...]  # class names, by class id
+    training: int | None  # number of training files, if DATA has a val folder
+    test: Path | None  # labeled images for the final measurement, if DATA has some
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a dataset: int64, (n,) each.
-
-    Attributes:
-        training: Images to learn from.
-        validation: Held-out images for early stopping and calibration; none is a copy of a training image.
-    """
+    """Rows of a dataset: int64, (n,) each."""
 
     training: Tensor
-    validation: Tensor
+    validation: Tensor  # held out for early stopping and calibration; none is a copy of a training image
 
 
 def list_dataset(data: Path, feedback: Path | None = None) -> DatasetFiles:
     """List DATA: class folders, or ``train``, ``val`` and ``test`` with class folders in them, or a CSV.
 
-    Args:
-        data: Folder or CSV.
-        feedback: Folder of a feedback store; its labeled images join the training images.
+    The labeled images of a feedback store, if its folder is given, join the training images.
 
     Raises:
         DatasetError: DATA has no classes, only one, or one without images; or feedback has a class that DATA lacks.
@@ -79,14 +65,7 @@ def _list_feedback(folder: Path, labels: Sequence[str]) -> LabeledFiles:
 
 
 def split_images(dataset: ImageDataset, training: int | None, validation_share: float, seed: int) -> Split:
-    """Divide a dataset into training and validation rows.
-
-    Args:
-        dataset: All images.
-        training: Number of training images at the front; None divides at random.
-        validation_share: Fraction of the images to hold out, if divided at random.
-        seed: Seed of the random order.
-    """
+    """Divide a dataset after its first ``training`` images, or in a random order by ``seed`` if that is None."""
     if training is None:
         rows = torch.randperm(len(dataset.paths), generator=torch.Generator().manual_seed(seed))
         held_out = int(len(rows) * validation_share)
@@ -109,14 +88,10 @@ def describe_dataset(dataset: ImageDataset, split: Split) -> list[str]:
         f"{len(split.training)} images train, {len(split.validation)} are held out",
     ]
     if few := [label for i, label in enumerate(labels) if counts[i] < MIN_IMAGES_PER_CLASS]:
-        lines.append(
-            f"warning: fewer than {MIN_IMAGES_PER_CLASS} images of {', '.join(few)}: "
-            "the model will recognize these classes poorly"
-        )
+        shortage = f"fewer than {MIN_IMAGES_PER_CLASS} images of {', '.join(few)}"
+        lines.append(f"warning: {shortage}: the model will recognize these classes poorly")
     if max(counts.values()) > MAX_IMBALANCE * min(counts.values()):
-        lines.append(
-            "warning: the classes differ much in size; the loss weights rare ones more, but add images of them"
-        )
+        lines.append("warning: class sizes differ much; the loss weights rare classes more, but add images of them")
     if dropped := len(dataset.paths) - len(split.training) - len(split.validation):
         lines.append(f"warning: {dropped} held-out images are copies of training images and were left out")
     return lines + _warn_of_copies(dataset)
@@ -138,15 +113,10 @@ def _warn_of_copies(dataset: ImageDataset) -> list[str]:
         rows_by_digest.setdefault(digest, []).append(row)
     copies = [rows for rows in rows_by_digest.values() if len(rows) > 1]
     contradictions = [rows for rows in copies if len({int(dataset.targets[row]) for row in rows}) > 1]
-    lines = []
-    if copies:
-        count = sum(map(len, copies)) - len(copies)
-        lines.append(f"warning: {count} images are copies of others, {_example(dataset, copies[0])}")
-    if contradictions:
-        example = _example(dataset, contradictions[0])
-        lines.append(f"warning: {len(contradictions)} images are in more than one class, {example}")
-    return lines
-
-
-def _example(dataset: ImageDataset, rows: Sequence[int]) -> str:
-    return "for example " + " and ".join(str(dataset.paths[row]) for row in rows[:2])
+    copied = sum(map(len, copies)) - len(copies)
+    problems = ((copied, "copies of others", copies), (len(contradictions), "in more than one class", contradictions))
+    return [
+        f"warning: {count} images are {problem}, for example {' and '.join(str(dataset.paths[i]) for i in rows[0][:2])}"
+        for count, problem, rows in problems
+        if rows
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,7 @@ InitialModel = tuple[ResNet, ModelCard] | None  # None trains from scratch
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `serve-app train`; its help describes each of them.
-
-    Attributes:
-        overrides: Values for Hyperparameters, by field name; the others get their default.
-        command: The command line, for the card.
-    """
+    """The options of `serve-app train`; its help describes each of them."""
 
     data: Path
     out: Path
@@ -50,8 +45,8 @@ class TrainOptions:
     bf16: bool = False
     version: str | None = None
     notes: str = ""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # by field of Hyperparameters; others get their default
+    command: str = ""  # the command line, for the card
 
 
 def train(options: TrainOptions) -> WeightsConfig:
@@ -82,16 +77,16 @@ def train(options: TrainOptions) -> WeightsConfig:
     if not len(split.validation):
         chosen = replace(chosen, patience=0)
     chosen = replace(chosen, batch=min(chosen.batch, max(2, len(split.training))))
-    run = TrainingRun(
-        dataset,
-        split,
-        _recipe(options, chosen, init, dataset.fingerprint),
-        Augmentation(area=chosen.crop_area),
-        chosen.serve_px,
-        checkpoint,
-        init[0].state_dict() if init else None,
-    )
-    trainer = _run(run)
+    recipe, augmentation = _recipe(options, chosen, init, dataset.fingerprint), Augmentation(area=chosen.crop_area)
+    state = init[0].state_dict() if init else None
+    run = TrainingRun(dataset, split, recipe, augmentation, chosen.serve_px, checkpoint, state)
+    if options.workers == 1:
+        trainer = train_loop(run, _device())
+    else:
+        from serve_app.training.distributed import train_distributed  # needs ray[train]; one worker does not
+
+        train_distributed(run, options.workers)
+        trainer = train_loop(run, CPU)  # reads the result from the checkpoint
     if trainer.history:
         plot_curve(trainer.history, options.out / "curve.png")
 
@@ -107,51 +102,28 @@ def train(options: TrainOptions) -> WeightsConfig:
 
 
 def load_initial_model(name: str) -> InitialModel:
-    """Load the weights to start from; ``auto`` is ImageNet's if they can be downloaded, else the demo's.
-
-    Raises:
-        WeightsError: The weights cannot be loaded.
-        OSError: The file does not exist.
-    """
+    """Load the weights to start from; ``auto`` is ImageNet's if they can be downloaded, else the demo's."""
     if name == "scratch":
         return None
     if name == "auto":
         try:
             return load_model(WeightsConfig(source="imagenet"))
         except WeightsError as error:
-            tqdm.write(
-                f"starting from the demo model, because ImageNet's weights are unavailable ({str(error)[:120]}…)"
-            )
+            tqdm.write(f"starting from the demo model; ImageNet's weights are unavailable ({str(error)[:120]}…)")
             name = "demo"
     return load_model(spec_of(name))
 
 
 def _recipe(options: TrainOptions, chosen: Hyperparameters, init: InitialModel, data_sha256: str) -> Recipe:
-    device = _device()
+    names = {field.name for field in fields(Recipe)}
     return Recipe(
-        schedule=chosen.schedule,
-        store_px=chosen.store_px,
-        batch=chosen.batch,
-        peak_lr=chosen.peak_lr,
-        validation=chosen.validation,
+        **{name: value for name, value in asdict(chosen).items() if name in names},
         seed=options.seed,
-        bf16=options.bf16 or (device.type == "cuda" and torch.cuda.is_bf16_supported()),
+        bf16=options.bf16 or (_device().type == "cuda" and torch.cuda.is_bf16_supported()),
         init_sha256=init[1].sha256 if init else None,
-        head_epochs=chosen.head_epochs,
-        patience=chosen.patience,
         data_sha256=data_sha256,
         workers=options.workers,
     )
-
-
-def _run(run: TrainingRun) -> Trainer:
-    """Train in this process or with Ray Train, whose result is read from the checkpoint."""
-    if run.recipe.workers == 1:
-        return train_loop(run, _device())
-    from serve_app.training.distributed import train_distributed  # needs ray[train]; one worker does not
-
-    train_distributed(run, run.recipe.workers)
-    return train_loop(run, CPU)
 
 
 def _publish(

@@ -30,12 +30,7 @@ EMA_WARM_UP_STEPS = 10  # a larger number forgets the initial weights faster
 
 
 class Trainer:
-    """A model, its moving average, its optimizer, and their position in the schedule.
-
-    Attributes:
-        history: A row per epoch, for the learning curve.
-        best: The moving average of the epoch with the lowest validation loss; empty without patience.
-    """
+    """A model with random weights, its moving average, its optimizer, and their position in the schedule."""
 
     def __init__(
         self,
@@ -46,7 +41,6 @@ class Trainer:
         group: WorkerGroup | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
-        """Build a model for ``labels`` with random weights."""
         torch.manual_seed(recipe.seed)
         self.recipe, self.steps_per_epoch, self.device = recipe, steps_per_epoch, device
         self.group = group or WorkerGroup()
@@ -59,8 +53,8 @@ class Trainer:
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}]
         self.optimizer = torch.optim.SGD(groups, lr=recipe.peak_lr, momentum=recipe.momentum, nesterov=True)
         self.step_count, self.seconds = 0, 0.0
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
+        self.history: list[dict[str, Any]] = []  # a row per epoch
+        self.best: dict[str, Tensor] = {}  # average of the best epoch so far; empty without patience
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) * 255 for v in (MEAN, STD))
         self._class_weights = None if class_weights is None else class_weights.to(device)
 
@@ -82,12 +76,7 @@ class Trainer:
         return peak * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
     def step(self, crops: Tensor, targets: Tensor) -> float:
-        """Take one optimizer step and return the loss.
-
-        Args:
-            crops: float32, (N, 3, H, W), RGB, 0-255: this worker's part of the batch.
-            targets: int64, (N,): class ids.
-        """
+        """Take one optimizer step on this worker's part of a batch, (N, 3, H, W), RGB, 0-255; return the loss."""
         self._freeze(self.step_count < self.recipe.head_epochs * self.steps_per_epoch)
         for param_group in self.optimizer.param_groups:
             param_group["lr"] = self.learning_rate()
@@ -144,32 +133,21 @@ class Trainer:
         tensors |= {f"average.{k}": v for k, v in self.average.module.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         for i, parameter in enumerate(self._parameters()):
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
+            if (buffer := self.optimizer.state[parameter].get("momentum_buffer")) is not None:
                 tensors[f"momentum.{i}"] = buffer
-        state = {
-            "step": self.step_count,
-            "seconds": self.seconds,
-            "history": self.history,
-            "recipe": asdict(self.recipe),
-        }
+        recipe = asdict(self.recipe)
+        state = {"step": self.step_count, "seconds": self.seconds, "history": self.history, "recipe": recipe}
         with atomic_write(path) as unfinished:
             save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            TrainingError: The checkpoint belongs to another recipe or to other data.
-        """
+        """Continue from a checkpoint; raise TrainingError if it belongs to another recipe or to other data."""
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
         recipe = json.loads(json.dumps(asdict(self.recipe)))
         if different := [name for name in recipe if state["recipe"].get(name) != recipe[name]]:
-            raise TrainingError(
-                f"{path} was made with other settings ({', '.join(different)}); "
-                "use the same settings, another OUT, or --fresh"
-            )
+            remedy = "use the same settings, another OUT, or --fresh"
+            raise TrainingError(f"{path} was made with other settings ({', '.join(different)}); {remedy}")
         tensors = load_file(path, str(self.device))
 
         def with_prefix(prefix: str) -> dict[str, Tensor]:

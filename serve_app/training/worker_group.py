@@ -17,10 +17,6 @@ class WorkerGroup:
     DistributedDataParallel does not fit here. It refuses the epochs that train the last layer only, because most
     parameters have no gradient then. It leaves each worker with other batch-norm statistics. With three workers a
     resumed run ended in other weights than an uninterrupted one, because its buckets are rebuilt after the first step.
-
-    Attributes:
-        rank: Index of this process.
-        size: Number of processes.
     """
 
     rank: int = 0

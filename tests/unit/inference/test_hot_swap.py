@@ -67,7 +67,7 @@ def test_a_batch_never_mixes_weights(model: HotSwapModel, other: WeightsConfig) 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"sha256": "0" * 64}, "the configured sha256 0+ is not the card's"),
+        ({"sha256": "0" * 64}, "the configured sha256 0+ differs from the card's"),
         ({"source": "resnet51"}, "unknown name"),
         ({"source": "/nowhere/model.safetensors"}, "cannot read the card"),
     ],

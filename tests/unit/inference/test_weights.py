@@ -65,7 +65,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_sha256_is_refused(weights: WeightsConfig) -> None:
-    assert "is not the card's" in fails(WeightsConfig(source=weights.source, sha256="0" * 64))
+    assert "differs from the card's" in fails(WeightsConfig(source=weights.source, sha256="0" * 64))
 
 
 def test_a_bad_download_does_not_stay(weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

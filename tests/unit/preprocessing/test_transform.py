@@ -149,7 +149,7 @@ def test_pixel_limit_is_checked_before_decoding() -> None:
 
 
 def test_what_is_no_image_is_unsupported() -> None:
-    with pytest.raises(UnsupportedImageError, match="start with b'hello"):
+    with pytest.raises(UnsupportedImageError, match="starting with b'hello"):
         preprocess(b"hello, this is text", SQUARE, LIMIT)
 
 
