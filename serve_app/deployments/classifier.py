@@ -30,12 +30,7 @@ TAGS = ("version",)
 
 
 # Ray Serve calls reconfigure on a starting replica only if the deployment has a user_config.
-@serve.deployment(
-    max_ongoing_requests=64,
-    max_queued_requests=1024,
-    user_config={},
-    request_router_config=STEADY,
-)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=1024, user_config={}, request_router_config=STEADY)
 class Classifier:
     """Runs one model on one device."""
 

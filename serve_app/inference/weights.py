@@ -147,10 +147,7 @@ def _local_copy(uri: str, digest: str) -> Path:
         return cached
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            fsspec.open(uri, "rb") as source,
-            tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as partial,
-        ):
+        with fsspec.open(uri, "rb") as source, tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as partial:
             shutil.copyfileobj(source, partial)
         # The hash is checked before the file takes its final name, so a bad download is never cached.
         if (found := sha256(Path(partial.name))) != digest:
