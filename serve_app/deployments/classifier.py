@@ -14,7 +14,7 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
-from serve_app.deployments.handles import cores
+from serve_app.deployments.handles import Outcome, cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
 from serve_app.errors import NotReadyError, ServiceError
@@ -31,25 +31,17 @@ TAGS = ("version",)
 
 # Ray Serve calls reconfigure on a starting replica only if the deployment has a user_config.
 @serve.deployment(
-    max_ongoing_requests=64,
-    max_queued_requests=1024,
-    user_config={},
-    request_router_config=sticky_routing(),
+    max_ongoing_requests=64, max_queued_requests=1024, user_config={}, request_router_config=sticky_routing()
 )
 class Classifier:
-    """Runs one model on one device."""
+    """Runs one model on one device, on the cores that Ray gave this replica.
+
+    Raises:
+        WeightsError: The weights cannot be loaded. Fails the deployment and the application.
+        EngineError: The runtime cannot run here. Fails the deployment and the application.
+    """
 
     def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
-        """Load and verify the model, on the cores that Ray gave this replica.
-
-        Args:
-            weights: Where the weights are.
-            engine: Runtime and precision.
-
-        Raises:
-            WeightsError: The weights cannot be loaded. Fails the deployment and the application.
-            EngineError: The runtime cannot run here. Fails the deployment and the application.
-        """
         enter_idle_scheduling()
         self._check_ray = prepare_replica()
         # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
@@ -100,18 +92,8 @@ class Classifier:
         if self._changing is None or self._changing.done():
             self._changing = asyncio.create_task(self._change())
 
-    async def __call__(
-        self, requests: list[ClassifyRequest[np.ndarray]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
-        """Classify crops in the next batches.
-
-        Args:
-            requests: Crops, uint8, (crop_px, crop_px, 3).
-            in_flight_hint: See MicroBatcher.submit.
-
-        Returns:
-            One result or error per crop.
-        """
+    async def __call__(self, requests: list[ClassifyRequest[np.ndarray]], in_flight_hint: int) -> list[Outcome]:
+        """Classify crops, uint8, (crop_px, crop_px, 3), in the next batches; return one result or error per crop."""
         crop_px = self._model.engine.card.transform.crop_px
         if (other_px := requests[0].image.shape[0]) != crop_px:  # from a Preprocessor of another version, in an update
             error = NotReadyError(f"the model takes crops of {crop_px} px, but got {other_px} px; retry later")
@@ -130,12 +112,7 @@ class Classifier:
         )
 
     async def check_health(self) -> None:
-        """Check the model; Ray Serve replaces a replica whose check fails three times in a row.
-
-        Raises:
-            NotReadyError: The model gives no result, or its scores are not finite.
-            RuntimeError: See prepare_replica.
-        """
+        """Check the model and Ray; Ray Serve replaces a replica whose check fails three times in a row."""
         self._check_ray()
         await self._health.check()
 
@@ -168,9 +145,7 @@ class Classifier:
         log.error("user_config refused: %s", error)
         self._refused = str(error)
 
-    async def _classify(
-        self, request: ClassifyRequest[np.ndarray], in_flight_hint: int
-    ) -> ClassifyResult | ServiceError:
+    async def _classify(self, request: ClassifyRequest[np.ndarray], in_flight_hint: int) -> Outcome:
         context = request.context
         try:
             # A request whose deadline passes in the queue leaves it and is in no batch.

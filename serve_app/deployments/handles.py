@@ -20,6 +20,7 @@ from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
+Outcome = ClassifyResult | ServiceError  # of one image
 PING_TIMEOUT_S = 2.0
 
 
@@ -28,10 +29,6 @@ async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
 
     Ray Serve would answer its own errors as plain text, so they become ours here. A replica that refuses is not
     called again: that would add to its load.
-
-    Args:
-        send: Sends the call.
-        stage: Name of the stage in messages.
 
     Raises:
         OverloadedError: The queues of the stage are full (503).
@@ -50,11 +47,7 @@ async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
 
 
 async def ping(handle: Handle, stage: str) -> ModelState:
-    """Ask another stage which model it serves.
-
-    Raises:
-        NotReadyError: No answer within ``PING_TIMEOUT_S`` (503).
-    """
+    """Ask another stage which model it serves; NotReadyError (503) if it does not answer within ``PING_TIMEOUT_S``."""
     try:
         async with asyncio.timeout(PING_TIMEOUT_S):
             send: Callable[[], Awaitable[ModelState]] = handle.ping.remote
@@ -64,54 +57,41 @@ async def ping(handle: Handle, stage: str) -> ModelState:
 
 
 class HandleClient:
-    """The connection to a variant whose Preprocessor is known; see VariantClient."""
+    """The connection to a variant; see VariantClient.
 
-    def __init__(self, preprocessor: Handle) -> None:
-        """Keep the handle."""
-        self._preprocessor = preprocessor
+    Args:
+        application: The variant's Ray Serve application, which may start later, stop and come back.
+        preprocessor: The variant's first stage, if it is in this application.
+    """
 
-    async def send(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
+    def __init__(self, application: str, preprocessor: Handle | None = None) -> None:
+        self._application, self._own = application, preprocessor
+        self._other: Handle | None = None  # looked up on first use
+
+    async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         """Classify a group of images."""
+        handle = await self._handle()
         if context := requests[0].context:
             set_request_id(context.request_id)
-        return await call(lambda: self._preprocessor.remote(requests, in_flight_hint), "preprocess")
-
-    async def fetch_state(self) -> ModelState:
-        """Ask the variant which model it serves."""
-        return await ping(self._preprocessor, "preprocess")
-
-
-class ApplicationClient:
-    """The connection to a variant in another Ray Serve application, which may start later, stop and come back."""
-
-    def __init__(self, application: str) -> None:
-        """Look the application up on first use."""
-        self._application = application
-        self._client: HandleClient | None = None
-
-    async def send(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
-        """Classify a group of images."""
-        return await (await self._connect()).send(requests, in_flight_hint)
+        return await call(lambda: handle.remote(requests, in_flight_hint), "preprocess")
 
     async def fetch_state(self) -> ModelState:
         """Ask the variant which model it serves."""
         try:
-            return await (await self._connect()).fetch_state()
+            return await ping(await self._handle(), "preprocess")
         except NotReadyError:
-            self._client = None
+            self._other = None
             raise
 
-    async def _connect(self) -> HandleClient:
-        if self._client is None:
+    async def _handle(self) -> Handle:
+        if self._own is not None:
+            return self._own
+        if self._other is None:
             try:
-                self._client = HandleClient(await asyncio.to_thread(serve.get_app_handle, self._application))
+                self._other = await asyncio.to_thread(serve.get_app_handle, self._application)
             except RayServeException:
                 raise NotReadyError(f"there is no application {self._application!r}") from None
-        return self._client
+        return self._other
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from serve_app.config import IngressConfig, parse
-from serve_app.deployments.handles import ApplicationClient, Handle, HandleClient
+from serve_app.deployments.handles import Handle, HandleClient
 from serve_app.deployments.job_actor import start_jobs
 from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_internals import prepare_replica
@@ -34,14 +34,15 @@ log = logging.getLogger("serve_app")
 @serve.deployment(max_ongoing_requests=10_000, user_config={})
 @serve.ingress()
 class Ingress:
-    """Implements http.service.Service on Ray Serve."""
+    """Implements http.service.Service on Ray Serve.
+
+    Ray Serve starts it with default settings, builds the app and calls ``reconfigure``.
+
+    Args:
+        preprocessor: First stage of the variant ``main``, if this application contains one.
+    """
 
     def __init__(self, preprocessor: Handle | None = None) -> None:
-        """Start with default settings; Ray Serve builds the app and calls ``reconfigure`` next.
-
-        Args:
-            preprocessor: First stage of the variant ``main``, if this application contains one.
-        """
         enter_idle_scheduling()
         self._check_ray = prepare_replica()
         self.prediction_log: PredictionLog | None = None
@@ -121,8 +122,7 @@ class Ingress:
         return {"deployments": deployments, "refused": self._refused}
 
     def __del__(self) -> None:
-        """Write the buffered rows; Ray Serve calls this when it stops a replica."""
-        if self.prediction_log:
+        if self.prediction_log:  # Ray Serve stops this replica: write the buffered rows
             self.prediction_log.close()
 
     async def _wait_until_ready(self) -> None:
@@ -145,23 +145,15 @@ class Ingress:
             log.error("jobs: %s", error)
 
     def _apply(self, config: IngressConfig) -> None:
-        """Use other settings from now on.
-
-        Raises:
-            ValueError: The API keys cannot be read, or a folder is not writable; nothing has changed.
-        """
+        """Use other settings; ValueError if the API keys or a folder cannot be used, and nothing has changed."""
         keys = ApiKeys(config.keys)
         feedback = Feedback(config.feedback, self._metrics.add_vote) if config.feedback else None
         if config.prediction_log != self.config.prediction_log:
-            old, self.prediction_log = (
-                self.prediction_log,
-                PredictionLog(config.prediction_log, self._metrics.set_log_rows) if config.prediction_log else None,
-            )
-            if old:
-                self._closing_log = asyncio.get_running_loop().run_in_executor(None, old.close)
+            new = PredictionLog(config.prediction_log, self._metrics.set_log_rows) if config.prediction_log else None
+            if self.prediction_log:
+                self._closing_log = asyncio.get_running_loop().run_in_executor(None, self.prediction_log.close)
+            self.prediction_log = new
         self.config, self.keys, self.feedback = config, keys, feedback
 
     def _connect(self, variant: str) -> VariantClient:
-        if variant == MAIN and self._preprocessor is not None:
-            return HandleClient(self._preprocessor)
-        return ApplicationClient(variant)
+        return HandleClient(variant, self._preprocessor if variant == MAIN else None)

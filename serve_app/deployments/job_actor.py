@@ -17,10 +17,9 @@ NAMESPACE = "serve_app"
 
 
 class JobActor:
-    """Runs the supervisor. Ray restarts the actor when it dies, and the supervisor goes on from the folder's state."""
+    """Runs the open jobs of a folder. Ray restarts the actor when it dies; it goes on from the folder's state."""
 
     def __init__(self, folder: str) -> None:
-        """Start to run the open jobs of a folder on this Ray cluster."""
         address = ray.get_runtime_context().gcs_address
         self._supervisor = Supervisor(JobStore(Path(folder)), address)
         self._supervisor.start()

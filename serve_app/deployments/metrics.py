@@ -19,7 +19,6 @@ class IngressMetrics:
     """Counts images, shadow comparisons, rows of the prediction log and votes; see RoutingMetrics."""
 
     def __init__(self) -> None:
-        """Register the metrics."""
         tags: Any = ("variant", "version")  # Ray's annotation allows one name only
         error_tags: Any = ("variant", "code")
         self._ms = Histogram("image_ms", "Time of a classified image, by phase.", MILLISECONDS, (*tags, "phase"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from ray import serve
 
-from serve_app.deployments.handles import Handle, call, cores, ping
+from serve_app.deployments.handles import Handle, Outcome, call, cores, ping
 from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState
@@ -33,18 +33,12 @@ class _Preprocessed(NamedTuple):
 # has classified them.
 @serve.deployment(max_ongoing_requests=64, max_queued_requests=1024)
 class Preprocessor:
-    """Decodes uploads, one per core at a time."""
+    """Decodes uploads, one per core at a time, in threads that leave the event loop free for health checks.
+
+    It starts once a model takes its crops: a new version's Preprocessor gets no requests before its model is ready.
+    """
 
     async def __init__(self, classifier: Handle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
-        """Start the decoding threads, which leave the event loop free for health checks.
-
-        Returns once a model takes crops of this size, so a new version's Preprocessor gets no requests before its
-        model is ready.
-
-        Args:
-            classifier: The next stage.
-            transform: Sizes of the crops.
-        """
         enter_idle_scheduling()
         self._check_ray = prepare_replica()
         self._classifier, self._transform = classifier, transform
@@ -54,14 +48,8 @@ class Preprocessor:
             await asyncio.sleep(RETRY_S)
         restore_scheduling()
 
-    async def __call__(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
-        """Decode and classify a group of images.
-
-        Args:
-            requests: The images.
-            in_flight_hint: See MicroBatcher.submit.
+    async def __call__(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
+        """Decode and classify a group of images; see MicroBatcher.submit for ``in_flight_hint``.
 
         Returns:
             One result or error per image. Errors are returned: Ray Serve would log a raised one as a crash.
@@ -72,19 +60,11 @@ class Preprocessor:
         return [next(outcomes) if isinstance(image, _Preprocessed) else image for image in decoded]
 
     async def check_health(self) -> None:
-        """Check that Ray works as this code expects; Ray Serve calls this before the first request, and then regularly.
-
-        Raises:
-            RuntimeError: See prepare_replica.
-        """
+        """Check that Ray works as this code expects; Ray Serve calls this before the first request and regularly."""
         self._check_ray()
 
     async def ping(self) -> ModelState:
-        """Return which model the next stage serves.
-
-        Raises:
-            NotReadyError: It does not answer (503).
-        """
+        """Return which model the next stage serves; NotReadyError (503) if it does not answer."""
         return await ping(self._classifier, "classify")
 
     async def _model_fits(self) -> bool:
@@ -126,12 +106,10 @@ class Preprocessor:
             tracing.record(request.context, "preprocess", seconds, error=failure and failure.code)
         return _Preprocessed(request.with_crop(pixels), info, stats, seconds * 1000)
 
-    async def _classify(self, images: list[_Preprocessed], in_flight_hint: int) -> list[ClassifyResult | ServiceError]:
+    async def _classify(self, images: list[_Preprocessed], in_flight_hint: int) -> list[Outcome]:
         requests = [image.request for image in images]
         try:
-            outcomes: list[ClassifyResult | ServiceError] = await call(
-                lambda: self._classifier.remote(requests, in_flight_hint), "classify"
-            )
+            outcomes: list[Outcome] = await call(lambda: self._classifier.remote(requests, in_flight_hint), "classify")
         except ServiceError as error:
             return [error] * len(images)
         for image, outcome in zip(images, outcomes, strict=True):

@@ -19,11 +19,7 @@ DEMO = PACKAGE / "models" / "demo" / "model.safetensors"
 
 
 def load_card(spec: WeightsConfig) -> ModelCard:
-    """Read the card of a set of weights.
-
-    Raises:
-        WeightsError: The name is unknown, or the card is missing or invalid.
-    """
+    """Read the card of a set of weights; raise WeightsError if it is missing or invalid."""
     if spec.source == "imagenet":
         return _imagenet_card()
     uri = weights_uri(spec)
@@ -44,11 +40,7 @@ def load_card(spec: WeightsConfig) -> ModelCard:
 
 
 def weights_uri(spec: WeightsConfig) -> str:
-    """Return the path or URI of the safetensors file.
-
-    Raises:
-        WeightsError: The setting names no such file.
-    """
+    """Return the path or URI of the safetensors file; raise WeightsError if the setting names none."""
     if spec.source == "demo":
         return str(DEMO)
     if not spec.source.endswith(".safetensors"):

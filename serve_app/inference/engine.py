@@ -23,8 +23,22 @@ from serve_app.model_card import ModelCard
 class ResNetEngine:
     """Runs one model on the runtime that the settings name, or on the fastest one.
 
+    Args:
+        model: In eval mode; it is changed in place.
+        card: The model's card.
+        config: Runtime and precision; by default fp16 on a GPU, else the fastest fp32 runtime.
+        cores: CPU cores that the batches share.
+        serving: Another engine of this process serves requests meanwhile and should be disturbed little.
+        batches: Batch sizes for which ``auto`` chooses the fastest runtime.
+
     Attributes:
         card: Labels, transform and version of the weights.
+        runtime: Name of the runtime.
+        workers: How many threads may call ``classify`` at the same time.
+        workers_are_cores: Whether each worker has a CPU core of its own, instead of sharing a GPU.
+
+    Raises:
+        EngineError: The runtime cannot run here.
     """
 
     def __init__(
@@ -36,41 +50,14 @@ class ResNetEngine:
         serving: bool = False,
         batches: Sequence[int] = TIMED_BATCH_SIZES,
     ) -> None:
-        """Prepare a model; the model is changed in place.
-
-        Args:
-            model: In eval mode.
-            card: The model's card.
-            config: Runtime and precision; by default fp16 on a GPU, else the fastest fp32 runtime.
-            cores: CPU cores that the batches share.
-            serving: Another engine of this process serves requests meanwhile and should be disturbed little.
-            batches: Batch sizes for which ``auto`` chooses the fastest runtime.
-
-        Raises:
-            EngineError: The runtime cannot run here.
-        """
         self.card = card
-        self._runtime = select_runtime(model, card, config or EngineConfig(), cores, serving, batches)
-        self._head = Head(model.fc, self._runtime.device, card)
+        self._runtime = runtime = select_runtime(model, card, config or EngineConfig(), cores, serving, batches)
+        self._head = Head(model.fc, runtime.device, card)
         self._gpu: CudaGraphRunner | None = None
-        if isinstance(self._runtime, CudaRuntime):
-            self._gpu = CudaGraphRunner(self._runtime, self._head, card.transform.crop_px)
+        if isinstance(runtime, CudaRuntime):
+            self._gpu = CudaGraphRunner(runtime, self._head, card.transform.crop_px)
+        self.runtime, self.workers, self.workers_are_cores = runtime.name, runtime.workers, self._gpu is None
         self._warm_batch = 0  # largest batch that has been run
-
-    @property
-    def workers(self) -> int:
-        """How many threads may call ``classify`` at the same time."""
-        return self._runtime.workers
-
-    @property
-    def workers_are_cores(self) -> bool:
-        """Whether each worker has a CPU core of its own, instead of sharing a GPU."""
-        return self._gpu is None
-
-    @property
-    def runtime(self) -> str:
-        """Name of the runtime."""
-        return self._runtime.name
 
     def warm_up(self, batch: int) -> None:
         """Run batches of one and of ``batch`` images, so that no request pays for lazy initialization.
@@ -93,13 +80,7 @@ class ResNetEngine:
 
     @torch.inference_mode()
     def classify(self, requests: Requests) -> list[ClassifyResult]:
-        """Classify a batch.
-
-        Args:
-            requests: Crops of this model's size.
-
-        Returns:
-            One result per request, in the same order.
+        """Classify a batch of crops; return one result per request, in the same order.
 
         Raises:
             InvalidParameterError: A request explains a class that the model does not have (422).

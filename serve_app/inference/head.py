@@ -16,20 +16,13 @@ Requests = Sequence[ClassifyRequest[np.ndarray]]
 
 
 class Head:
-    """The last layer in float32, on the device of the features.
+    """A copy of a model's last layer in float32, on the device of the features.
 
-    A batch leaves the device as one array whose first rows matter most, so a copy of the first rows is enough.
+    The card's temperature divides weight and bias, and with them every logit and activation map. A batch leaves the
+    device as one array whose first rows matter most, so a copy of the first rows is enough.
     """
 
     def __init__(self, layer: nn.Linear, device: torch.device, card: ModelCard) -> None:
-        """Copy a model's last layer to a device.
-
-        Args:
-            layer: Stays unchanged.
-            device: Where the features are.
-            card: Labels and version of the weights. Its temperature divides weight and bias, and with them every
-                logit and activation map.
-        """
         weight, bias = (t.detach().float() / card.temperature for t in (layer.weight, layer.bias))
         self._weight, self._bias = weight.to(device), bias.to(device)
         self._host_bias: list[float] = bias.tolist()
@@ -37,11 +30,7 @@ class Head:
         self.classes = layer.out_features
 
     def best(self, features: Tensor, k: int) -> Tensor:
-        """Reduce a batch of features to the ``k`` best classes.
-
-        Args:
-            features: (N, 512, h, w).
-            k: Number of classes.
+        """Reduce a batch of features, (N, 512, h, w), to the ``k`` best classes.
 
         Returns:
             float32, (1 + 2k, N). Row 0 is the entropy; then best score, its class id, second best score, its class
@@ -87,13 +76,7 @@ class Head:
         }
 
     def results(self, requests: Requests, best: np.ndarray, maps: Iterable[np.ndarray] = ()) -> list[ClassifyResult]:
-        """Build the results of a batch.
-
-        Args:
-            requests: The batch.
-            best: What ``best`` returned, as an array.
-            maps: What ``maps`` returned, as an array: one row per explained request.
-        """
+        """Build the results of a batch from what ``best`` returned, and ``maps`` for each explained request."""
         entropy, scores = best[0].tolist(), best[1::2].T.tolist()
         class_ids = best[2::2].T.astype(np.int64).tolist()
         explained = self.explained(requests, best)

@@ -25,7 +25,6 @@ class ModelHealth:
     def __init__(
         self, probe: Callable[[], Awaitable[ClassifyResult]], stuck_s: float = STUCK_S, recent_s: float = RECENT_S
     ) -> None:
-        """Start unproven."""
         self._probe, self._stuck_s, self._recent_s = probe, stuck_s, recent_s
         self._succeeded_at = -math.inf
 
@@ -34,11 +33,7 @@ class ModelHealth:
         self._succeeded_at = asyncio.get_running_loop().time()
 
     async def check(self) -> None:
-        """Return if the model gives results.
-
-        Raises:
-            NotReadyError: It does not, or its scores are not finite.
-        """
+        """Raise NotReadyError if the model gives no results, or its scores are not finite."""
         now = asyncio.get_running_loop().time
         if now() - self._succeeded_at < self._recent_s:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import WeightsError
@@ -15,40 +14,28 @@ from serve_app.messages import ClassifyResult
 log = logging.getLogger("serve_app")
 
 
-class _Loaded(NamedTuple):
-    weights: WeightsConfig
-    engine: ResNetEngine
-
-
 class HotSwapModel:
-    """Runs batches on the current weights; one batch never runs on two sets of weights."""
+    """Runs batches on the current weights; one batch never runs on two sets of weights. ``change`` warms the model up.
+
+    Attributes:
+        engine: The engine that serves now.
+        weights: Where its weights were loaded from.
+
+    Raises:
+        WeightsError: The weights cannot be loaded.
+        EngineError: The runtime cannot run here.
+    """
 
     def __init__(self, weights: WeightsConfig, config: EngineConfig, cores: int) -> None:
-        """Load and verify the model; ``change`` warms it up.
-
-        Raises:
-            WeightsError: The weights cannot be loaded.
-            EngineError: The runtime cannot run here.
-        """
         self._initial, self._cores = weights, cores
-        self._current = _load(weights, config, cores)
+        self.weights, self.engine = weights, _load(weights, config, cores)
         # The runtime that was fastest at the start stays: a measurement under load could choose another one.
-        runtime = config.runtime if config.precision == "int8" else self._current.engine.runtime
+        runtime = config.runtime if config.precision == "int8" else self.engine.runtime
         self.config = EngineConfig.model_validate({"runtime": runtime, "precision": config.precision})
-
-    @property
-    def engine(self) -> ResNetEngine:
-        """The engine that serves now."""
-        return self._current.engine
-
-    @property
-    def weights(self) -> WeightsConfig:
-        """Where the weights that serve now were loaded from."""
-        return self._current.weights
 
     def classify(self, requests: Requests) -> list[ClassifyResult]:
         """Classify a batch on the current weights; see ResNetEngine.classify."""
-        return self._current.engine.classify(requests)
+        return self.engine.classify(requests)
 
     def change(self, config: ClassifierConfig) -> None:
         """Apply other settings. This takes seconds; the current weights serve meanwhile, and if it fails.
@@ -57,12 +44,12 @@ class HotSwapModel:
             WeightsError: The weights cannot be loaded, or take crops of another size.
             EngineError: The runtime cannot run them.
         """
-        current, target = self._current, config.weights or self._initial
-        if target == current.weights:
-            current.engine.warm_up(config.max_batch_size)
+        target = config.weights or self._initial
+        if target == self.weights:
+            self.engine.warm_up(config.max_batch_size)
             return
         new = _load(target, self.config, self._cores, serving=True)
-        old_card, new_card = current.engine.card, new.engine.card
+        old_card, new_card = self.engine.card, new.card
         old_px, new_px = ((card.transform.resize_px, card.transform.crop_px) for card in (old_card, new_card))
         if new_px != old_px:
             raise WeightsError(
@@ -70,11 +57,11 @@ class HotSwapModel:
                 f"Preprocessor makes crops of {old_px[1]} px from images of {old_px[0]} px. Deploy them as another "
                 "variant, see docs/updates.md"
             )
-        new.engine.warm_up(config.max_batch_size)
-        self._current = new
+        new.warm_up(config.max_batch_size)
+        self.weights, self.engine = target, new
         log.info("weights: %s replaced %s", new_card.version, old_card.version)
 
 
-def _load(weights: WeightsConfig, config: EngineConfig, cores: int, serving: bool = False) -> _Loaded:
+def _load(weights: WeightsConfig, config: EngineConfig, cores: int, serving: bool = False) -> ResNetEngine:
     model, card = load_model(weights)
-    return _Loaded(weights, ResNetEngine(model, card, config, cores, serving))
+    return ResNetEngine(model, card, config, cores, serving)

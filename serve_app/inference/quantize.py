@@ -61,22 +61,14 @@ def quantize(
     calibration = Int8Calibration(
         method=METHOD, images=len(calibrating), fingerprint=fingerprint(calibrating, root), ranges=ranges
     )
-    cost = measure(
-        spec, card.model_copy(update={"int8": calibration}), measured, class_ids(measured, test or root, card)
-    )
+    calibrated = card.model_copy(update={"int8": calibration})
+    cost = measure(spec, calibrated, measured, class_ids(measured, test or root, card))
     complete = calibration.model_copy(update={"cost": cost})
     return republish(spec, card.model_copy(update={"int8": complete}), out), cost
 
 
 def measure(spec: WeightsConfig, card: ModelCard, files: Sequence[Path], truth: Sequence[int] | None) -> Int8Cost:
-    """Compare float32 and int8 scores on images.
-
-    Args:
-        spec: The weights.
-        card: Their card, with an int8 calibration.
-        files: Image files.
-        truth: True class ids, if known.
-    """
+    """Compare float32 and int8 scores on image files, whose true class ids may be known."""
     exact = ResNetEngine(load_model(spec)[0], card, EngineConfig(runtime="onnxruntime", precision="fp32"))
     int8 = ResNetEngine(load_model(spec)[0], card, EngineConfig(precision="int8"))
     every = len(card.labels)
@@ -86,14 +78,15 @@ def measure(spec: WeightsConfig, card: ModelCard, files: Sequence[Path], truth: 
         pairs += zip(exact.classify(items), int8.classify(items), strict=True)
     changes = [float(np.abs(_by_class(a) - _by_class(b)).max()) for a, b in pairs]
     best = np.array([(a.class_ids[0], b.class_ids[0]) for a, b in pairs])
-    accuracy = None if truth is None else (best == np.array(truth)[:, None]).mean(0)
+    shares = None if truth is None else (best == np.array(truth)[:, None]).mean(0).tolist()
+    top1_fp32, top1 = (None, None) if shares is None else (round(share, 4) for share in shares)
     return Int8Cost(
         images=len(pairs),
         agreement=round(float((best[:, 0] == best[:, 1]).mean()), 4),
         mean_score_difference=round(float(np.mean(changes)), 5),
         largest_score_difference=round(max(changes), 5),
-        top1=None if accuracy is None else round(float(accuracy[1]), 4),
-        top1_fp32=None if accuracy is None else round(float(accuracy[0]), 4),
+        top1=top1,
+        top1_fp32=top1_fp32,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
+from serve_app.files import atomic_write
 from serve_app.inference.card import load_card, one_line, weights_uri
 from serve_app.model_card import ModelCard
 
@@ -44,21 +44,13 @@ def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
     try:
         model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     except RuntimeError as error:
-        detail = " ".join(str(error).split())[:300]
-        raise WeightsError(
-            f"weights {spec.source}: not a ResNet-18 with {len(card.labels)} classes: {detail}"
-        ) from error
+        reason = f"not a ResNet-18 with {len(card.labels)} classes: {' '.join(str(error).split())[:300]}"
+        raise WeightsError(f"weights {spec.source}: {reason}") from error
     return model.eval(), card
 
 
 def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> ModelCard:
-    """Write ``model.safetensors`` (float16) and ``model.json`` into a folder.
-
-    Args:
-        state: State dict of a ResNet-18.
-        card: Fields of the card, without ``sha256``.
-        folder: Created if it does not exist.
-    """
+    """Write ``model.safetensors`` (float16) and ``model.json``; ``card`` has the card's fields without ``sha256``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.safetensors"
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
@@ -69,12 +61,7 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
 
 
 def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConfig:
-    """Copy weights to a folder with another card; torchvision's weights become safetensors.
-
-    Args:
-        spec: The weights.
-        card: The new card.
-        folder: Created if it does not exist; may be the folder of the weights.
+    """Copy weights to a folder, which may be their own, with another card; torchvision's weights become safetensors.
 
     Returns:
         The settings that load the copy.
@@ -94,11 +81,7 @@ def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConf
 
 
 def spec_of(text: str) -> WeightsConfig:
-    """Convert the argument of a command line to settings: a name, or a local file whose hash is taken as it is.
-
-    Raises:
-        OSError: The file does not exist.
-    """
+    """Convert the argument of a command line to settings: a name, or a local file that exists, by its hash."""
     return WeightsConfig(source=text, sha256=sha256(Path(text)) if text.endswith(".safetensors") else None)
 
 
@@ -121,9 +104,8 @@ def _imagenet_state() -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no connection, hash mismatch, full disk, unreadable cache
-        raise WeightsError(
-            f"weights imagenet: cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
-        ) from error
+        reason = f"cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
+        raise WeightsError(f"weights imagenet: {reason}") from error
     return state
 
 
@@ -147,16 +129,12 @@ def _local_copy(uri: str, digest: str) -> Path:
         return cached
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            fsspec.open(uri, "rb") as source,
-            tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as partial,
-        ):
-            shutil.copyfileobj(source, partial)
-        # The hash is checked before the file takes its final name, so a bad download is never cached.
-        if (found := sha256(Path(partial.name))) != digest:
-            Path(partial.name).unlink()
-            raise WeightsError(f"weights {uri}: sha256 is {found}, expected {digest}")
-        Path(partial.name).replace(cached)
+        with atomic_write(cached) as partial:
+            with fsspec.open(uri, "rb") as source, partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+            # The hash is checked before the file takes its final name, so a bad download is never cached.
+            if (found := sha256(partial)) != digest:
+                raise WeightsError(f"weights {uri}: sha256 is {found}, expected {digest}")
     except WeightsError:
         raise
     except Exception as error:  # each storage backend has its own exceptions

@@ -24,7 +24,7 @@ def cuda_runtime_on_cpu(
 
 
 class CpuStream:
-    """Implements serve_app.inference.runtimes.cuda.graphs.GraphStream: every call runs at once, on the CPU."""
+    """Replaces serve_app.inference.runtimes.cuda.graphs.CudaStream: every call runs at once, on the CPU."""
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Allocate ordinary memory."""

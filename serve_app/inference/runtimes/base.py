@@ -26,14 +26,7 @@ class Runtime(Protocol):
     workers: int
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
-        """Run a batch.
-
-        Args:
-            pixels: uint8, (N, H, W, 3), RGB, values 0-255.
-
-        Returns:
-            The last feature map: float32, (N, 512, h, w).
-        """
+        """Run uint8 pixels (N, H, W, 3), RGB, 0-255; return the last feature map, float32 (N, 512, h, w)."""
 
 
 RuntimeFactory = Callable[[int], Runtime]  # builds a runtime that uses so many threads

@@ -11,17 +11,11 @@ from torchvision.models.resnet import BasicBlock
 def fold(model: ResNet) -> ResNet:
     """Merge each batch norm into the convolution before it, in place.
 
-    In eval mode a batch norm is an affine map per channel, so scaling the convolution's
-    weights and shifting its bias gives the same result up to float32 rounding.
-
-    Args:
-        model: In eval mode.
+    In eval mode a batch norm is an affine map per channel, so scaling the convolution's weights and shifting its bias
+    gives the same result up to float32 rounding (Jacob et al. 2018, arXiv:1712.05877, section 3.2, as torch does it).
 
     Returns:
         The same model, with ``nn.Identity`` in place of its batch norms.
-
-    Source:
-        Jacob et al. 2018, arXiv:1712.05877, section 3.2, as torch implements it.
     """
     _merge(model, "conv1", "bn1")
     for block in model.modules():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from serve_app.errors import EngineError
 from serve_app.inference.runtimes.base import RuntimeFactory
-from serve_app.inference.runtimes.onnx_graph import IR_VERSION, OPSET, PIXELS
+from serve_app.inference.runtimes.onnx_graph import PIXELS, make_model
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.model_card import ImageTransform, ModelCard
 
@@ -45,7 +45,6 @@ class Int8Runtime(OnnxRuntime):
     def __init__(
         self, graph: bytes, transform: ImageTransform, threads: int, session_config: Mapping[str, str]
     ) -> None:
-        """Load a graph as ``quantize`` writes it; see OnnxRuntime for the other arguments."""
         super().__init__(graph, threads, session_config)
         self._mean_color = np.clip(np.rint(np.array(transform.mean) * 255), 0, 255).astype(np.uint8)
 
@@ -55,16 +54,11 @@ class Int8Runtime(OnnxRuntime):
 
 
 def int8_factory(graph: onnx.ModelProto, card: ModelCard, runtime: str) -> RuntimeFactory:
-    """Quantize a graph once for all runtimes that the returned factory builds.
-
-    Args:
-        graph: As ``onnx_graph.to_onnx`` writes it.
-        card: Holds the calibration.
-        runtime: ``EngineConfig.runtime``.
+    """Quantize a graph of ``onnx_graph.to_onnx`` once for all runtimes that the returned factory builds.
 
     Raises:
-        EngineError: The card has no calibration or one of another graph, the configured runtime
-            has no int8, or ONNX Runtime is not installed.
+        EngineError: The card has no calibration or one of another graph, the configured runtime has no int8, or ONNX
+            Runtime is not installed.
     """
     if runtime not in ("auto", "onnxruntime"):
         raise EngineError(f"engine {runtime}: has no int8; set `runtime` to onnxruntime or auto")
@@ -120,8 +114,8 @@ def calibrate(graph: onnx.ModelProto, batches: Iterable[np.ndarray]) -> dict[str
 def quantize(graph: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> bytes:
     """Quantize every convolution, addition and pooling; the features stay float32.
 
-    Weights become int8 with one scale per output channel. Activations become uint8, because
-    int8 activations take ONNX Runtime three times as long.
+    Weights become int8 with one scale per output channel. Activations become uint8, because int8 activations take ONNX
+    Runtime three times as long.
 
     Args:
         graph: As ``onnx_graph.to_onnx`` writes it.
@@ -132,17 +126,17 @@ def quantize(graph: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) 
     """
     from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 
-    all_ranges = {**ranges, "planes": (0.0, 255.0)}
+    tensors_range = {
+        name: TensorData(lowest=np.float32(lowest), highest=np.float32(highest))
+        for name, (lowest, highest) in {**ranges, "planes": (0.0, 255.0)}.items()
+    }
     quantizer = QDQQuantizer(
         fold_normalization(graph),
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
-        tensors_range={
-            name: TensorData(lowest=np.float32(lowest), highest=np.float32(highest))
-            for name, (lowest, highest) in all_ranges.items()
-        },
+        tensors_range=tensors_range,
         nodes_to_quantize=[],
         nodes_to_exclude=[],
         op_types_to_quantize=list(QUANTIZED_OPS),
@@ -156,9 +150,8 @@ def quantize(graph: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) 
 def fold_normalization(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with its normalization merged into the first convolution, which then takes padded pixels.
 
-    The convolution's weights are rounded to their int8 steps first, and the bias subtracts the
-    mean as the rounded weights see it. Pixels are never negative, so rounding errors would add
-    up over the window otherwise.
+    The convolution's weights are rounded to their int8 steps first, and the bias subtracts the mean as the rounded
+    weights see it. Pixels are never negative, so rounding errors would add up over the window otherwise.
     """
     import onnx
     from onnx import numpy_helper
@@ -198,8 +191,8 @@ def pad(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:
 def sums_are_exact() -> bool:
     """Report whether ONNX Runtime's fastest int8 kernel sums products without overflow on this CPU.
 
-    On x86 without VNNI it adds two products in 16 bits. Features are then wrong by a third of
-    their range, without an error.
+    On x86 without VNNI it adds two products in 16 bits. Features are then wrong by a third of their range, without an
+    error.
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -211,8 +204,7 @@ def sums_are_exact() -> bool:
         [helper.make_tensor_value_info("sum", TensorProto.INT32, [1, 1])],
         [numpy_helper.from_array(np.full((PROBE_LENGTH, 1), 127, np.int8), "weight")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(make_model(graph).SerializeToString(), providers=["CPUExecutionProvider"])
     total = session.run(None, {"x": np.full((1, PROBE_LENGTH), 255, np.uint8)})[0]
     return int(total[0, 0]) == 255 * 127 * PROBE_LENGTH
 

@@ -21,12 +21,9 @@ CONVERTER = "_tools"
 
 
 def to_mnn(graph: bytes) -> bytes:
-    """Convert an ONNX graph to MNN's format.
+    """Convert a serialized graph of ``onnx_graph.to_onnx`` to MNN's format.
 
     The converter runs in its own process because it holds the global interpreter lock until it ends.
-
-    Args:
-        graph: As ``onnx_graph.to_onnx`` writes it, serialized.
 
     Raises:
         ImportError: MNN is not installed.
@@ -41,31 +38,23 @@ def to_mnn(graph: bytes) -> bytes:
         files = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(converted), "--keepInputFormat", "1"]
         process = subprocess.run([sys.executable, "-P", "-c", program, *files], capture_output=True, text=True)
         if not converted.exists():  # the exit status is 0 after a failure too
-            output = (process.stdout + process.stderr).strip()[-300:]
-            raise EngineError(f"engine mnn: MNN's converter failed: {output}")
+            raise EngineError(f"engine mnn: MNN's converter failed: {(process.stdout + process.stderr).strip()[-300:]}")
         return converted.read_bytes()
 
 
 class MnnRuntime:
     """MNN, which convolves by Winograd's method; its wheel has no AVX-512 code.
 
-    Of MNN's two Python interfaces this class uses the session interface, which releases the
-    global interpreter lock while it runs.
+    Of MNN's two Python interfaces this class uses the session interface, which releases the global interpreter lock
+    while it runs. MNN holds the lock for 0.2 s to repack the weights of a graph, as ``to_mnn`` returns it.
+
+    Raises:
+        ImportError: MNN is not installed.
     """
 
     name, device, workers = "mnn", CPU, 1
 
     def __init__(self, converted: bytes, threads: int, crop_px: int) -> None:
-        """Load a graph and repack its weights, which holds the global interpreter lock for 0.2 s.
-
-        Args:
-            converted: As ``to_mnn`` returns it.
-            threads: Threads that work on one batch.
-            crop_px: Side of the crops.
-
-        Raises:
-            ImportError: MNN is not installed.
-        """
         import MNN
 
         self._mnn = MNN

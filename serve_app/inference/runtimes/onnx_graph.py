@@ -24,11 +24,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
-    """Write a model as ONNX: normalization in front, no pooling, no last layer.
-
-    Args:
-        model: Batch norms folded (``folding.fold``), on the CPU.
-        transform: Mean and std of the model.
+    """Write a model with folded batch norms as ONNX: normalization in front, no pooling, no last layer.
 
     Returns:
         A graph from ``pixels``, uint8 (N, H, W, 3), to ``features``, float32 (N, 512, h, w).
@@ -51,19 +47,18 @@ def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
     blocks = [(f"{stage}.{i}", block) for stage in STAGES for i, block in enumerate(getattr(model, stage))]
     for name, block in blocks:
         x = graph.block(block, x, name, FEATURES if name == blocks[-1][0] else f"{name}.out")
-    written = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "resnet18-features",
-            [helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, ["n", "h", "w", 3])],
-            [helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", 512, None, None])],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-    )
+    pixels = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, ["n", "h", "w", 3])
+    features = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["n", 512, None, None])
+    written = make_model(helper.make_graph(graph.nodes, "resnet18-features", [pixels], [features], graph.constants))
     onnx.checker.check_model(written)
     return written
+
+
+def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """Return a graph as a model of this project's ONNX version."""
+    from onnx import helper
+
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 class _Graph:

@@ -14,21 +14,20 @@ from serve_app.inference.runtimes.onnx_graph import FEATURES, PIXELS
 
 
 class OnnxRuntime:
-    """ONNX Runtime: direct convolutions in a blocked layout. Any number of threads may call it at the same time."""
+    """ONNX Runtime: direct convolutions in a blocked layout. Any number of threads may call it at the same time.
+
+    Args:
+        graph: As ``onnx_graph.to_onnx`` or ``int8.quantize`` writes it.
+        threads: Threads that work on one batch.
+        session_config: Entries for ONNX Runtime's ``SessionOptions.add_session_config_entry``.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+    """
 
     name, device, workers = "onnxruntime", CPU, 1
 
     def __init__(self, graph: bytes | Path, threads: int, session_config: Mapping[str, str] | None = None) -> None:
-        """Load a graph.
-
-        Args:
-            graph: As ``onnx_graph.to_onnx`` or ``int8.quantize`` writes it.
-            threads: Threads that work on one batch.
-            session_config: Entries for ONNX Runtime's ``SessionOptions.add_session_config_entry``.
-
-        Raises:
-            ImportError: ONNX Runtime is not installed.
-        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

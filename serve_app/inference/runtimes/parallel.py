@@ -19,24 +19,16 @@ QUIET_PERIOD_S = 2.0  # without overlapping batches, before a batch may use all 
 class ParallelRuntime:
     """Runs one batch per core, or a single batch on all cores while the load is low.
 
-    Under load each batch has one core, so that no thread waits for another one. A batch that
-    runs alone gets all cores, so that none stays idle: with two threads an image takes 0.65 to
-    0.75 of the time and 1.3 to 1.5 times the CPU time, because threads spin while they wait.
-    Where other batches need the cores, two threads take several times the CPU time. Hence a
-    batch gets all cores only after QUIET_PERIOD_S in which no two batches overlapped, and a
-    batch that arrives meanwhile waits until it has ended.
+    Under load each batch has one core, so that no thread waits for another one. A batch that runs alone gets all cores,
+    so that none stays idle: with two threads an image takes 0.65 to 0.75 of the time and 1.3 to 1.5 times the CPU time,
+    because threads spin while they wait. Where other batches need the cores, two threads take several times the CPU
+    time. Hence a batch gets all cores only after QUIET_PERIOD_S in which no two batches overlapped, and a batch that
+    arrives meanwhile waits until it has ended.
     """
 
     device = CPU
 
     def __init__(self, build: RuntimeFactory, cores: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Build one runtime per core, and one that uses all cores.
-
-        Args:
-            build: Builds a runtime for a number of threads.
-            cores: CPU cores that the batches share.
-            clock: Gives the time in seconds.
-        """
         self._all_cores = build(cores)
         self.name, self.workers = self._all_cores.name, cores
         self._single_core: SimpleQueue[Runtime] = SimpleQueue()

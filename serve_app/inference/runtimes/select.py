@@ -49,8 +49,7 @@ def select_runtime(
         card: The model's transform and calibration.
         config: Runtime and precision.
         cores: CPU cores that the runtime's batches share.
-        serving: Another engine of this process answers requests meanwhile, so building pauses
-            between the runtimes of the cores.
+        serving: Another engine of this process answers requests meanwhile, so building pauses between the runtimes.
         batch_sizes: Sizes that ``auto`` times.
 
     Raises:
@@ -66,8 +65,7 @@ def select_runtime(
     if config.precision == "int8":
         name, build = "onnxruntime", int8_factory(to_onnx(model, card.transform), card, config.runtime)
     else:
-        factories = runtime_factories(model, card.transform)
-        name = config.runtime
+        factories, name = runtime_factories(model, card.transform), config.runtime
         if name == "auto":
             name = fastest_runtime(_worth_timing(factories), card.transform.crop_px, batch_sizes)
         build = factories[name]
@@ -80,12 +78,7 @@ def select_runtime(
 
 
 def runtime_factories(model: ResNet, transform: ImageTransform) -> dict[str, RuntimeFactory]:
-    """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use.
-
-    Args:
-        model: Batch norms folded, on the CPU.
-        transform: Transform of the model.
-    """
+    """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use."""
     graph = cache(lambda: to_onnx(model, transform).SerializeToString())
     converted = cache(lambda: to_mnn(graph()))
     winograd = cache(lambda: _winograd_factory(model, transform))
@@ -103,13 +96,8 @@ def fastest_runtime(
 ) -> str:
     """Return the name of the fastest runtime on one core, of those that are installed and agree with torch.
 
-    Times are compared by their geometric mean over the batch sizes, so that 10 % of a small
-    batch's time count as much as 10 % of a large one's.
-
-    Args:
-        factories: Factories by name; ``torch`` is among them.
-        crop_px: Side of the crops.
-        batch_sizes: Sizes of the batches.
+    Times are compared by their geometric mean over the batch sizes, so that 10 % of a small batch's time count as much
+    as 10 % of a large one's. ``torch`` must be among the factories.
     """
     samples = [np.random.default_rng(n).integers(0, 256, (n, crop_px, crop_px, 3), np.uint8) for n in batch_sizes]
     reference = factories["torch"](1)
@@ -173,11 +161,11 @@ def _with_pauses(build: RuntimeFactory) -> RuntimeFactory:
 
 def _time_per_image(runtime: Runtime, samples: Sequence[np.ndarray], rounds: int) -> float:
     """Return seconds per image: the best round of each sample, and their geometric mean."""
-    best = [min(_time(runtime, sample) for _ in range(rounds)) / len(sample) for sample in samples]
+
+    def seconds(sample: np.ndarray) -> float:
+        start = time.perf_counter()
+        runtime(sample)
+        return time.perf_counter() - start
+
+    best = [min(seconds(sample) for _ in range(rounds)) / len(sample) for sample in samples]
     return math.prod(best) ** (1 / len(samples))
-
-
-def _time(runtime: Runtime, sample: np.ndarray) -> float:
-    start = time.perf_counter()
-    runtime(sample)
-    return time.perf_counter() - start

@@ -12,18 +12,17 @@ from serve_app.model_card import ImageTransform
 
 
 class TorchRuntime:
-    """PyTorch with channels-last memory, which needs less memory traffic on a CPU. Runs on every machine."""
+    """PyTorch with channels-last memory, which needs less memory traffic on a CPU. Runs on every machine.
+
+    Args:
+        model: Batch norms folded, on the CPU; its memory layout is changed in place.
+        transform: Mean and std of the model.
+        threads: Set for the whole process: PyTorch has no other way.
+    """
 
     name, device, workers = "torch", CPU, 1
 
     def __init__(self, model: ResNet, transform: ImageTransform, threads: int) -> None:
-        """Prepare a model; its memory layout is changed in place.
-
-        Args:
-            model: Batch norms folded, on the CPU.
-            transform: Mean and std of the model.
-            threads: Set for the whole process: PyTorch has no other way.
-        """
         torch.set_num_threads(threads)
         model.to(memory_format=torch.channels_last)
         self._features = nn.Sequential(*list(model.children())[:-2])

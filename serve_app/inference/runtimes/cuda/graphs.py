@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from queue import SimpleQueue
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.inference.head import Head
+from serve_app.inference.head import Head, Requests
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, cudnn_without_tf32
 from serve_app.messages import ClassifyRequest, ClassifyResult
 
@@ -32,38 +32,24 @@ def graph_batch_sizes(max_batch: int) -> list[int]:
     return [2**n for n in range(largest.bit_length()) if 2**n < largest] + [largest]
 
 
-class GraphStream(Protocol):
-    """The part of CUDA that a GraphSlot needs; tests/support/cuda_on_cpu.py implements it without a GPU."""
-
-    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Allocate page-locked host memory, which the GPU copies asynchronously."""
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Run a step, record it as a graph and return the function that replays it; shapes and addresses stay."""
-
-    def current(self) -> AbstractContextManager[object]:
-        """Run the calls inside the context in this stream."""
-
-    def wait(self) -> None:
-        """Block until the stream has finished, without using the core."""
-
-
 class CudaStream:
-    """A CUDA stream whose graphs share one memory pool, because they never run at the same time."""
+    """A CUDA stream of the current GPU, whose graphs share one memory pool, because they never run at the same time.
+
+    tests/support/cuda_on_cpu.py implements the same methods without a GPU.
+    """
 
     def __init__(self) -> None:
-        """Create a stream on the current GPU."""
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
         self._pool = torch.cuda.graph_pool_handle()
         # Blocking: a thread that spins while it waits takes a core from the decoders.
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call] # torch leaves it untyped
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """See GraphStream."""
+        """Allocate page-locked host memory, which the GPU copies asynchronously."""
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See GraphStream."""
+        """Run a step, record it as a graph and return the function that replays it; shapes and addresses stay."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UP_RUNS):
@@ -77,11 +63,11 @@ class CudaStream:
         return graph.replay
 
     def current(self) -> AbstractContextManager[object]:
-        """See GraphStream."""
+        """Run the calls inside the context in this stream."""
         return torch.cuda.stream(self._stream)
 
     def wait(self) -> None:
-        """See GraphStream."""
+        """Block until the stream has finished, without using the core."""
         self._done.record(self._stream)
         self._done.synchronize()
 
@@ -89,15 +75,14 @@ class CudaStream:
 class BatchGraphs:
     """The buffers and graphs for one batch size in one slot.
 
-    A smaller batch leaves an earlier batch's images in the rest of the buffer. Images of a
-    batch do not influence each other, so no result depends on them.
+    A smaller batch leaves an earlier batch's images in the rest of the buffer. Images of a batch do not influence each
+    other, so no result depends on them.
 
     Attributes:
         run: Computes scores and features of the pixels on the GPU, in the slot's stream.
     """
 
-    def __init__(self, size: int, runtime: CudaRuntime, head: Head, crop_px: int, stream: GraphStream) -> None:
-        """Allocate the buffers and record the graphs."""
+    def __init__(self, size: int, runtime: CudaRuntime, head: Head, crop_px: int, stream: CudaStream) -> None:
         self._runtime, self._head, self._stream = runtime, head, stream
         shape = (size, crop_px, crop_px, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=runtime.device)
@@ -110,12 +95,12 @@ class BatchGraphs:
         self._pinned_best = stream.pinned(self._best.shape, torch.float32)
         self._pinned_maps = stream.pinned(self._maps.shape, torch.float32)
 
-    def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
+    def __call__(self, items: Requests) -> list[ClassifyResult]:
         """Classify at most ``size`` images; one thread at a time.
 
         Raises:
-            IndexError: The model has no such class to explain. On the GPU, such an index would
-                end the process's use of CUDA.
+            IndexError: The model has no such class to explain. On the GPU, such an index would end the process's use of
+                CUDA.
         """
         n, rows = len(items), 1 + 2 * self._head.k(items)
         class_ids = torch.tensor([self._class_id(item) for item in items])
@@ -152,14 +137,15 @@ class BatchGraphs:
 class GraphSlot(NamedTuple):
     """A stream, and the graphs recorded in it by batch size."""
 
-    stream: GraphStream
+    stream: CudaStream
     graphs: dict[int, BatchGraphs]
 
 
 class CudaGraphRunner:
     """Classifies as many batches at the same time as the runtime has workers: one copies while the other computes.
 
-    Each worker takes a slot, which has its own buffers and graphs. The slots share the weights.
+    Each worker takes a slot, which has its own buffers and graphs. The slots share the weights. At first there are only
+    graphs for one image. With ``benchmark``, cuDNN times its kernels for each batch size and keeps the fastest.
     """
 
     def __init__(
@@ -167,18 +153,9 @@ class CudaGraphRunner:
         runtime: CudaRuntime,
         head: Head,
         crop_px: int,
-        stream: Callable[[], GraphStream] = CudaStream,
+        stream: Callable[[], CudaStream] = CudaStream,
         benchmark: bool = True,
     ) -> None:
-        """Record graphs for one image; ``warm_up`` records the other sizes.
-
-        Args:
-            runtime: On the GPU.
-            head: On the GPU.
-            crop_px: Side of the crops.
-            stream: Creates a slot's stream.
-            benchmark: Let cuDNN time its kernels for each batch size and keep the fastest.
-        """
         self.runtime, self._head, self._crop_px, self.benchmark = runtime, head, crop_px, benchmark
         self._free_slots: SimpleQueue[GraphSlot] = SimpleQueue()
         for _ in range(runtime.workers):
@@ -203,7 +180,7 @@ class CudaGraphRunner:
             self.sizes = all_sizes
 
     @torch.inference_mode()
-    def __call__(self, items: Sequence[ClassifyRequest[np.ndarray]]) -> list[ClassifyResult]:
+    def __call__(self, items: Requests) -> list[ClassifyResult]:
         """Classify a batch in the next free slot, in parts if it is larger than the largest recorded size."""
         sizes, answers = self.sizes, []
         with self.slot() as slot:

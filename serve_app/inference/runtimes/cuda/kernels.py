@@ -60,18 +60,14 @@ extern "C" __global__ void max_pool(const uint4 *input, uint4 *output, int heigh
 
 
 class Kernels:
-    """The kernels for one GPU and one 16-bit type; they run in PyTorch's current stream."""
+    """The kernels for the current GPU and one 16-bit type of activations; they run in PyTorch's current stream.
+
+    Raises:
+        RuntimeError: The compiler or the driver failed.
+        ImportError: NVIDIA's Python bindings are not installed.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        """Compile the kernels for the current GPU.
-
-        Args:
-            dtype: Of activations: float16 or bfloat16.
-
-        Raises:
-            RuntimeError: The compiler or the driver failed.
-            ImportError: NVIDIA's Python bindings are not installed.
-        """
         from cuda.bindings import driver  # on Linux, PyTorch depends on it
 
         self._dtype, self._driver = dtype, driver
@@ -83,12 +79,7 @@ class Kernels:
         )
 
     def normalize(self, pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Compute ``pixels * scale + shift``.
-
-        Args:
-            pixels: uint8, (N, H, W, 3), contiguous.
-            scale: float32, three numbers.
-            shift: float32, three numbers.
+        """Compute ``pixels * scale + shift``: uint8 (N, H, W, 3), contiguous; scale and shift are three floats each.
 
         Returns:
             (N, 4, H, W) in channels-last memory; the fourth channel is zero.
@@ -103,8 +94,7 @@ class Kernels:
     def max_pool(self, x: Tensor) -> Tensor:
         """Take the maximum of windows of 3 x 3, stride 2, padding 1.
 
-        Args:
-            x: (N, C, H, W) in channels-last memory, without negative values; C is a multiple of 8.
+        ``x`` is (N, C, H, W) in channels-last memory, without negative values; C is a multiple of 8.
         """
         n, channels, height, width = x.shape
         rows, columns, vectors = (height + 1) // 2, (width + 1) // 2, channels // VECTOR
@@ -122,11 +112,7 @@ class Kernels:
 
 
 def compile_kernels(dtype: torch.dtype, architecture: str) -> bytes:
-    """Compile the kernels to a CUBIN; needs no GPU.
-
-    Args:
-        dtype: Of activations: float16 or bfloat16.
-        architecture: NVIDIA's name, such as ``sm_90``.
+    """Compile the kernels to a CUBIN for an architecture such as ``sm_90``; needs no GPU.
 
     Raises:
         RuntimeError: The compiler failed; the message holds its log.
@@ -153,11 +139,7 @@ def _channels_last(shape: tuple[int, ...], dtype: torch.dtype, device: torch.dev
 
 
 def _check(result: tuple[Any, ...]) -> Any:
-    """Return the value of a call of NVIDIA's bindings, which begins with a status.
-
-    Raises:
-        RuntimeError: The status is an error.
-    """
+    """Return the value of a call of NVIDIA's bindings, which begins with a status; raise RuntimeError for an error."""
     status, *values = result
     if status.value:
         raise RuntimeError(f"CUDA: {status.name}")

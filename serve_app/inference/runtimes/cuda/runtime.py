@@ -42,8 +42,21 @@ class Convolution(NamedTuple):
 class CudaRuntime:
     """Runs cuDNN's convolutions, which add the bias and the shortcut and apply the ReLU before they write.
 
-    Separate kernels would pass over every activation three or four times. The bias of a
-    shortcut's convolution is added to the bias of the convolution that it joins.
+    Separate kernels would pass over every activation three or four times. The bias of a shortcut's convolution is added
+    to the bias of the convolution that it joins.
+
+    Args:
+        model: Batch norms folded (``folding.fold``), float32; it is not changed.
+        transform: Mean and std of the model.
+        dtype: Of weights and activations; sums are float32 in any case.
+        device: Device of the weights.
+        fused: STEM and BLOCKS: those convolutions include bias, shortcut and ReLU. CUSTOM_KERNELS: kernels.py
+            normalizes and pools, for 16-bit types only. Empty: every GPU can run it.
+
+    Raises:
+        ValueError: A batch norm is not folded.
+        RuntimeError: The custom kernels do not compile for this GPU.
+        ImportError: NVIDIA's Python bindings are not installed.
     """
 
     name, workers = "cuda", 2
@@ -56,22 +69,6 @@ class CudaRuntime:
         device: torch.device = GPU,
         fused: Collection[str] = FUSION_LEVELS[1],
     ) -> None:
-        """Copy a model's weights to a device.
-
-        Args:
-            model: Batch norms folded (``folding.fold``), float32; it is not changed.
-            transform: Mean and std of the model.
-            dtype: Of weights and activations; sums are float32 in any case.
-            device: Device of the weights.
-            fused: STEM and BLOCKS: those convolutions include bias, shortcut and ReLU.
-                CUSTOM_KERNELS: kernels.py normalizes and pools, for 16-bit types only. Empty: every
-                GPU can run it.
-
-        Raises:
-            ValueError: A batch norm is not folded.
-            RuntimeError: The custom kernels do not compile for this GPU.
-            ImportError: NVIDIA's Python bindings are not installed.
-        """
         self.device, self.dtype, self.fused = device, dtype, fused
         self._kernels = Kernels(dtype) if CUSTOM_KERNELS in fused else None
         # Pixels are 0-255; mean and std are defined for 0-1. One multiplication and one addition normalize them.
@@ -82,8 +79,7 @@ class CudaRuntime:
         if self._kernels:  # its normalization writes four channels
             weight = functional.pad(self._stem.weight, (0, 0, 0, 0, 0, STEM_CHANNELS - 3))
             self._stem = self._stem._replace(weight=weight.contiguous(memory_format=torch.channels_last))
-        blocks = [block for block in model.modules() if isinstance(block, BasicBlock)]
-        self._blocks = [self._copy_block(block) for block in blocks]
+        self._blocks = [self._copy_block(block) for block in model.modules() if isinstance(block, BasicBlock)]
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """See Runtime; the features have this runtime's dtype."""
@@ -137,12 +133,7 @@ def convolve(conv: Convolution, x: Tensor, shortcut: Tensor | None = None, fused
 
 
 def build_cuda_runtime(model: ResNet, transform: ImageTransform, precision: str) -> CudaRuntime:
-    """Build the fastest runtime whose features on this machine's GPU agree with the CPU's.
-
-    Args:
-        model: Batch norms folded, on the CPU.
-        transform: Transform of the model.
-        precision: ``EngineConfig.precision``.
+    """Build the fastest runtime for a folded model whose features on this machine's GPU agree with the CPU's.
 
     Raises:
         EngineError: The precision is int8, PyTorch finds no GPU, or no variant agrees with the CPU.
@@ -151,8 +142,7 @@ def build_cuda_runtime(model: ResNet, transform: ImageTransform, precision: str)
         raise EngineError(f"engine cuda: precision {precision} runs on CPUs only")
     if not gpu_available():
         raise EngineError("engine cuda: PyTorch finds no NVIDIA GPU on this machine")
-    dtype = DTYPES[precision]
-    reason = ""
+    dtype, reason = DTYPES[precision], ""
     for fused in FUSION_LEVELS[0 if dtype in PTX_CONVERSION else 1 :]:
         try:
             with torch.inference_mode(), cudnn_without_tf32():

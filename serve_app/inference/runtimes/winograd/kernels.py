@@ -34,20 +34,12 @@ STEM, DIRECT, WINOGRAD = range(3)
 CACHE_LINE_FLOATS = 16
 SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offers its core to others
 
-# One convolution from feature maps x to feature maps y. The maps of image n begin n strides after the address.
-CONVOLUTION = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            *("kind", "weight", "bias"),
-            *("x", "x_stride", "x_width", "x_channels"),
-            *("y", "y_stride", "y_width", "y_channels", "y_side"),  # y_side: width without border and filling
-            "window",  # side of a direct convolution's window
-            "add",  # whether the result is added to what y holds
-            "relu",
-        )
-    ]
-)
+# One convolution from feature maps x to feature maps y. The maps of image n begin n strides after the address. "y_side"
+# is the width of y without border and filling, "window" the side of a direct convolution's window, and "add" says
+# whether the result is added to what y holds.
+MAPS = [f"{maps}{field}" for maps in "xy" for field in ("", "_stride", "_width", "_channels")]
+FIELDS = ("kind", "weight", "bias", *MAPS, "y_side", "window", "add", "relu")
+CONVOLUTION = np.dtype([(name, np.int64) for name in FIELDS])
 
 F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR, POINTER = ir.VectorType(F32, VECTOR_FLOATS), F32.as_pointer()
@@ -67,38 +59,27 @@ jit_inlined = njit(nogil=True, inline="always")
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread: float32, zeros at first. S is the side of the crops.
+    """Memory of one thread: float32, zeros at first. S is the side of the crops."""
 
-    Attributes:
-        image: (S + 6, S + 6, 3), a normalized image with the stem's border.
-        ring: (3, ceil(S / 2) + 2, 64), the last three rows of the stem's convolution, with a border.
-        tiles: (36 * tiles * channels), transformed input tiles of the largest Winograd convolution.
-        products: The same size, tiles times transformed filters.
-    """
-
-    image: np.ndarray
-    ring: np.ndarray
-    tiles: np.ndarray
-    products: np.ndarray
+    image: np.ndarray  # (S + 6, S + 6, 3), a normalized image with the stem's border
+    ring: np.ndarray  # (3, ceil(S / 2) + 2, 64), the last three rows of the stem's convolution, with a border
+    tiles: np.ndarray  # (36 * tiles * channels), transformed input tiles of the largest Winograd convolution
+    products: np.ndarray  # the same size, tiles times transformed filters
 
 
 class Vector:
     """A vector value of the code that is being written, with the arithmetic of a number, element by element."""
 
     def __init__(self, code: ir.IRBuilder, value: ir.Value) -> None:
-        """Wrap a value of type VECTOR."""
         self.code, self.value = code, value
 
     def __add__(self, other: Vector) -> Vector:
-        """Add."""
         return Vector(self.code, self.code.fadd(self.value, other.value, flags=("contract",)))
 
     def __sub__(self, other: Vector) -> Vector:
-        """Subtract."""
         return Vector(self.code, self.code.fsub(self.value, other.value, flags=("contract",)))
 
     def __rmul__(self, factor: float) -> Vector:
-        """Multiply by a constant."""
         factors = ir.Constant(VECTOR, [float(factor)] * VECTOR_FLOATS)
         return Vector(self.code, self.code.fmul(factors, self.value, flags=("contract",)))
 
@@ -159,60 +140,42 @@ def for_each_vector(code: ir.IRBuilder, channels: ir.Value) -> Iterator[Callable
 
 
 class Routine:
-    """A function in LLVM IR, which is written once into each module that calls it."""
+    """A function in LLVM IR, which is written once into each module that calls it.
+
+    Args:
+        arguments: One letter per argument: p, a pointer to floats; i, an int64; f, a float32.
+        write: Gets the builder, the arguments and the constants, and writes the body.
+        constants: Values that are known when the body is written.
+    """
 
     def __init__(self, arguments: str, write: Callable[..., None], *constants: int) -> None:
-        """Describe a function.
-
-        Args:
-            arguments: One letter per argument: p, a pointer to floats; i, an int64; f, a float32.
-            write: Gets the builder, the arguments and the constants, and writes the body.
-            constants: Values that are known when the body is written.
-        """
         self.arguments, self._write, self._constants = arguments, write, constants
         self._name = "_".join([write.__name__, *map(str, constants)])
 
     def __call__(self, code: ir.IRBuilder, values: Sequence[ir.Value]) -> None:
         """Write a call."""
-        code.call(self._function(code.module), values)
-
-    def _function(self, module: ir.Module) -> ir.Function:
-        if self._name in module.globals:
-            return module.globals[self._name]
-        argument_types = [ARGUMENT_TYPES[letter] for letter in self.arguments]
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), argument_types), self._name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        code = ir.IRBuilder(function.append_basic_block())
-        self._write(code, *function.args, *self._constants)
-        code.ret_void()
-        return function
+        if self._name not in code.module.globals:
+            argument_types = [ARGUMENT_TYPES[letter] for letter in self.arguments]
+            function = ir.Function(code.module, ir.FunctionType(ir.VoidType(), argument_types), self._name)
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            body = ir.IRBuilder(function.append_basic_block())
+            self._write(body, *function.args, *self._constants)
+            body.ret_void()
+        code.call(code.module.globals[self._name], values)
 
 
 class Product(NamedTuple):
-    """The matrix product c = max(bias + a b, lower_bound), one panel wide: all its arguments except the rows of a.
+    """The matrix product c = max(bias + a b, lower_bound), one panel wide: all its arguments except the rows of a."""
 
-    Attributes:
-        a: Each row consists of segments, each of which is contiguous.
-        a_row_stride: From one row to the next.
-        segments: Segments of a row.
-        segment_floats: Floats of a segment.
-        segment_stride: From one segment to the next.
-        b: One row of the panel for each float of a row of a.
-        bias: One row of the panel.
-        lower_bound: A float32: 0 for ReLU, -inf without.
-        c: The result.
-        c_row_stride: From one row to the next.
-    """
-
-    a: ir.Value
+    a: ir.Value  # each row consists of segments, each of which is contiguous
     a_row_stride: ir.Value
-    segments: ir.Value
+    segments: ir.Value  # of a row
     segment_floats: ir.Value
     segment_stride: ir.Value
-    b: ir.Value
-    bias: ir.Value
-    lower_bound: ir.Value
+    b: ir.Value  # one row of the panel for each float of a row of a
+    bias: ir.Value  # one row of the panel
+    lower_bound: ir.Value  # float32: 0 for ReLU, -inf without
     c: ir.Value
     c_row_stride: ir.Value
 
@@ -306,23 +269,12 @@ def write_input_transform(
                 store(value, offset(code, at(out), stride, INPUT_TILE * i + j))
 
 
-def write_output_transform(
-    code: ir.IRBuilder,
-    x: ir.Value,
-    stride: ir.Value,
-    channels: ir.Value,
-    bias: ir.Value,
-    out: ir.Value,
-    row: ir.Value,
-    pixel: ir.Value,
-    height: ir.Value,
-    width: ir.Value,
-    add: int,
-) -> None:
+def write_output_transform(code: ir.IRBuilder, *arguments: Any) -> None:
     """Transform 36 products into the 4 x 4 output tile at out: A^T m A, plus bias, then ReLU.
 
     Only height x width outputs are written: the rest of the tile is outside of the feature map.
     """
+    x, stride, channels, bias, out, row, pixel, height, width, add = arguments
     zero = Vector(code, ir.Constant(VECTOR, [0.0] * VECTOR_FLOATS))
     with for_each_vector(code, channels) as at:
         columns = [
@@ -406,19 +358,13 @@ def part_bounds(count: int, part: int, parts: int) -> tuple[int, int]:
 
 @jit_inlined
 def convolve_stem(
-    pixels: np.ndarray,
-    conv: Any,
-    number: int,
-    normalization: Any,
-    image: np.ndarray,
-    ring: np.ndarray,
-    thread: int,
-    threads: int,
+    pixels: np.ndarray, conv: Any, number: int, normalization: Any, scratch: Scratch, thread: int, threads: int
 ) -> None:
     """Normalize an image, convolve it (7 x 7, stride 2, ReLU) and take the maximum (3 x 3, stride 2).
 
     Max-pooling follows each row of the convolution while that row is in the cache. Threads share the output rows.
     """
+    image, ring = scratch.image, scratch.ring
     side, image_row = len(pixels), image.shape[1] * 3
     conv_side, ring_row = (side + 1) // 2, ring.shape[1] * ring.shape[2]
     begin, end = part_bounds(conv.y_side, thread, threads)
@@ -465,10 +411,10 @@ def convolve_direct(conv: Any, first: int, count: int, thread: int, threads: int
 
 
 @jit_inlined
-def convolve_winograd(
-    conv: Any, first: int, count: int, tiles: int, products: int, zeros: int, thread: int, threads: int
-) -> None:
-    """Convolve images by F(4 x 4, 3 x 3) (3 x 3, stride 1, ReLU); tiles, products and zeros are addresses."""
+def convolve_winograd(conv: Any, first: int, count: int, scratch: Scratch, thread: int, threads: int) -> None:
+    """Convolve images by F(4 x 4, 3 x 3) (3 x 3, stride 1, ReLU)."""
+    tiles, products = scratch.tiles.ctypes.data, scratch.products.ctypes.data
+    zeros = scratch.image.ctypes.data  # the image's border begins with more zeros than a panel has channels
     tiles_per_row = (conv.y_side + OUTPUT_TILE - 1) // OUTPUT_TILE
     tiles_per_image, x_channels, y_channels = tiles_per_row * tiles_per_row, conv.x_channels, conv.y_channels
     x_row, y_row, panels = conv.x_width * x_channels, conv.y_width * y_channels, y_channels // PANEL
@@ -500,10 +446,8 @@ def convolve_winograd(
             source = products + 4 * (number - begin) * y_channels + first_channel
             y_start = conv.y + 4 * (image * conv.y_stride + y_row + y_channels)
             out = y_start + 4 * OUTPUT_TILE * (y * y_row + x * y_channels) + first_channel
-            height, width = (
-                min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * y),
-                min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * x),
-            )
+            height = min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * y)
+            width = min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * x)
             elements = (source, block_tiles * y_channels, channels, conv.bias + first_channel)
             if conv.add:
                 output_transform_add((*elements, out, y_row, y_channels, height, width))
@@ -529,20 +473,18 @@ def run(
         convolutions: Of dtype CONVOLUTION.
         schedule: int64, (steps, 3): index of the convolution, first image, number of images.
         normalization: float32, (2, 3 S): factors of a row of pixels, and what is added after that.
-        scratch: Memory of this thread.
+        scratch: Of this thread alone.
         thread: Number of this thread, from 0.
         threads: Threads that run this schedule.
         counter: int64, (1), shared by the threads for their barriers; zero before the first call.
     """
-    image, ring, tiles, products = scratch.image, scratch.ring, scratch.tiles, scratch.products
-    zeros = image.ctypes.data  # the image's border begins with more zeros than a panel has channels
     for step in range(len(schedule)):
         conv, first, count = convolutions[schedule[step, 0]], schedule[step, 1], schedule[step, 2]
         if conv.kind == STEM:
-            convolve_stem(pixels[first], conv, first, normalization, image, ring, thread, threads)
+            convolve_stem(pixels[first], conv, first, normalization, scratch, thread, threads)
         elif conv.kind == DIRECT:
             convolve_direct(conv, first, count, thread, threads)
         else:
-            convolve_winograd(conv, first, count, tiles.ctypes.data, products.ctypes.data, zeros, thread, threads)
+            convolve_winograd(conv, first, count, scratch, thread, threads)
         if threads > 1:
             barrier((counter.ctypes.data, threads))

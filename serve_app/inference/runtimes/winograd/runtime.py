@@ -41,18 +41,13 @@ class Layer(NamedTuple):
 
 
 class PackedNetwork:
-    """A model's weights in the layout of the kernels, for any number of runtimes. 160 MB."""
+    """The weights of a folded model in the layout of the kernels, for any number of runtimes. 160 MB.
+
+    Raises:
+        ImportError: This CPU has neither AVX2 nor AVX-512.
+    """
 
     def __init__(self, model: ResNet, transform: ImageTransform) -> None:
-        """Pack the weights.
-
-        Args:
-            model: Batch norms folded, on the CPU.
-            transform: Mean, std and crop size of the model.
-
-        Raises:
-            ImportError: This CPU has neither AVX2 nor AVX-512.
-        """
         if not kernels.SUPPORTED:
             raise ImportError("this CPU has neither AVX2 nor AVX-512")
         self.crop_px = transform.crop_px
@@ -74,17 +69,11 @@ class PackedNetwork:
 
 
 class WinogradRuntime:
-    """Runs a packed network. One thread may call it at a time; it starts further threads of its own."""
+    """Runs a packed network on some threads, with feature maps of its own, 20 MB at 224 px."""
 
     name, device, workers = "winograd", CPU, 1
 
     def __init__(self, network: PackedNetwork, threads: int) -> None:
-        """Allocate feature maps, 20 MB at 224 px, and compile the kernels if numba has no cached machine code.
-
-        Args:
-            network: Shared with other runtimes.
-            threads: Threads that work on one batch.
-        """
         self._network, self._threads = network, threads
         self._helpers = ThreadPoolExecutor(threads - 1, "winograd") if threads > 1 else None
         self._barrier_counter = np.zeros(1, np.int64)
@@ -97,7 +86,7 @@ class WinogradRuntime:
         block = (kernels.INPUT_TILE**2 * kernels.TILES_PER_BLOCK * channels,)
         shapes = ((network.crop_px + 6, network.crop_px + 6, 3), (3, stem_side + 2, 64), block, block)
         self._scratch = [kernels.Scratch(*map(_aligned_zeros, shapes)) for _ in range(threads)]
-        self(np.zeros((1, network.crop_px, network.crop_px, 3), np.uint8))
+        self(np.zeros((1, network.crop_px, network.crop_px, 3), np.uint8))  # compiles the kernels if none are cached
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """See Runtime; one thread at a time."""
@@ -112,16 +101,8 @@ class WinogradRuntime:
 
     def _forward(self, pixels: np.ndarray) -> None:
         def run(thread: int) -> None:
-            kernels.run(
-                pixels,
-                self._convolutions,
-                self._schedules[len(pixels)],
-                self._network.normalization,
-                self._scratch[thread],
-                thread,
-                self._threads,
-                self._barrier_counter,
-            )
+            plan = (self._convolutions, self._schedules[len(pixels)], self._network.normalization)
+            kernels.run(pixels, *plan, self._scratch[thread], thread, self._threads, self._barrier_counter)
 
         helpers = [self._helpers.submit(run, thread) for thread in range(1, self._threads)] if self._helpers else []
         run(0)
