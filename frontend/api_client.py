@@ -96,9 +96,8 @@ class ApiClient:
             ``error`` and ``error`` holds the problem; ProblemError is not raised.
         """
         params = {"explain": "cam"} | ({} if explain_class is None else {"explain_class": str(explain_class)})
-        files = [("images", (photo.name, photo.data))]
         try:
-            response = self._json("POST", "/v1/classify", params=params, files=files)
+            response = self._json("POST", "/v1/classify", params=params, files=[("images", (photo.name, photo.data))])
         except ProblemError as error:
             return _failed(0, photo, error.problem)
         return {**response["results"][0], "request_id": response["id"]}
@@ -207,7 +206,7 @@ class ApiClient:
 
 
 def _problem(title: str, code: str, detail: str) -> Json:
-    return {"title": title, "code": code, "detail": detail, "retryable": True}
+    return {"title": title, "detail": detail, "code": code, "retryable": True}
 
 
 def _failed(index: int, photo: Photo, problem: Json) -> Json:

@@ -152,7 +152,9 @@ def quantile(bins: pd.DataFrame, q: float) -> float:
     rank = q * cumulative[-1]
     i = int(np.searchsorted(cumulative, rank))
     below = cumulative[i - 1] if i else 0.0
-    return float(np.interp(rank, (below, cumulative[i]), bins[["low", "high"]].iloc[i]))
+    fraction = (rank - below) / (cumulative[i] - below)
+    low, high = bins[["low", "high"]].iloc[i]
+    return float(low + fraction * (high - low))
 
 
 def measure_drift(metric: str, baseline: Counts, current: Counts) -> Drift:

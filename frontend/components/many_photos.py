@@ -141,8 +141,7 @@ def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:
     table = shown.assign(score=shown["score"] * 100, reason=shown["reason"].fillna(""))
-    max_pixels = served["limits"]["max_pixels"]
-    table.insert(0, "photo", [data_url(thumbnail(photos[i], max_pixels)) for i in shown.index])
+    table.insert(0, "photo", [data_url(thumbnail(photos[i], served["limits"]["max_pixels"])) for i in shown.index])
     columns: dict[str, Any] = {
         "photo": st.column_config.ImageColumn("Photo", width="small"),
         "name": "Name",

@@ -125,7 +125,7 @@ def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[d
     drifts = queries.drift(baseline, selected)
     with st.container(horizontal=True):
         for drift in drifts:
-            st.markdown(f":{COLORS[drift.level]}-badge[{drift.metric}: {drift.level}]")
+            st.markdown(f":{COLORS[drift.level]}-badge[{drift.metric}: {drift.level}]", width="content")
     table = pd.DataFrame([asdict(drift) for drift in drifts]).round(4)
     st.dataframe(table, hide_index=True)
     offer_csv(table, "drift")

@@ -38,9 +38,11 @@ def _photos(served: Json) -> list[Photo]:
     upload, folder, paste, camera = st.tabs(["Photos", "Folder", "Paste", "Camera"])
     files: list[Any] = []
     label = f"One or more photos: {', '.join(served['formats'])}, up to {max_mb} MB each"
-    files += upload.file_uploader(label, None, True, f"upload-{generation}", max_upload_size=max_mb)
+    files += upload.file_uploader(label, accept_multiple_files=True, key=f"upload-{generation}", max_upload_size=max_mb)
     label = "A folder: its photos and those of its subfolders"
-    files += folder.file_uploader(label, accepted, "directory", f"folder-{generation}", max_upload_size=max_mb)
+    files += folder.file_uploader(
+        label, accepted, accept_multiple_files="directory", key=f"folder-{generation}", max_upload_size=max_mb
+    )
     with paste:
         hint = "Click here, paste a picture (Ctrl+V) and press Enter"
         pasted = st.chat_input(hint, accept_file="multiple", file_type=accepted)
