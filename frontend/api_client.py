@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,12 +24,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Photo:
-    """One image, still encoded.
-
-    Attributes:
-        name: The file's name, for display; never a path to open.
-        data: The encoded bytes.
-    """
+    """One image, still encoded. ``name`` is the file's name, for display; never a path to open."""
 
     name: str
     data: bytes = field(repr=False)
@@ -45,45 +40,32 @@ class ServerDownError(Exception):
 
 
 class ProblemError(Exception):
-    """The API responded with an error.
-
-    Attributes:
-        problem: The problem+json: title, detail, status, code.
-    """
+    """The API responded with an error; ``problem`` is its problem+json: title, detail, status, code."""
 
     def __init__(self, problem: Json) -> None:
-        """Use the problem's detail as the message."""
         super().__init__(problem.get("detail") or problem.get("title"))
         self.problem = problem
 
 
 class ApiClient:
-    """HTTP client of one API.
+    """HTTP client of one API; the environment's API_KEY, if set, authorizes every request.
 
     Every method raises ServerDownError where the API does not respond, and ProblemError where it responds with an
     error, unless the method says otherwise.
 
     Args:
         url: Base URL of the API; default: the environment's API_URL.
-        public_url: Base URL that users reach the API at, for snippets; default: API_PUBLIC_URL, else ``url``.
-        key: API key; default: API_KEY. Streamlit copies its secrets into the environment.
         transport: How requests reach the API; tests pass the application itself.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        public_url: str | None = None,
-        key: str | None = None,
-        transport: httpx2.BaseTransport | None = None,
-    ) -> None:
-        """Open no connection yet."""
+    def __init__(self, url: str | None = None, transport: httpx2.BaseTransport | None = None) -> None:
         self.url = (url or os.environ.get("API_URL", DEFAULT_API_URL)).rstrip("/")
-        self.public_url = (public_url or os.environ.get("API_PUBLIC_URL", self.url)).rstrip("/")
-        key = key or os.environ.get("API_KEY")
-        self._needs_key = key is not None
+        self.public_url = os.environ.get("API_PUBLIC_URL", self.url).rstrip("/")  # users reach the API there
+        key = os.environ.get("API_KEY")  # Streamlit copies its secrets into the environment
+        self._key_option = '-H "X-API-Key: $API_KEY" ' if key else ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=transport)
+        self._http.event_hooks = {"response": [_raise_problem]}
 
     def models(self) -> Json:
         """Return the served models, the limits of a request, the accepted formats and the feedback settings."""
@@ -92,8 +74,7 @@ class ApiClient:
     def labels(self, name: str, variant: str) -> list[str]:
         """Return a model's class names, by class id."""
         path, headers = f"/v1/models/{quote(name, safe='')}/labels", {"X-Model": variant}
-        labels: list[str] = self._json("GET", path, headers=headers)["labels"]
-        return labels
+        return list(self._json("GET", path, headers=headers)["labels"])
 
     def status(self) -> Json:
         """Return the service's counters since its start."""
@@ -108,41 +89,29 @@ class ApiClient:
         return None
 
     def classify(self, photo: Photo, explain_class: int | None = None) -> Json:
-        """Classify one photo, with a class activation map.
-
-        Args:
-            photo: The photo.
-            explain_class: Class id to explain; default: the most likely class.
+        """Classify one photo, with the class activation map of ``explain_class``, by default the most likely class.
 
         Returns:
             The image's result, with the response's id as ``request_id``. Where the API refused the image, ``status`` is
             ``error`` and ``error`` holds the problem; ProblemError is not raised.
         """
-        params: dict[str, str | int] = {"explain": "cam"}
-        if explain_class is not None:
-            params["explain_class"] = explain_class
-        files = [("images", (photo.name, photo.data))]
+        params = {"explain": "cam"} | ({} if explain_class is None else {"explain_class": str(explain_class)})
         try:
-            response = self._json("POST", "/v1/classify", params=params, files=files)
+            response = self._json("POST", "/v1/classify", params=params, files=[("images", (photo.name, photo.data))])
         except ProblemError as error:
             return _failed(0, photo, error.problem)
-        result: Json = response["results"][0]
-        return {**result, "request_id": response["id"]}
+        return {**response["results"][0], "request_id": response["id"]}
 
     def classify_many(self, photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[Json]:
         """Classify photos in as few requests as the limits allow; yield each result when it arrives.
 
         Every photo gets exactly one result; ``index`` is the photo's index in ``photos``. Where a request fails, or its
         stream ends early, the photos without a result get one with an ``error``; no exception is raised.
-
-        Args:
-            photos: Any number of photos.
-            max_images: Most images per request.
-            max_bytes: Most bytes per request.
+        ``max_images`` and ``max_bytes`` are the limits of one request.
         """
         for indices in _chunks(photos, max_images, max_bytes):
             missing = set(indices)
-            problem = STREAM_ENDED
+            problem = _problem("No result", "stream_ended", "the stream ended before this image's result")
             files = [("images", (photos[i].name, photos[i].data)) for i in indices]
             try:
                 for line in self._lines("POST", "/v1/classify", files=files, headers={"Accept": "application/jsonl"}):
@@ -153,24 +122,17 @@ class ApiClient:
             except ProblemError as error:
                 problem = error.problem
             except ServerDownError as error:
-                problem = {"title": "No response", "detail": str(error), "code": "server_down", "retryable": True}
+                problem = _problem("No response", "server_down", str(error))
             yield from (_failed(i, photos[i], problem) for i in sorted(missing))
 
     def feedback(self, request_id: str, correct: bool, label: str | None = None, photo: Photo | None = None) -> None:
-        """Send a vote on the prediction for a request's only photo.
-
-        Args:
-            request_id: The classify response's id.
-            correct: Whether the most likely class is right.
-            label: The right class.
-            photo: The photo, for the service to keep under ``label``.
-        """
+        """Vote on the most likely class of a request's only photo; the service keeps ``photo`` under ``label``."""
         vote: Json = {"request_id": request_id, "correct": correct} | ({"label": label} if label else {})
         body: Json = {"json": vote}
         if photo:
             body = {"data": {**vote, "correct": str(correct)}, "files": {"image": (photo.name, photo.data)}}
         with self._errors():
-            _raise_problem(self._http.post("/v1/feedback", **body))
+            self._http.post("/v1/feedback", **body)
 
     def jobs(self) -> Json:
         """Return the batch jobs, newest first, and the sources and limits of a new one."""
@@ -195,9 +157,7 @@ class ApiClient:
     def results(self, job: str, format: str) -> bytes:
         """Return all rows of a batch job as a json, jsonl, csv or parquet file."""
         with self._errors():
-            response = self._http.get(f"{_job_path(job)}/results", params={"format": format})
-            _raise_problem(response)
-            return response.content
+            return self._http.get(f"{_job_path(job)}/results", params={"format": format}).content
 
     def failed_files(self, job: str, max_rows: int) -> list[Json]:
         """Return the first rows of a batch job that have an error."""
@@ -206,40 +166,33 @@ class ApiClient:
 
     def curl(self, name: str) -> str:
         """Return a command that classifies a file."""
-        return self._curl(f"--data-binary @{shlex.quote(name)} -H 'Content-Type: image/*'", "/v1/classify")
+        options = f"--data-binary @{shlex.quote(name)} -H 'Content-Type: image/*'"
+        return f"curl {options} {self._key_option}{self.public_url}/v1/classify"
 
     def curl_job(self, name: str) -> str:
         """Return a command that starts a batch job over a zip."""
-        return self._curl(f"-X POST --upload-file {shlex.quote(name)} -H 'Content-Type: application/zip'", "/v1/jobs")
+        options = f"-X POST --upload-file {shlex.quote(name)} -H 'Content-Type: application/zip'"
+        return f"curl {options} {self._key_option}{self.public_url}/v1/jobs"
 
     def python(self, name: str) -> str:
         """Return a program that classifies a file."""
-        key = ', headers={"X-API-Key": os.environ["API_KEY"]}' if self._needs_key else ""
+        key = ', headers={"X-API-Key": os.environ["API_KEY"]}' if self._key_option else ""
         return (
-            f"{'import os; ' if self._needs_key else ''}import requests\n\n"
+            f"{'import os; ' if key else ''}import requests\n\n"
             f"photo = open({name!r}, 'rb').read()\n"
             f'response = requests.post("{self.public_url}/v1/classify", data=photo{key}).json()\n'
             'for prediction in response["results"][0]["predictions"]:\n'
             "    print(f\"{prediction['score']:6.1%}  {prediction['label']}\")\n"
         )
 
-    def _curl(self, options: str, path: str) -> str:
-        key = '-H "X-API-Key: $API_KEY" ' if self._needs_key else ""
-        return f"curl {options} {key}{self.public_url}{path}"
-
     def _json(self, method: str, path: str, **request: Any) -> Json:
         with self._errors():
-            response = self._http.request(method, path, **request)
-            _raise_problem(response)
-            body: Json = response.json()
+            body: Json = self._http.request(method, path, **request).json()
         return body
 
     def _lines(self, method: str, path: str, **request: Any) -> Iterator[Json]:
         """Yield the lines of a JSON lines response as they arrive."""
         with self._errors(), self._http.stream(method, path, **request) as response:
-            if response.is_error:
-                response.read()
-            _raise_problem(response)
             yield from map(json.loads, response.iter_lines())
 
     @contextmanager
@@ -252,12 +205,8 @@ class ApiClient:
             raise ServerDownError(f"{self.url} does not respond as the API ({reason})") from error
 
 
-STREAM_ENDED: Json = {
-    "title": "No result",
-    "detail": "the stream ended before this image's result",
-    "code": "stream_ended",
-    "retryable": True,
-}
+def _problem(title: str, code: str, detail: str) -> Json:
+    return {"title": title, "detail": detail, "code": code, "retryable": True}
 
 
 def _failed(index: int, photo: Photo, problem: Json) -> Json:
@@ -270,11 +219,12 @@ def _job_path(job: str) -> str:
 
 def _raise_problem(response: httpx2.Response) -> None:
     if response.headers.get("content-type", "").startswith("application/problem+json"):
+        response.read()
         raise ProblemError(response.json())
     response.raise_for_status()
 
 
-def _chunks(photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterable[list[int]]:
+def _chunks(photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[list[int]]:
     """Yield groups of consecutive indices; each group keeps both limits, unless a single photo exceeds one."""
     indices: list[int] = []
     size = 0

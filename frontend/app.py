@@ -44,8 +44,7 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
                 )
             else:
                 show_problem(error.problem)
-        if st.button("Retry", icon=":material/refresh:"):
-            st.rerun()
+        st.button("Retry", icon=":material/refresh:")  # a click runs the script again
 
     return page
 

@@ -21,12 +21,8 @@ class LabelError(Exception):
     """The classes of photos cannot be determined; the message says what to do."""
 
 
-def unzip(data: bytes, formats: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Return names and contents of the photos in a zip; nothing is written to disk.
-
-    Args:
-        data: The zip.
-        formats: Image formats that the service accepts, as /v1/models names them.
+def unzip(data: bytes, formats: Sequence[str]) -> list[Photo]:
+    """Return the photos in a zip that have one of the ``formats`` in /v1/models; write nothing to disk.
 
     Raises:
         LabelError: The file is not a zip, or its photos exceed the limits.
@@ -35,10 +31,9 @@ def unzip(data: bytes, formats: Sequence[str]) -> list[tuple[str, bytes]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [entry for entry in archive.infolist() if _is_photo(entry.filename, formats)]
             if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-                raise LabelError(
-                    f"The zip has more than {MAX_ENTRIES} photos or {MAX_UNPACKED_BYTES >> 30} GB; split it."
-                )
-            return [(entry.filename, archive.read(entry)) for entry in entries]
+                limits = f"{MAX_ENTRIES} photos or {MAX_UNPACKED_BYTES >> 30} GB"
+                raise LabelError(f"The zip has more than {limits}; split it.")
+            return [Photo(entry.filename, archive.read(entry)) for entry in entries]
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         raise LabelError(f"This zip cannot be read: {error}.") from error
 
@@ -81,14 +76,9 @@ def table(named: Sequence[tuple[Photo, str]], results: Sequence[Json]) -> pd.Dat
 def compute_metrics(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the metrics of a table, over the classes in it; see classification_metrics.summarize."""
     names = sorted({*rows["label"], *rows["predicted"]})
-    return summarize(
-        np.searchsorted(names, rows["label"]),
-        np.searchsorted(names, rows["predicted"]),
-        rows["score"].to_numpy(),
-        rows["among_5"].to_numpy(),
-        rows["sure"].to_numpy(),
-        names,
-    )
+    targets, predicted = (np.searchsorted(names, rows[column]) for column in ("label", "predicted"))
+    score, among_5, sure = (rows[column].to_numpy() for column in ("score", "among_5", "sure"))
+    return summarize(targets, predicted, score, among_5, sure, names)
 
 
 def class_table(metrics: dict[str, Any]) -> pd.DataFrame:

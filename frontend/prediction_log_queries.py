@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -19,8 +19,7 @@ import pandas as pd
 PHASES = ("total_ms", "decode_ms", "queue_ms", "model_ms")
 QUANTILES = (0.5, 0.95, 0.99)
 DRIFT_METRICS = ("score", "brightness", "contrast", "sharpness")
-Level = Literal["none", "small", "moderate", "large"]
-LEVELS: tuple[tuple[float, Level], ...] = ((0.25, "large"), (0.1, "moderate"), (0.02, "small"))
+LEVELS = ((0.25, "large"), (0.1, "moderate"), (0.02, "small"))
 """Lowest PSI of each level.
 
 0.1 and 0.25 are the customary thresholds: Siddiqi, "Credit Risk Scorecards", Wiley 2006. 0.02 is this project's: one
@@ -37,47 +36,32 @@ MIN_SHARE = 1e-4
 Counts = Mapping[Any, int]  # images by class, or by a bin's lower end
 
 
-@dataclass(frozen=True)
-class DateRange:
+class DateRange(NamedTuple):
     """Days in UTC, from ``first`` to ``last``, both included."""
 
     first: date
     last: date
 
-    def days(self) -> list[date]:
-        """Return every day of the range."""
-        return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
-
 
 @dataclass(frozen=True)
 class Drift:
-    """The difference between two samples of one metric.
-
-    Attributes:
-        metric: Name of the metric.
-        psi: Population stability index, 0 for equal distributions.
-        expected_psi: Mean PSI of two samples of these sizes without drift.
-        js: Jensen-Shannon divergence in bits, 0-1.
-        level: The PSI's level.
-        largest_change: The class or bin whose share changed most, with both shares.
-    """
+    """The difference between two samples of one metric."""
 
     metric: str
-    psi: float
-    expected_psi: float
-    js: float
-    level: Level
-    largest_change: str
+    psi: float  # population stability index, 0 for equal distributions
+    expected_psi: float  # mean PSI of two samples of these sizes without drift
+    js: float  # Jensen-Shannon divergence in bits, 0-1
+    level: str  # of the PSI: "none" or one of LEVELS
+    largest_change: str  # the class or bin whose share changed most, with both shares
 
 
 class PredictionLogQueries:
-    """Queries over one prediction log.
+    """Queries over the prediction log in the folder that ``prediction_log.folder`` names.
 
     Every query raises LookupError where the log has no file for any day of the range.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Take the log's folder, as ``prediction_log.folder`` names it."""
         self._folder = folder
 
     def days(self) -> list[date]:
@@ -100,7 +84,7 @@ class PredictionLogQueries:
     def histogram(self, days: DateRange, metric: str, version: str | None = None) -> pd.DataFrame:
         """Return images by bin of a metric: ``low``, ``high`` and ``images``, in ascending order."""
         where = {"metric": metric} | ({"version": version} if version else {})
-        return self._summary("histograms", days, "low, high, sum(images)::BIGINT AS images", "ORDER BY low", where)
+        return self._summary("histograms", days, "low, high, sum(images)::BIGINT AS images", "ORDER BY low", **where)
 
     def classes(self, days: DateRange) -> pd.DataFrame:
         """Return images and mean score by ``label``, the most frequent first."""
@@ -133,51 +117,43 @@ class PredictionLogQueries:
     def drift(self, baseline: DateRange, current: DateRange) -> list[Drift]:
         """Return the drift of the class mix and of each of DRIFT_METRICS between two ranges of days."""
         ranges = baseline, current
-        drifts = [measure_drift("class mix", *(_counts(self.classes(days), "label") for days in ranges))]
-        for metric in DRIFT_METRICS:
-            drifts.append(measure_drift(metric, *(_counts(self.histogram(days, metric), "low") for days in ranges)))
-        return drifts
+        return [
+            measure_drift("class mix", *(_counts(self.classes(days), "label") for days in ranges)),
+            *(measure_drift(m, *(_counts(self.histogram(days, m), "low") for days in ranges)) for m in DRIFT_METRICS),
+        ]
 
-    def _summary(
-        self, table: str, days: DateRange, columns: str, order: str, where: dict[str, str] | None = None
-    ) -> pd.DataFrame:
+    def _summary(self, table: str, days: DateRange, columns: str, order: str, **where: str) -> pd.DataFrame:
         """Group one summary table by its columns that are no aggregates."""
-        conditions = " AND ".join(f"{name} = ${name}" for name in where or {}) or "true"
+        conditions = " AND ".join(f"{name} = ${name}" for name in where) or "true"
         query = f"SELECT {columns} FROM log WHERE {conditions} GROUP BY ALL {order}"
-        return self._query(f"summary/{table}", days, query, where)
+        return self._query(f"summary/{table}", days, query, **where)
 
-    def _query(self, table: str, days: DateRange, query: str, values: dict[str, str] | None = None) -> pd.DataFrame:
+    def _query(self, table: str, days: DateRange, query: str, **values: str) -> pd.DataFrame:
         """Run a query over the files of a range of days, which it knows as the view ``log``."""
-        paths = (self._folder / table / f"{day}.parquet" for day in days.days())
-        files = [path for path in paths if path.exists()]
-        if not files:
+        dates = (days.first + timedelta(n) for n in range((days.last - days.first).days + 1))
+        paths = (self._folder / table / f"{day}.parquet" for day in dates)
+        if not (files := [path for path in paths if path.exists()]):
             raise LookupError(f"The prediction log has nothing from {days.first} to {days.last}")
         with duckdb.connect() as db:
             # DuckDB must not download an extension while a page is being drawn.
             db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
             quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
             db.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet([{quoted}])")
-            return db.execute(query, values or {}).df()
+            return db.execute(query, values).df()
 
 
 def quantile(bins: pd.DataFrame, q: float) -> float:
-    """Return the q-quantile of a histogram, by linear interpolation within the bin that holds it.
+    """Return the q-quantile (q in 0-1) of a histogram's rows ``low``, ``high`` and ``images``, in ascending order.
 
-    The estimate is off by at most the width of that bin, a tenth of the value for the phases' times.
-
-    Args:
-        bins: ``low``, ``high`` and ``images``, in ascending order, at least one row.
-        q: 0-1.
-
-    Source:
-        Prometheus estimates quantiles of classic histograms in the same way: ``histogram_quantile()``.
+    The function interpolates linearly within the bin that holds the quantile, as Prometheus's ``histogram_quantile()``
+    does for classic histograms. It is off by at most that bin's width, a tenth of the value for the phases' times.
     """
     cumulative = bins["images"].cumsum().to_numpy(dtype=float)
     rank = q * cumulative[-1]
     i = int(np.searchsorted(cumulative, rank))
     below = cumulative[i - 1] if i else 0.0
     fraction = (rank - below) / (cumulative[i] - below)
-    low, high = float(bins["low"].iloc[i]), float(bins["high"].iloc[i])
+    low, high = bins[["low", "high"]].iloc[i]
     return float(low + fraction * (high - low))
 
 
@@ -200,7 +176,7 @@ def measure_drift(metric: str, baseline: Counts, current: Counts) -> Drift:
     m = (p + q) / 2
     js = float((p * np.log2(p / m) + q * np.log2(q / m)).sum() / 2)
     expected_psi = (len(bins) - 1) * float((1 / sizes).sum())
-    level: Level = next((name for lowest, name in LEVELS if psi >= max(lowest, NOISE_FACTOR * expected_psi)), "none")
+    level = next((name for lowest, name in LEVELS if psi >= max(lowest, NOISE_FACTOR * expected_psi)), "none")
     i = int(np.abs(shares[1] - shares[0]).argmax())
     name = bins[i] if isinstance(bins[i], str) else f"{bins[i]:g}"
     return Drift(metric, psi, expected_psi, js, level, f"{name}: {shares[0, i]:.1%} → {shares[1, i]:.1%}")

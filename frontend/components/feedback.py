@@ -12,13 +12,8 @@ DOWN, UP = 0, 1  # values of st.feedback("thumbs")
 def show_feedback(client: ApiClient, photo: Photo, result: Json, model: Json, settings: Json, key: str) -> None:
     """Ask whether the prediction is right, and send each vote to the API at once.
 
-    Args:
-        client: The API client.
-        photo: The classified photo; it is sent with a vote that names a class, where the service keeps images.
-        result: The photo's result, with its ``request_id``.
-        model: An entry of ``models`` in ``GET /v1/models``.
-        settings: ``feedback`` in ``GET /v1/models``.
-        key: Prefix of these widgets' keys.
+    The photo is sent with a vote that names a class, where the service keeps images. ``settings`` are those of
+    ``feedback`` in ``GET /v1/models``; ``key`` is the prefix of these widgets' keys.
     """
     best = result["predictions"][0]["label"]
     question, right_class = st.columns([1, 2], vertical_alignment="center")
@@ -29,9 +24,8 @@ def show_feedback(client: ApiClient, photo: Photo, result: Json, model: Json, se
     with right_class:
         if thumb == DOWN:
             others = [name for name in _labels(client, model) if name != best]
-            label = st.selectbox(
-                "What is it?", others, None, placeholder="Choose the right class", key=f"{key}-is-{photo.key}"
-            )
+            hint = "Choose the right class"
+            label = st.selectbox("What is it?", others, None, placeholder=hint, key=f"{key}-is-{photo.key}")
     if thumb is not None:
         _send(client, photo if settings["keep_images"] and label else None, result["request_id"], thumb == UP, label)
     elif settings["keep_images"]:

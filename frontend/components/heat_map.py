@@ -7,22 +7,16 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-DISPLAY_PX = 640
 # Color map of the heat map: matplotlib's "inferno" at 0, 0.25, 0.5, 0.75 and 1. Its lightness rises steadily, so the
 # map can be read in grayscale too.
 COLOR_STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
 
 
-def open_upright(data: bytes, max_pixels: int, display_px: int = DISPLAY_PX) -> Image.Image | None:
-    """Decode a photo for the screen: upright, RGB, on white where it is transparent.
+def open_upright(data: bytes, max_pixels: int, display_px: int = 640) -> Image.Image | None:
+    """Decode a photo for the screen: upright, RGB, on white where it is transparent, ``display_px`` a side at most.
 
-    Args:
-        data: The encoded file.
-        max_pixels: Photos whose header declares more pixels are not decoded; the API's ``limits.max_pixels``.
-        display_px: Long side of the returned picture, at most.
-
-    Returns:
-        The picture, or None where Pillow cannot decode the file; the API's error says why.
+    Return None where Pillow cannot decode the file, for which the API's error gives the reason, and where the file's
+    header declares more than ``max_pixels``.
     """
     try:
         file = Image.open(io.BytesIO(data))
@@ -32,24 +26,20 @@ def open_upright(data: bytes, max_pixels: int, display_px: int = DISPLAY_PX) -> 
         image = ImageOps.exif_transpose(file)
         image.thumbnail((display_px, display_px))
         if "transparency" in image.info or "A" in image.mode:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
     except Exception:
         return None  # a broken file can raise almost anything in Pillow; the page shows the result without a picture
 
 
 def overlay(photo: Image.Image, values: list[list[float]], crop_fraction: float, opacity: float) -> Image.Image:
-    """Draw a class activation map over the part of the photo that the model received.
+    """Draw a class activation map over the part of the photo that the model received; fade the rest.
 
     Args:
         photo: RGB, upright.
         values: Evidence per grid cell, in logits; negative evidence is not drawn.
         crop_fraction: Side of the model's center crop divided by the photo's short side.
         opacity: Opacity of the strongest evidence, 0-1.
-
-    Returns:
-        RGB, in the photo's size; the border outside the crop is faded.
 
     Source:
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016.

@@ -17,9 +17,8 @@ from frontend.components.thumbnails import data_url, grid, thumbnail
 
 CARDS_PER_PAGE, CARD_COLUMNS = 24, 4
 ALL, SURE, UNSURE, FAILED = "All", "Sure", "Not sure", "Failed"
-# Text of each order -> the column to sort by and whether it ascends; None keeps the order of the uploads.
-ORDERS: dict[str, tuple[str, bool] | None] = {
-    "As uploaded": None,
+ORDERS = {  # text -> the column to sort by, and whether it ascends
+    "As uploaded": ("index", True),
     "Most confident first": ("score", False),
     "Least confident first": ("score", True),
     "Class": ("class", True),
@@ -30,10 +29,7 @@ ORDERS: dict[str, tuple[str, bool] | None] = {
 def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     """Classify the photos and show counts, filters, cards or a table, and downloads.
 
-    Args:
-        client: The API client.
-        photos: The photos, in the order to show them.
-        served: The response of ``GET /v1/models``.
+    ``served`` is the response of ``GET /v1/models``.
     """
     results = classify_all(client, photos, served)
     rows = _rows(photos, results)
@@ -46,7 +42,7 @@ def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     retryable = [photos[i] for i in failed.index if results[i]["error"].get("retryable")]
     if retryable and st.button("Retry failed photos", icon=":material/refresh:"):
         for photo in retryable:
-            _cache().pop(_cache_key(photo, served), None)
+            _cache(served).pop(photo.key, None)
         st.rerun()
     shown = _filtered(rows)
     view = st.segmented_control("View", ["Cards", "Table"], default="Cards", label_visibility="collapsed")
@@ -65,29 +61,24 @@ def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> li
 
     A progress bar shows how many results have arrived. The API's limits decide how many requests are sent.
     """
-    cache, limits = _cache(), served["limits"]
-    by_key = {photo.key: photo for photo in photos}
-    missing = [photo for photo in by_key.values() if _cache_key(photo, served) not in cache]
-    if missing:
+    cache, limits = _cache(served), served["limits"]
+    if missing := list({photo.key: photo for photo in photos if photo.key not in cache}.values()):
         start, failed = time.monotonic(), 0
         bar = st.progress(0.0, f"0 of {len(missing)}")
         results = client.classify_many(missing, limits["max_images"], limits["max_body_bytes"])
         for done, result in enumerate(results, 1):
-            cache[_cache_key(missing[result["index"]], served)] = result
+            cache[missing[result["index"]].key] = result
             failed += result["status"] == "error"
             rate = done / (time.monotonic() - start)
             bar.progress(done / len(missing), f"{done} of {len(missing)} · {failed} failed · {rate:.0f} images/s")
         bar.empty()
-    return [cache[_cache_key(photo, served)] for photo in photos]
+    return [cache[photo.key] for photo in photos]
 
 
-def _cache() -> dict[Any, Json]:
-    cache: dict[Any, Json] = st.session_state.setdefault("results", {})
+def _cache(served: Json) -> dict[str, Json]:
+    """Return the served model version's results in this session, by ``Photo.key``."""
+    cache: dict[str, Json] = st.session_state.setdefault(f"results-{served['models'][0]['version']}", {})
     return cache
-
-
-def _cache_key(photo: Photo, served: Json) -> tuple[str, str]:
-    return photo.key, served["models"][0]["version"]
 
 
 def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
@@ -101,7 +92,8 @@ def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
             best = result["predictions"][0]
             state = UNSURE if result["uncertainty"]["abstain"] else SURE
             rows.append((photo.name, state, best["label"], best["score"], None))
-    return pd.DataFrame(rows, columns=["name", "state", "class", "score", "reason"])
+    table = pd.DataFrame(rows, columns=["name", "state", "class", "score", "reason"])
+    return table.rename_axis("index").astype({"score": float})
 
 
 def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -110,18 +102,14 @@ def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
     state = state_box.segmented_control("Show", [ALL, SURE, UNSURE, FAILED], default=ALL) or ALL
     classes = class_box.multiselect("Classes", sorted(rows["class"].dropna().unique()), placeholder="All classes")
     min_score = score_box.slider("Minimum confidence", 0, 100, 0, format="%d %%") / 100
-    order = ORDERS[order_box.selectbox("Order", ORDERS)]
-    keep = pd.Series(True, index=rows.index)
+    column, ascending = ORDERS[order_box.selectbox("Order", ORDERS)]
     if state != ALL:
-        keep &= rows["state"] == state
+        rows = rows[rows["state"] == state]
     if classes:
-        keep &= rows["class"].isin(classes)
+        rows = rows[rows["class"].isin(classes)]
     if min_score:
-        keep &= rows["score"].fillna(0) >= min_score
-    if order is None:
-        return rows[keep]
-    column, ascending = order
-    return rows[keep].sort_values(column, ascending=ascending, kind="stable", na_position="last")
+        rows = rows[rows["score"] >= min_score]
+    return rows.sort_values(column, ascending=ascending, kind="stable")
 
 
 def _show_cards(
@@ -152,21 +140,14 @@ def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
 
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:
-    table = shown.copy()
-    max_pixels = served["limits"]["max_pixels"]
-    table.insert(0, "photo", [data_url(thumbnail(photos[i], max_pixels)) for i in shown.index])
-    table["score"] = table["score"] * 100
-    table["reason"] = table["reason"].fillna("")
-    st.dataframe(
-        table,
-        hide_index=True,
-        row_height=56,
-        column_config={
-            "photo": st.column_config.ImageColumn("Photo", width="small"),
-            "name": "Name",
-            "state": "State",
-            "class": "Class",
-            "score": st.column_config.ProgressColumn("Confidence", format="%.1f %%", min_value=0, max_value=100),
-            "reason": st.column_config.TextColumn("Error", width="large"),
-        },
-    )
+    table = shown.assign(score=shown["score"] * 100, reason=shown["reason"].fillna(""))
+    table.insert(0, "photo", [data_url(thumbnail(photos[i], served["limits"]["max_pixels"])) for i in shown.index])
+    columns: dict[str, Any] = {
+        "photo": st.column_config.ImageColumn("Photo", width="small"),
+        "name": "Name",
+        "state": "State",
+        "class": "Class",
+        "score": st.column_config.ProgressColumn("Confidence", format="%.1f %%", min_value=0, max_value=100),
+        "reason": st.column_config.TextColumn("Error", width="large"),
+    }
+    st.dataframe(table, hide_index=True, row_height=56, column_config=columns)

@@ -21,11 +21,8 @@ PHASES = ("decode", "queue", "model")
 def show_one(client: ApiClient, photo: Photo, served: Json, key: str = "one") -> None:
     """Classify one photo and show its result.
 
-    Args:
-        client: The API client.
-        photo: The photo; the session keeps its result.
-        served: The response of ``GET /v1/models``.
-        key: Prefix of the widgets' keys, where a page shows several photos.
+    ``served`` is the response of ``GET /v1/models``; ``key`` is the prefix of the widgets' keys, which a page needs
+    where it shows several photos.
     """
     model = served["models"][0]
     chart_key = f"{key}-bars-{photo.key}"
@@ -80,16 +77,13 @@ def _show_pictures(picture: Image.Image | None, result: Json, model: Json, key: 
     if picture is None:
         st.info("This page cannot display the picture. The predictions are not affected.")
         return
-    explanation, transform = result["explanation"], model["transform"]
+    explanation, info = result["explanation"], result["image"]
+    crop_fraction = model["transform"]["crop_px"] / model["transform"]["resize_px"]
     opacity = st.slider("Heat map opacity", 0.0, 1.0, 0.6, 0.05, key=f"{key}-opacity")
     plain, heat = st.columns(2)
-    info = result["image"]
     plain.image(picture, caption=f"{info['format'].upper()} · {info['width']} × {info['height']} px", width="stretch")
-    heat.image(
-        overlay(picture, explanation["values"], transform["crop_px"] / transform["resize_px"], opacity),
-        caption=f"Heat map for “{explanation['label']}” · the faded border is outside the model's crop",
-        width="stretch",
-    )
+    caption = f"Heat map for “{explanation['label']}” · the faded border is outside the model's crop"
+    heat.image(overlay(picture, explanation["values"], crop_fraction, opacity), caption, width="stretch")
 
 
 def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:
@@ -102,32 +96,26 @@ def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:
         alt.Y("label:N", sort=None, title=None, scale=alt.Scale(padding=0), axis=axis),
         tooltip=[alt.Tooltip("label:N"), alt.Tooltip("percent:N", title="score"), alt.Tooltip("class_id:Q")],
     )
-    bars = base.mark_bar(cornerRadius=3, cursor="pointer", height={"band": 0.7}).encode(
-        color=alt.condition("datum.explained", alt.value("#e4572e"), alt.value("#f3b49f"))
-    )
+    color = alt.condition("datum.explained", alt.value("#e4572e"), alt.value("#f3b49f"))
+    bars = base.mark_bar(cornerRadius=3, cursor="pointer", height={"band": 0.7}).encode(color=color)
     # A bar of an unlikely class is a pixel wide; this transparent bar makes its whole line clickable.
-    target = base.mark_bar(opacity=0.001, cursor="pointer", height={"band": 1}).encode(
-        x=alt.value(0), x2=alt.value("width")
-    )
+    line = base.mark_bar(opacity=0.001, cursor="pointer", height={"band": 1})
+    target = line.encode(x=alt.value(0), x2=alt.value("width"))
     text = base.mark_text(align="left", dx=5, fontSize=12).encode(text="percent:N")
     selection = alt.selection_point("bar", fields=["class_id"], on="click")
     return alt.layer(bars, text, target.add_params(selection), height=30 * len(rows))
 
 
 def _show_timings(result: Json) -> None:
-    timings = result["timings_ms"]
-    phases = [f"{phase} {timings[phase]:.1f} ms" for phase in PHASES]
-    rows = pd.DataFrame({"phase": phases, "ms": [timings[phase] for phase in PHASES], "order": range(len(PHASES))})
+    times = [result["timings_ms"][phase] for phase in PHASES]
+    phases = [f"{phase} {ms:.1f} ms" for phase, ms in zip(PHASES, times, strict=True)]
+    rows = pd.DataFrame({"phase": phases, "ms": times, "order": range(len(PHASES))})
     colors = alt.Scale(domain=phases, range=["#f4b860", "#c9c5ba", "#e4572e"])
     legend = alt.Legend(orient="bottom", labelFontSize=13)
     bar = alt.Chart(rows, height=70).mark_bar(height=16)
-    chart = bar.encode(
-        alt.X("ms:Q", axis=None),
-        color=alt.Color("phase:N", scale=colors, title=None, legend=legend),
-        order="order:Q",
-        tooltip=["phase:N"],
-    )
-    st.markdown(f"**Time in the service** · {rows['ms'].sum():.1f} ms, in a batch of {result['batch_size']}")
+    color = alt.Color("phase:N", scale=colors, title=None, legend=legend)
+    st.markdown(f"**Time in the service** · {sum(times):.1f} ms, in a batch of {result['batch_size']}")
+    chart = bar.encode(alt.X("ms:Q", axis=None), color=color, order="order:Q", tooltip=["phase:N"])
     st.altair_chart(chart, width="stretch")
 
 

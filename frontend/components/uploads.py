@@ -23,13 +23,10 @@ def read_photo(file: Any) -> list[Photo]:
 
 
 def read_once(store: str, files: Iterable[tuple[Any, Callable[[Any], list[Photo]]]]) -> list[Photo]:
-    """Return the photos in uploaded files; read only files that are new to this session.
+    """Return the photos in uploaded files, each given with the function that reads it; read only new files.
 
-    Streamlit reruns the script at every click. Reading and hashing a folder again at every click takes too long.
-
-    Args:
-        store: Session-state key that holds the photos by Streamlit's file id.
-        files: Each uploaded file with the function that reads it.
+    Streamlit reruns the script at every click. Reading and hashing a folder again at every click takes too long, so the
+    session keeps the photos under ``store``.
     """
     known: dict[str, list[Photo]] = st.session_state.get(store, {})
     photos = {file.file_id: known.get(file.file_id) or read(file) for file, read in files}

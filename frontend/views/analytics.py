@@ -6,25 +6,19 @@ import os
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Literal
 
 import altair as alt
 import pandas as pd
 import streamlit as st
 
 from frontend.components.downloads import offer_csv
-from frontend.prediction_log_queries import LEVELS, NOISE_FACTOR, QUANTILES, DateRange, Level, PredictionLogQueries
+from frontend.prediction_log_queries import LEVELS, NOISE_FACTOR, QUANTILES, DateRange, PredictionLogQueries
 
 LOG_VARIABLE = "PREDICTION_LOG"
 CHART_HEIGHT_PX = 220
 DEFAULT_DAYS = 7
 EMPTY_ICON = ":material/bar_chart_off:"
-COLORS: dict[Level, Literal["green", "blue", "orange", "red"]] = {
-    "none": "green",
-    "small": "blue",
-    "moderate": "orange",
-    "large": "red",
-}
+COLORS = {"none": "green", "small": "blue", "moderate": "orange", "large": "red"}
 
 
 def show_analytics() -> None:
@@ -39,8 +33,7 @@ def show_analytics() -> None:
         )
         return
     queries = PredictionLogQueries(Path(folder))
-    days = queries.days()
-    if not days:
+    if not (days := queries.days()):
         st.info(f"**{folder} has no summaries yet.** Run `serve-app etl {folder}` to make them.", icon=EMPTY_ICON)
         return
     selected = _select_days("Days", days, days[-DEFAULT_DAYS:][0], days[-1])
@@ -115,12 +108,10 @@ def _show_classes(queries: PredictionLogQueries, selected: DateRange) -> None:
 
 
 def _show_versions(queries: PredictionLogQueries, selected: DateRange) -> None:
-    versions = queries.versions(selected)
-    if len(versions) < 2:
-        return
-    st.subheader("Versions")
-    st.dataframe(versions.round(3), hide_index=True)
-    offer_csv(versions, "versions")
+    if len(versions := queries.versions(selected)) > 1:
+        st.subheader("Versions")
+        st.dataframe(versions.round(3), hide_index=True)
+        offer_csv(versions, "versions")
 
 
 def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[date]) -> None:
@@ -134,7 +125,7 @@ def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[d
     drifts = queries.drift(baseline, selected)
     with st.container(horizontal=True):
         for drift in drifts:
-            st.badge(f"{drift.metric}: {drift.level}", color=COLORS[drift.level])
+            st.markdown(f":{COLORS[drift.level]}-badge[{drift.metric}: {drift.level}]", width="content")
     table = pd.DataFrame([asdict(drift) for drift in drifts]).round(4)
     st.dataframe(table, hide_index=True)
     offer_csv(table, "drift")

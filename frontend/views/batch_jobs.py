@@ -58,10 +58,8 @@ def _show_form(client: ApiClient, listing: Json) -> None:
                 _submit(lambda: client.submit_zip(uploaded.name, uploaded))
     with from_prefix:
         if not listing["sources"]:
-            st.info(
-                "Jobs may read no folder and no bucket. Allow some with `jobs: {sources: […]}` in the Ingress's "
-                "`user_config`."
-            )
+            hint = "Allow some with `jobs: {sources: […]}` in the Ingress's `user_config`."
+            st.info(f"Jobs may read no folder and no bucket. {hint}")
             return
         st.caption("Allowed sources: " + " · ".join(f"`{source}`" for source in listing["sources"]))
         source = st.text_input("Folder or prefix", listing["sources"][0])
@@ -97,14 +95,8 @@ def _show_job(client: ApiClient, job: str) -> None:
         st.error(state["error"], icon=":material/error:")
     columns = st.columns(len(RESULT_FORMATS) + 2)
     for column, (label, suffix) in zip(columns, RESULT_FORMATS.items(), strict=False):
-        column.download_button(
-            label,
-            partial(client.results, job, suffix),  # Streamlit calls it on a click
-            f"{job}.{suffix}",
-            icon=DOWNLOAD_ICON,
-            on_click="ignore",
-            width="stretch",
-        )
+        load = partial(client.results, job, suffix)  # Streamlit calls it on a click
+        column.download_button(label, load, f"{job}.{suffix}", icon=DOWNLOAD_ICON, on_click="ignore", width="stretch")
     if failed := state["progress"]["failed"]:
         _show_failed(client, job, failed)
 

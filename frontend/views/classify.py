@@ -37,23 +37,15 @@ def _photos(served: Json) -> list[Photo]:
     accepted = suffixes(served["formats"])
     upload, folder, paste, camera = st.tabs(["Photos", "Folder", "Paste", "Camera"])
     files: list[Any] = []
-    files += upload.file_uploader(
-        f"One or more photos: {', '.join(served['formats'])}, up to {max_mb} MB each",
-        accept_multiple_files=True,
-        key=f"upload-{generation}",
-        max_upload_size=max_mb,
-    )
+    label = f"One or more photos: {', '.join(served['formats'])}, up to {max_mb} MB each"
+    files += upload.file_uploader(label, accept_multiple_files=True, key=f"upload-{generation}", max_upload_size=max_mb)
+    label = "A folder: its photos and those of its subfolders"
     files += folder.file_uploader(
-        "A folder: its photos and those of its subfolders",
-        type=accepted,
-        accept_multiple_files="directory",
-        key=f"folder-{generation}",
-        max_upload_size=max_mb,
+        label, accepted, accept_multiple_files="directory", key=f"folder-{generation}", max_upload_size=max_mb
     )
     with paste:
-        pasted = st.chat_input(
-            "Click here, paste a picture (Ctrl+V) and press Enter", accept_file="multiple", file_type=accepted
-        )
+        hint = "Click here, paste a picture (Ctrl+V) and press Enter"
+        pasted = st.chat_input(hint, accept_file="multiple", file_type=accepted)
         if pasted and pasted.files:
             st.session_state.setdefault("pasted", []).extend(pasted.files)
         files += st.session_state.get("pasted", [])

@@ -51,11 +51,9 @@ def show_evaluate(client: ApiClient) -> None:
     _show_metrics(metrics)
     left, right = st.columns(2, gap="large")
     with left:
-        st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
-        st.altair_chart(_confusion(rows), width="stretch")
+        _show_confusion(rows)
     with right:
-        st.markdown("**Reliability diagram** · on the diagonal, confidence equals accuracy")
-        st.altair_chart(_reliability(metrics["reliability"]), width="stretch")
+        _show_reliability(metrics["reliability"])
     st.markdown("**By class**")
     percent = {name: st.column_config.NumberColumn(format="percent") for name in ("precision", "recall")}
     st.dataframe(class_table(metrics), column_config=percent)
@@ -73,7 +71,7 @@ def _photos(formats: Sequence[str]) -> list[Photo]:
     archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
     if archive:
-        readers.append((archive, lambda file: [Photo(name, data) for name, data in unzip(file.getvalue(), formats)]))
+        readers.append((archive, lambda file: unzip(file.getvalue(), formats)))
     return read_once("labeled-photos", readers)
 
 
@@ -90,36 +88,27 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         column.metric(label, "—" if value is None else f"{value:.{digits}%}")
 
 
-def _confusion(rows: pd.DataFrame) -> alt.LayerChart:
+def _show_confusion(rows: pd.DataFrame) -> None:
+    st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
     counts = rows.groupby(["label", "predicted"]).size().rename("photos").reset_index()
     counts["share"] = counts["photos"] / counts.groupby("label")["photos"].transform("sum")
-    base = alt.Chart(counts).encode(
-        x=alt.X("predicted:N", title="predicted class"),
-        y=alt.Y("label:N", title="true class"),
-        tooltip=list(counts.columns),
-    )
+    x, y = alt.X("predicted:N", title="predicted class"), alt.Y("label:N", title="true class")
+    base = alt.Chart(counts).encode(x, y, tooltip=list(counts.columns))
     cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
     text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
-    chart: alt.LayerChart = cells + base.mark_text().encode(text="photos:Q", color=text_color)
-    return chart
+    st.altair_chart(cells + base.mark_text().encode(text="photos:Q", color=text_color), width="stretch")
 
 
-def _reliability(diagram: list[dict[str, Any]]) -> alt.LayerChart:
+def _show_reliability(diagram: list[dict[str, Any]]) -> None:
+    st.markdown("**Reliability diagram** · on the diagonal, confidence equals accuracy")
     scale = alt.Scale(domain=[0, 1])
-    bars = (
-        alt.Chart(pd.DataFrame(diagram))
-        .mark_bar()
-        .encode(
-            alt.X("from:Q", bin="binned", scale=scale, title="confidence"),
-            alt.Y("accuracy:Q", scale=scale, title="accuracy"),
-            x2="to:Q",
-            opacity=alt.Opacity("images:Q", legend=None, scale=alt.Scale(range=[0.3, 1])),
-            tooltip=["confidence", "accuracy", "images"],
-        )
-    )
+    x = alt.X("from:Q", bin="binned", scale=scale, title="confidence")
+    y = alt.Y("accuracy:Q", scale=scale, title="accuracy")
+    opacity = alt.Opacity("images:Q", legend=None, scale=alt.Scale(range=[0.3, 1]))
+    chart = alt.Chart(pd.DataFrame(diagram)).mark_bar()
+    bars = chart.encode(x, y, opacity, x2="to:Q", tooltip=["confidence", "accuracy", "images"])
     diagonal = alt.Chart(pd.DataFrame({"x": [0, 1], "y": [0, 1]})).mark_line(strokeDash=[4, 4], color="gray")
-    chart: alt.LayerChart = bars + diagonal.encode(x="x:Q", y="y:Q")
-    return chart
+    st.altair_chart(bars + diagonal.encode(x="x:Q", y="y:Q"), width="stretch")
 
 
 def _show_mistakes(rows: pd.DataFrame, photos: Sequence[Photo], max_pixels: int) -> None:
