@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -297,5 +298,4 @@ def test_the_command_can_write_in_place(quantized: WeightsConfig, photos: Path) 
     assert sha256(Path(quantized.source)) == quantized.sha256
     result = CliRunner().invoke(app, ["quantize", quantized.source, out, out])
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert "contains no images" in result.stderr
+    assert re.match("error: .* contains no images", result.stderr)

@@ -293,9 +293,7 @@ def test_copies_and_uneven_classes_are_reported(folder: Path, tmp_path: Path) ->
     assert "1 held-out images are copies of training images and were left out" in report
     assert "1 images are in more than one class, for example" in report
     assert "2 images are copies of others" in report
-    assert warn_of_leaks(tmp_path / "val", loaded)[0].startswith(
-        "warning: 20 test images are copies of other images in DATA"
-    )
+    assert warn_of_leaks(tmp_path / "val", loaded)[0].startswith("warning: 20 test images are copies of other images")
     balance = class_weights(loaded)
     assert balance is not None
     assert balance[1] > balance[0]
