@@ -141,17 +141,11 @@ def connect(settings_file: Path, overrides: list[str] | None) -> Account:
 
 
 def running_config(account: Account) -> Path:
-    """Write the Ray config of the settings' image and return its path.
-
-    Raises:
-        ClusterError: No node of that image runs.
-    """
+    """Write the Ray config of the settings' image and return its path; a ClusterError says if no node of it runs."""
     cluster = account.settings.cluster
     if cluster not in (running := account.clusters()):
-        raise ClusterError(
-            f"{cluster} does not run (running: {', '.join(sorted(running)) or 'nothing'}): "
-            "launch it with `python -m cluster up`"
-        )
+        others = ", ".join(sorted(running)) or "nothing"
+        raise ClusterError(f"{cluster} does not run (running: {others}): launch it with `python -m cluster up`")
     return write_ray_config(account, cluster)
 
 
@@ -166,11 +160,7 @@ def write_ray_config(account: Account, cluster: str) -> Path:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Return if the operator agrees.
-
-    Raises:
-        ClusterError: The operator declined, or there is no terminal to ask on.
-    """
+    """Return if the operator agrees; raise a ClusterError if not, or if there is no terminal to ask on."""
     if yes:
         return
     if not sys.stdin.isatty():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,8 @@ class Account:
     """One installation of the service in one AWS account and region."""
 
     def __init__(self, settings: Settings) -> None:
-        """Create the clients; no call is made yet."""
         self.settings = settings
+        self._key_parameter = f"/{settings.name}/ssh-key"
         session = boto3.Session(region_name=settings.region)
         self.cloudformation = session.client("cloudformation")
         self.ec2 = session.client("ec2")
@@ -48,13 +47,14 @@ class Account:
             "Name": settings.name,
             "Vpc": settings.vpc,
             "Subnets": ",".join(settings.subnets),
-            **({"CertificateArn": settings.certificate} if settings.certificate else {}),
-            **({"ClientCidr": settings.client_cidr} if settings.client_cidr else {}),
+            "CertificateArn": settings.certificate,
+            "ClientCidr": settings.client_cidr,
         }
+        present = [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items() if value]
         request: dict[str, Any] = {
             "StackName": settings.name,
             "TemplateBody": STACK_TEMPLATE.read_text(),
-            "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+            "Parameters": present,
             "Capabilities": ["CAPABILITY_IAM"],
         }
         if self._stack() is None:
@@ -64,17 +64,13 @@ class Account:
         try:
             self.cloudformation.update_stack(**request)
         except ClientError as error:
-            if "No updates" in str(error):
-                return
-            raise
-        self.cloudformation.get_waiter("stack_update_complete").wait(StackName=settings.name)
+            if "No updates" not in str(error):
+                raise
+        else:
+            self.cloudformation.get_waiter("stack_update_complete").wait(StackName=settings.name)
 
     def outputs(self) -> dict[str, str]:
-        """Return the stack's outputs by name.
-
-        Raises:
-            ClusterError: The stack does not exist.
-        """
+        """Return the stack's outputs by name; raise a ClusterError if the stack does not exist."""
         stack = self._stack()
         if stack is None:
             raise ClusterError(
@@ -97,10 +93,6 @@ class Account:
         self.cloudformation.get_waiter("stack_delete_complete").wait(StackName=self.settings.name)
         self.ec2.delete_key_pair(KeyName=self.settings.name)
         self.ssm.delete_parameters(Names=[self._key_parameter])
-
-    @property
-    def _key_parameter(self) -> str:
-        return f"/{self.settings.name}/ssh-key"
 
     def write_private_key(self, folder: Path) -> Path:
         """Write the nodes' ssh key to a file that only its owner can read, and return its path.
@@ -127,8 +119,8 @@ class Account:
             self.ssm.put_parameter(Name=self._key_parameter, Value=private_key, Type="SecureString")
         path = folder / f"{name}.pem"
         path.unlink(missing_ok=True)
-        with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(private_key)
+        path.touch(0o600)
+        path.write_text(private_key)
         return path
 
     def nodes(self) -> list[Node]:
@@ -139,23 +131,15 @@ class Account:
                 {"Name": "instance-state-name", "Values": ["pending", "running"]},
             ]
         )
-        reservations = (reservation for page in pages for reservation in page["Reservations"])
         nodes = []
-        for instance in (instance for reservation in reservations for instance in reservation["Instances"]):
+        for instance in pages.search("Reservations[].Instances[]"):
             tags = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+            cluster = tags["ray-cluster-name"]
             # The filter's * also matches clusters of another installation whose name starts like this one's.
-            if re.fullmatch(rf"{self.settings.name}-[0-9a-f]{{12}}", tags["ray-cluster-name"]):
-                nodes.append(
-                    Node(
-                        cluster=tags["ray-cluster-name"],
-                        role=tags["ray-node-type"],
-                        group=tags["ray-user-node-type"],
-                        instance_id=instance["InstanceId"],
-                        instance_type=instance["InstanceType"],
-                        address=instance["PrivateIpAddress"],
-                        market=instance.get("InstanceLifecycle", "on-demand"),
-                    )
-                )
+            if re.fullmatch(rf"{self.settings.name}-[0-9a-f]{{12}}", cluster):
+                role, group = tags["ray-node-type"], tags["ray-user-node-type"]
+                host = instance["InstanceId"], instance["InstanceType"], instance["PrivateIpAddress"]
+                nodes.append(Node(cluster, role, group, *host, instance.get("InstanceLifecycle", "on-demand")))
         return nodes
 
     def clusters(self) -> set[str]:

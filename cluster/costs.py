@@ -16,10 +16,7 @@ HOURS_PER_MONTH = 730
 def cost_table(config: dict[str, Any], settings: Settings) -> str:
     """Return a table of US dollars per hour: with the nodes at launch, and with every group at its maximum.
 
-    Args:
-        config: Of `ray up`; its placeholders need not be filled in.
-        settings: The region is named if prices.yaml lists another region's prices; with a certificate the load
-            balancer is included.
+    Placeholders of ``config`` need not be filled in. With a certificate the load balancer is included.
 
     Raises:
         ClusterError: prices.yaml has no price for an instance type.

@@ -36,11 +36,7 @@ START_PAGE = (
 
 
 def check_tools() -> None:
-    """Check that the programs which Ray's launcher calls are installed, before anything costs money.
-
-    Raises:
-        ClusterError: Names the missing program and what to install.
-    """
+    """Raise a ClusterError that names a missing program which Ray's launcher calls, before anything costs money."""
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
             raise ClusterError(f"`{tool}` is not on PATH: install {package}; Ray reaches the nodes with it")
@@ -52,13 +48,7 @@ def read_template() -> dict[str, Any]:
 
 
 def render_config(settings: Settings, outputs: Mapping[str, str], private_key: Path, cluster: str) -> dict[str, Any]:
-    """Return the config of `ray up`: ec2.yaml with its placeholders filled in, validated by Ray.
-
-    Args:
-        settings: Of this installation.
-        outputs: Of the stack.
-        private_key: The nodes' ssh key.
-        cluster: Name of the Ray cluster.
+    """Return the config of `ray up`: ec2.yaml with settings and stack outputs filled in, validated by Ray.
 
     Raises:
         ClusterError: A placeholder is not a setting or output, or Ray rejects the result.
@@ -80,30 +70,20 @@ def render_config(settings: Settings, outputs: Mapping[str, str], private_key: P
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config unchanged if Ray's own validation accepts it.
-
-    Raises:
-        ClusterError: Ray rejects it.
-    """
+    """Return the config unchanged if Ray's own validation accepts it; raise a ClusterError if it does not."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     try:
         validate_config(prepare_config(config))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(f"{TEMPLATE.name}: Ray rejects it: {reason}") from None
+        raise ClusterError(f"{TEMPLATE.name}: Ray rejects it: {str(error).splitlines()[0]}") from None
     return config
 
 
 def run_ray(command: str, *arguments: str | Path) -> None:
-    """Run a command of Ray's cluster launcher; its output goes to the operator's terminal.
+    """Run a command of Ray's cluster launcher; a failure is a ClusterError, output goes to the operator's terminal.
 
-    Args:
-        command: `up`, `down` or `exec`.
-        arguments: Options, then the config file, then for `exec` the shell command.
-
-    Raises:
-        ClusterError: The command failed.
+    The arguments of `up`, `down` and `exec` are options, then the config file, then for `exec` the shell command.
     """
     if subprocess.run([*RAY_CLI, command, *map(str, arguments)], env=ray_environment()).returncode:
         raise ClusterError(f"`ray {command}` failed; its output is above")
@@ -116,27 +96,19 @@ def ray_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def tunnel(config: Path, remote_port: int) -> Iterator[str]:
-    """Forward a free local port to a port of the head through ssh; yield its URL.
-
-    Raises:
-        ClusterError: The tunnel did not open within a minute.
-    """
+    """Forward a free local port to a port of the head through ssh; yield its URL, within a minute."""
     port = free_port()
-    command = [*RAY_CLI, "dashboard", "--no-config-cache", "--port", str(port), "--remote-port", str(remote_port)]
+    options = ["--no-config-cache", "--port", str(port), "--remote-port", str(remote_port)]
+    command = [*RAY_CLI, "dashboard", *options, str(config)]
     process = subprocess.Popen(
-        [*command, str(config)],
-        env=ray_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        command, env=ray_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + TUNNEL_TIMEOUT_S
         while not accepts_connections(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise ClusterError(
-                    f"no ssh tunnel to port {remote_port} of the head: see why with `ray exec {config} true`"
-                )
+                reason = f"see why with `ray exec {config} true`"
+                raise ClusterError(f"no ssh tunnel to port {remote_port} of the head: {reason}")
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -152,11 +124,7 @@ def accepts_connections(port: int) -> bool:
 
 
 def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
-    """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back.
-
-    Raises:
-        ClusterError: The config was not deployed.
-    """
+    """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back."""
     with tunnel(config, 8265) as dashboard, tunnel(config, 8000) as api:
         command = [sys.executable, "-m", "serve_app", "deploy", str(serve_config), "--address", dashboard, "--api", api]
         if subprocess.run([*command, *arguments], cwd=ROOT).returncode:

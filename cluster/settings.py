@@ -50,11 +50,7 @@ class Settings(BaseModel):
 
 
 def read_settings(path: Path, overrides: Sequence[str] | None = None) -> Settings:
-    """Read a settings file.
-
-    Args:
-        path: YAML, as in `settings.example.yaml`.
-        overrides: `NAME=VALUE` strings; each replaces one setting of the file.
+    """Read a settings file, YAML as in settings.example.yaml; each override, `NAME=VALUE`, replaces one setting.
 
     Raises:
         ClusterError: The file cannot be read, or a setting is missing, unknown or malformed.

@@ -109,10 +109,9 @@ def _update(folder: Path) -> Report:
     with duckdb.connect() as db:
         # DuckDB downloads a missing extension by default; the ETL must work offline.
         db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
-        db.execute(f"SET temp_directory = '{_escape(folder / SPILL)}'")
+        db.execute("SET temp_directory = ?", [str(folder / SPILL)])
         files = list(_valid_files(folder, report))
         if files:
-            report.raw_files = len(files)
             _merge(db, folder, files, report)
         for path in files:
             path.unlink()
@@ -140,39 +139,26 @@ def _valid_files(folder: Path, report: Report) -> Iterator[Path]:
 
 def _merge(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], report: Report) -> None:
     """Merge raw rows into the files of their days, and write the summaries of these days anew."""
-    paths = ", ".join(f"'{_escape(path)}'" for path in files)
-    db.execute(f"CREATE VIEW raw AS SELECT * FROM read_parquet([{paths}])")
-    report.raw_rows, complete = _fetch_row(db, f"SELECT count(*), count(*) FILTER ({COMPLETE}) FROM raw")
-    report.rejected_rows = report.raw_rows - complete
+    raw = db.read_parquet([str(path) for path in files])
+    complete, rejected = raw.filter(COMPLETE), raw.filter(f"NOT ({COMPLETE})")
+    report.raw_files, report.raw_rows, report.rejected_rows = len(files), len(raw), len(rejected)
     if report.rejected_rows:
-        _write(db, f"SELECT * FROM raw WHERE NOT ({COMPLETE})", folder / REJECTED / f"rows-{files[0].name}")
-    days = db.execute(f"SELECT DISTINCT strftime(time, '%Y-%m-%d') FROM raw WHERE {COMPLETE} ORDER BY 1").fetchall()
-    for (day,) in days:
+        _write(rejected, folder / REJECTED / f"rows-{files[0].name}")
+    for (day,) in complete.project("strftime(time, '%Y-%m-%d') AS day").distinct().order("day").fetchall():
         path = folder / DAYS / f"{day}.parquet"
-        rows = f"SELECT * FROM raw WHERE {COMPLETE} AND strftime(time, '%Y-%m-%d') = '{day}'"
+        rows = complete.filter(f"strftime(time, '%Y-%m-%d') = '{day}'")
         if path.exists():
-            rows += f" UNION ALL SELECT * FROM read_parquet('{_escape(path)}')"
-        (before,) = _fetch_row(db, f"SELECT count(*) FROM ({rows})")
+            rows = rows.union(db.read_parquet(str(path)))  # UNION ALL
+        before = len(rows.create_view("rows"))
         once = "QUALIFY row_number() OVER (PARTITION BY request_id, image ORDER BY time) = 1"
-        _write(db, f"SELECT * FROM ({rows}) {once} ORDER BY time, request_id, image", path)
-        db.execute(f"CREATE OR REPLACE VIEW day AS SELECT * FROM read_parquet('{_escape(path)}')")
-        (after,) = _fetch_row(db, "SELECT count(*) FROM day")
-        report.duplicates += before - after
+        _write(db.sql(f"SELECT * FROM rows {once} ORDER BY time, request_id, image"), path)
+        written = db.read_parquet(str(path)).create_view("day")
+        report.duplicates += before - len(written)
         report.days.append(day)
         for table, query in TABLES.items():
-            _write(db, f"SELECT * FROM ({query}) ORDER BY ALL", folder / SUMMARY / table / f"{day}.parquet")
+            _write(db.sql(f"SELECT * FROM ({query}) ORDER BY ALL"), folder / SUMMARY / table / f"{day}.parquet")
 
 
-def _fetch_row(db: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
-    row = db.execute(query).fetchone()
-    assert row is not None  # for mypy: an aggregate without GROUP BY always returns a row
-    return row
-
-
-def _write(db: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+def _write(rows: duckdb.DuckDBPyRelation, path: Path) -> None:
     with atomic_write(path) as temporary:
-        db.execute(f"COPY ({query}) TO '{_escape(temporary)}' (FORMAT parquet, COMPRESSION zstd)")
-
-
-def _escape(path: Path) -> str:
-    return str(path).replace("'", "''")
+        rows.write_parquet(str(temporary), compression="zstd")

@@ -25,7 +25,6 @@ class Decode:
     """First of two stages: a shard's number to its crops, on CPU workers."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        """See Decoder."""
         self._decode = Decoder(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +37,6 @@ class Predict:
     """Second of two stages: crops to a written part, on workers with a model."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        """See Predictor."""
         self._predict = Predictor(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +49,6 @@ class DecodeAndPredict:
     """Both stages in one worker, so that no pixels leave its process; for models on CPUs."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        """See Decoder and Predictor."""
         self._decode, self._predict = Decoder(job), Predictor(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -60,18 +57,11 @@ class DecodeAndPredict:
 
 
 def connect(address: str | None) -> None:
-    """Join the Ray cluster at an address, or start a local Ray that ends with this process.
-
-    Raises:
-        SourceError: No Ray answers at that address.
-    """
+    """Join the Ray cluster at an address (SourceError if there is none), or start a local Ray for this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    dashboard = None if address else False  # a running cluster keeps its own
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(address="local", include_dashboard=False, **quiet)
+        ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
         raise SourceError(f"no Ray at {address}: {' '.join(str(error).split())}") from None
 
@@ -94,9 +84,8 @@ def run(job: BatchJobConfig, shards: Sequence[int], plan: WorkerPlan) -> Iterato
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     options: dict[str, Any] = {"fn_constructor_args": (job,), **(idle_workers() if plan.background else {})}
-    data: Any = ray.data.from_items(
-        [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), MAX_BLOCKS)
-    )
+    rows = [{"shard": shard} for shard in shards]
+    data: Any = ray.data.from_items(rows, override_num_blocks=min(len(shards), MAX_BLOCKS))
     if plan.decoders:
         data = data.map(Decode, compute=ActorPoolStrategy(size=plan.decoders), num_cpus=1, **options)
     workers = ActorPoolStrategy(size=plan.workers or default_workers(plan))

@@ -25,13 +25,9 @@ MEDIA_TYPES: dict[Format, str] = {
 
 
 def stream(results: ResultsFolder, format: Format, only: RowFilter, top_k: int) -> Iterator[bytes]:
-    """Yield the bytes of one file with the rows of all parts.
+    """Yield the bytes of one file with the rows of all parts; ``top_k`` decides the columns of a CSV.
 
-    Args:
-        results: The folder of results.
-        format: Format of the file.
-        only: Which rows: all, classified images (``ok``) or images with an error (``failed``).
-        top_k: Classes per image, which decides the columns of a CSV.
+    ``only`` selects all rows, those of classified images (``ok``) or those with an error (``failed``).
     """
     tables = (_filter(results.read_part(part), only) for part in results.parts())
     if format == "parquet":
@@ -105,25 +101,17 @@ def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     yield buffer.drain()
 
 
-class _DrainedBuffer(io.RawIOBase):
+class _DrainedBuffer(io.BytesIO):
     """A write-only file whose bytes are taken out while it is written; ``tell`` counts all of them."""
 
-    def __init__(self) -> None:
-        self._pending = bytearray()
-        self._written = 0
-
-    def writable(self) -> bool:
-        return True
+    _drained = 0
 
     def tell(self) -> int:
-        return self._written
-
-    def write(self, data: Any) -> int:
-        self._pending += data
-        self._written += len(data)
-        return len(data)
+        return self._drained + super().tell()
 
     def drain(self) -> bytes:
-        drained = bytes(self._pending)
-        self._pending.clear()
+        drained = self.getvalue()
+        self._drained += len(drained)
+        self.seek(0)
+        self.truncate()
         return drained

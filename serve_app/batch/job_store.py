@@ -19,6 +19,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -79,7 +80,6 @@ class JobStore:
     """Reads and writes the jobs of one folder; several processes may use the folder at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder, which need not exist yet."""
         self.folder = folder
 
     def draft(self) -> Path:
@@ -89,10 +89,7 @@ class JobStore:
         return path
 
     def submit(self, draft: Path, request: JobRequest, idempotency_key: str | None) -> str:
-        """Turn a draft into a job, or find the job that this caller submitted with the same key.
-
-        Returns:
-            The job's id.
+        """Turn a draft into a job, or find the job that this caller submitted with the same key; return its id.
 
         Raises:
             ConflictError: The key belongs to a job with another body or top_k (409).
@@ -118,21 +115,15 @@ class JobStore:
         Raises:
             UnknownJobError: No such job, or another caller's job (404).
         """
-        unknown = UnknownJobError(f"no job {job!r:.80}; jobs are deleted some days after they have ended")
-        try:
-            request = JobRequest.model_validate_json((self._path(job) / "job.json").read_bytes())
-        except FileNotFoundError:
-            raise unknown from None
-        if caller is not None and request.caller != caller:
-            raise unknown
-        return request
+        path = self._path(job) / "job.json"
+        with suppress(FileNotFoundError):
+            request = JobRequest.model_validate_json(path.read_bytes())
+            if caller in (None, request.caller):
+                return request
+        raise UnknownJobError(f"no job {job!r:.80}; jobs are deleted some days after they have ended")
 
     def state(self, job: str, caller: str | None = None) -> JobState:
-        """Return a job's state.
-
-        Raises:
-            UnknownJobError: No such job, or another caller's job (404).
-        """
+        """Return a job's state; raise the errors of ``request``."""
         request, path = self.request(job, caller), self._path(job)
         outcome = next((outcome for outcome, name in OUTCOMES.items() if (path / name).exists()), None)
         progress = _read(path / "progress.json")
@@ -140,10 +131,7 @@ class JobStore:
         return JobState(
             id=job,
             status=outcome or ("running" if progress else "queued"),
-            created=request.created,
-            source=request.source,
-            top_k=request.top_k,
-            model=request.model,
+            **request.model_dump(include={"created", "source", "top_k", "model"}),
             progress=JobProgress(**progress),
             eta_s=None if outcome else eta_s,
             error=_read(path / OUTCOMES["failed"]).get("error") if outcome == "failed" else None,
@@ -153,10 +141,8 @@ class JobStore:
         """Return a caller's jobs, or all jobs, the newest first."""
         states = []
         for job in self._ids():
-            try:
+            with suppress(UnknownJobError):  # another caller's, or deleted a moment ago
                 states.append(self.state(job, caller))
-            except UnknownJobError:  # another caller's, or deleted a moment ago
-                continue
         return sorted(states, key=lambda state: state.created, reverse=True)
 
     def open_jobs(self) -> list[str]:
@@ -221,8 +207,6 @@ def open_store(folder: str) -> JobStore:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file; an empty dictionary if there is no such file."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return content
+    with suppress(FileNotFoundError):
+        return dict(json.loads(path.read_text()))
+    return {}

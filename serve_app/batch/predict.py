@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -36,29 +36,22 @@ class JobFailedError(Exception):
 class Progress:
     """Counts classified images; shows them as a bar on stderr, or writes them to a file."""
 
-    def __init__(self, images: int, completed: Iterable[CompletedShard], file: Path | None) -> None:
-        """Count the shards of earlier runs."""
-        self.errors: Counter[str] = Counter()
-        self.done = 0
+    def __init__(self, images: int, completed: Sequence[CompletedShard], file: Path | None) -> None:
+        self.done = self.resumed = sum(shard.images for shard in completed)
+        self.errors = sum((Counter(shard.errors) for shard in completed), Counter[str]())
         self._images, self._file, self._start = images, file, time.monotonic()
-        for shard in completed:
-            self._count(shard)
-        self.resumed = self.done
-        self._bar = tqdm.tqdm(
+        self.bar = tqdm.tqdm(
             total=images, initial=self.done, unit="image", smoothing=0.1, mininterval=0.5, disable=file is not None
         )
         self._write()
 
     def add(self, shard: CompletedShard) -> None:
         """Count a shard that was just completed."""
-        self._count(shard)
-        self._bar.update(shard.images)
-        self._bar.set_postfix(failed=self.failed, refresh=False)
+        self.done += shard.images
+        self.errors.update(shard.errors)
+        self.bar.update(shard.images)
+        self.bar.set_postfix(failed=self.failed, refresh=False)
         self._write()
-
-    def close(self) -> None:
-        """Finish the bar's line."""
-        self._bar.close()
 
     @property
     def failed(self) -> int:
@@ -75,10 +68,6 @@ class Progress:
         """Throughput of this run."""
         return (self.done - self.resumed) / max(self.seconds, 1e-3)
 
-    def _count(self, shard: CompletedShard) -> None:
-        self.done += shard.images
-        self.errors.update(shard.errors)
-
     def _write(self) -> None:
         if self._file is None:
             return
@@ -90,13 +79,9 @@ class Progress:
 
 
 def predict(
-    job: BatchJobConfig,
-    plan: WorkerPlan,
-    shard_size: int,
-    address: str | None = None,
-    progress_file: Path | None = None,
+    job: BatchJobConfig, plan: WorkerPlan, shard_size: int, address: str | None, progress_file: Path | None
 ) -> dict[str, Any]:
-    """Classify every image of a source into a folder of Parquet parts, and return the summary.
+    """Classify every image of a source into a folder of Parquet parts; return the content of ``summary.json``.
 
     A run that was stopped or killed leaves complete parts behind; the next run of the same job classifies the rest. An
     image that cannot be classified becomes a row with an error.
@@ -107,9 +92,6 @@ def predict(
         shard_size: Images per part, which is what a crash costs a worker; an earlier run's listing keeps its own.
         address: Address of a Ray cluster; None starts a local Ray.
         progress_file: Write progress to this file as JSON instead of a bar on stderr.
-
-    Returns:
-        Counts and throughput of the job, as in ``summary.json``.
 
     Raises:
         BusyError: Another run writes to the same results.
@@ -124,11 +106,9 @@ def predict(
         completed = results.completed_shards()
         progress = Progress(manifest["images"], completed, progress_file)
         missing = sorted(set(range(manifest["shards"])) - {shard.shard for shard in completed})
-        try:
+        with progress.bar:
             if missing:
                 _classify(job, plan, missing, address, progress)
-        finally:
-            progress.close()
         summary = {
             "source": job.source,
             "out": job.out,

@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,28 +53,17 @@ class BusyError(SourceError):
 
 
 class CompletedShard(NamedTuple):
-    """A shard whose part is written.
-
-    Attributes:
-        shard: Its number.
-        images: Rows of the part.
-        errors: Rows with an error, by error code.
-    """
+    """A shard whose part is written."""
 
     shard: int
     images: int
-    errors: dict[str, int]
+    errors: dict[str, int]  # number of images by error code
 
 
 class ResultsFolder:
-    """Reads and writes the folder of results, in the command and in every worker."""
+    """Reads and writes the folder of results (an absolute path or bucket prefix), in the command and every worker."""
 
     def __init__(self, out: str) -> None:
-        """Prepare access; nothing is read yet.
-
-        Args:
-            out: An absolute path, or a bucket prefix.
-        """
         self._fs, path = filesystem(out)
         self._path = path.rstrip("/")
         self._is_local = isinstance(self._fs, fs.LocalFileSystem)
@@ -82,12 +71,7 @@ class ResultsFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runs out of this folder while the block runs; a bucket has no lock.
-
-        Raises:
-            BusyError: Another run holds the lock.
-            SourceError: The folder cannot be written to.
-        """
+        """Keep other runs out of this folder while the block runs (BusyError if one writes); a bucket has no lock."""
         with ExitStack() as stack:
             if self._is_local:
                 try:
@@ -102,14 +86,7 @@ class ResultsFolder:
     def begin(self, job: BatchJobConfig, card: ModelCard, names: Iterable[str], shard_size: int) -> dict[str, Any]:
         """Write listing and manifest, or read the manifest of an earlier run of the same job.
 
-        Args:
-            job: The job.
-            card: Card of the job's weights.
-            names: Names of the images; read only if there is no manifest yet.
-            shard_size: Images per shard, if there is no manifest yet.
-
-        Returns:
-            The manifest; ``images`` and ``shards`` are counts.
+        The names and ``shard_size``, the images per shard, count only if there is no manifest yet.
 
         Raises:
             SourceError: The folder holds results of another source, model or top_k; or the source has no images.
@@ -159,12 +136,9 @@ class ResultsFolder:
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return the content of a JSON file in this folder, or None if there is no such file."""
-        try:
-            with self._fs.open_input_file(f"{self._path}/{name}") as file:
-                content: dict[str, Any] = json.loads(file.read())
-        except FileNotFoundError:
-            return None
-        return content
+        with suppress(FileNotFoundError), self._fs.open_input_file(f"{self._path}/{name}") as file:
+            return dict(json.loads(file.read()))
+        return None
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file into this folder, atomically."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.predict import ExitCode
@@ -15,8 +16,6 @@ from serve_app.paths import ROOT
 from serve_app.scheduling import idle_python
 
 MAX_ATTEMPTS = 3
-POLL_S = 0.5  # between two looks at a running command and its job
-BUSY_RETRY_S = 5
 STORE_RETRY_S = 60
 TERMINATE_TIMEOUT_S = 20
 # Ray sets these for its workers; the command is a driver of its own.
@@ -27,11 +26,10 @@ log = logging.getLogger("serve_app")
 def predict_command(store: JobStore, job: str, address: str | None, workers: int | None) -> list[str]:
     """Return the command line that runs a job in SCHED_IDLE."""
     request = store.request(job)
-    command = [*idle_python(), "-m", "serve_app", "predict"]
-    command += [store.input_path(job), str(store.results_path(job)), "--background"]
+    command = [*idle_python(), "-m", "serve_app", "predict", store.input_path(job), str(store.results_path(job))]
     command += ["--weights", request.weights.model_dump_json(), "--engine", request.engine.model_dump_json()]
-    command += ["--limits", request.limits.model_dump_json()]
-    command += ["--top-k", str(request.top_k), "--progress", str(store.progress_path(job))]
+    command += ["--limits", request.limits.model_dump_json(), "--top-k", str(request.top_k)]
+    command += ["--progress", str(store.progress_path(job)), "--background"]
     command += ["--address", address] if address else []
     command += ["--workers", str(workers)] if workers else []
     return command
@@ -41,6 +39,14 @@ class Supervisor:
     """Runs the open jobs of a store, oldest first.
 
     It may be killed at any time: a job's state is in its folder, and the next supervisor goes on from there.
+
+    Args:
+        store: The jobs.
+        address: Address of the Ray cluster for the jobs; None starts a local Ray per job.
+        workers: Workers per job; None is one per CPU.
+        command: Returns the command line of a job.
+        poll_s: Seconds between two looks at a running job.
+        busy_retry_s: Seconds until the next attempt while another run writes to the job's results.
     """
 
     def __init__(
@@ -49,19 +55,9 @@ class Supervisor:
         address: str | None = None,
         workers: int | None = None,
         command: Callable[[JobStore, str, str | None, int | None], list[str]] = predict_command,
-        poll_s: float = POLL_S,
-        busy_retry_s: float = BUSY_RETRY_S,
+        poll_s: float = 0.5,
+        busy_retry_s: float = 5,
     ) -> None:
-        """Prepare to run jobs; ``start`` or ``run_open_jobs`` runs them.
-
-        Args:
-            store: The jobs.
-            address: Address of the Ray cluster for the jobs; None starts a local Ray per job.
-            workers: Workers per job; None is one per CPU.
-            command: Returns the command line of a job.
-            poll_s: Seconds between two looks at a running job.
-            busy_retry_s: Seconds until the next attempt while another run writes to the job's results.
-        """
         self.workers = workers
         self._store, self._address, self._command = store, address, command
         self._poll_s, self._busy_retry_s = poll_s, busy_retry_s
@@ -106,10 +102,10 @@ class Supervisor:
     def _run_command(self, job: str) -> tuple[int, str]:
         """Run the command once, and terminate it when the job is cancelled; return exit code and error message."""
         command = self._command(self._store, job, self._address, self.workers)
+        inherited = {name: value for name, value in os.environ.items() if name not in RAY_WORKER_VARIABLES}
+        environment = inherited | {"PYTHONPATH": str(ROOT)}
         with self._store.progress_path(job).with_name("log.txt").open("w+") as log_file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log_file, env=_environment()
-            )
+            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
             while process.poll() is None:
                 if not self._is_open(job):
                     process.terminate()
@@ -123,16 +119,10 @@ class Supervisor:
         return process.returncode, errors[-1].removeprefix("error: ") if errors else ""
 
     def _is_open(self, job: str) -> bool:
-        try:
+        with suppress(UnknownJobError):
             return self._store.state(job).status in ("queued", "running")
-        except UnknownJobError:
-            return False
+        return False
 
     def _sleep(self, seconds: float) -> None:
         self._wake.wait(seconds)
         self._wake.clear()
-
-
-def _environment() -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in RAY_WORKER_VARIABLES}
-    return inherited | {"PYTHONPATH": str(ROOT)}

@@ -20,30 +20,18 @@ from serve_app.preprocessing.transform import preprocess
 
 
 class DecodedShard(NamedTuple):
-    """A shard between its two stages.
-
-    Attributes:
-        shard: Its number.
-        names: Names of its images.
-        crops: Crops of the images without an error, in the order of ``names``; uint8, (N, crop_px, crop_px, 3), RGB.
-        errors: Error code and detail per image; None for an image without an error.
-    """
+    """A shard between its two stages."""
 
     shard: int
     names: list[str]
-    crops: np.ndarray
-    errors: list[tuple[str, str] | None]
+    crops: np.ndarray  # of the images without an error, in the order of names; uint8, (N, crop_px, crop_px, 3), RGB
+    errors: list[tuple[str, str] | None]  # code and detail per image; None for an image without an error
 
 
 class Decoder:
     """Decodes shards: image names to crops."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        """Open the source and the folder of results.
-
-        Raises:
-            SourceError: The source cannot be opened.
-        """
         self._source, self._results = open_source(job.source), ResultsFolder(job.out)
         self._transform, self._limits = load_card(job.weights).transform, job.limits
         self._threads = ThreadPoolExecutor(max(1, self._source.read_ahead))
@@ -93,15 +81,9 @@ class Decoder:
 
 
 class Predictor:
-    """Classifies decoded shards: crops to a written part."""
+    """Classifies decoded shards, crops to a written part, with a model on one core or on this worker's GPU."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        """Load, verify and warm up the model on one core, or on this worker's GPU.
-
-        Raises:
-            WeightsError: The weights cannot be loaded.
-            EngineError: The runtime cannot run here.
-        """
         # Imported here, because torch costs seconds and 400 MB and only workers need it.
         from serve_app.inference.engine import ResNetEngine
         from serve_app.inference.weights import load_model

@@ -80,11 +80,7 @@ def _quote(entry: zipfile.ZipInfo) -> str:
 
 
 def _directory_bytes(path: Path) -> int:
-    """Return the size of the zip's directory, which decides how much memory reading the directory takes.
-
-    Raises:
-        zipfile.BadZipFile: The file has no directory at its end.
-    """
+    """Return the size of the zip's directory, which decides how much memory reading the directory takes."""
     # The private function that ZipFile itself calls: a parser of our own could find another size than ZipFile does.
     find_end: Callable[[BinaryIO], list[Any] | None] = zipfile._EndRecData  # type: ignore[attr-defined] # private
     with path.open("rb") as file:
