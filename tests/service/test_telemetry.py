@@ -10,11 +10,11 @@ import httpx2
 import pyarrow.parquet as pq
 
 from serve_app.observability.feedback_store import read_votes
+from tests.support.monitoring import named_metrics
 from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import FullService
 from tests.support.trace_collector import Span
-from tests.unit.cluster.test_monitoring import named_metrics
 
 CLIENT_TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SPAN_NAMES = {"ingress", "preprocess", "queue ingress", "queue classify", "model"}

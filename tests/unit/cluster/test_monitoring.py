@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from tests.support.paths import ROOT
+from tests.support.monitoring import FOLDER, metric_names, named_metrics, panels, rules
 
-FOLDER = ROOT / "cluster" / "monitoring"
 PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")  # Debian has it in the package `prometheus`
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool in PATH or PROMTOOL")
-WORDS = {"and", "or", "unless", "bool", "offset"}
-Rule = dict[str, Any]
-
-
-def rules() -> list[Rule]:
-    (group,) = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"]
-    return list(group["rules"])
-
-
-def panels() -> Iterator[tuple[str, str]]:
-    """Yield the title and query of each line that the dashboard draws."""
-    for panel in json.loads((FOLDER / "dashboard.json").read_text())["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"]
-
-
-def metric_names(expression: str) -> set[str]:
-    """Return the metrics that a PromQL expression reads."""
-    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', " ", expression)
-    bare = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", bare)
-    return set(re.findall(r"\b[a-zA-Z_:][\w:]*\b(?!\s*\()", bare)) - WORDS
-
-
-def named_metrics() -> set[str]:
-    """Return the metrics that dashboard and alerts read."""
-    expressions = [*(query for _, query in panels()), *(rule["expr"] for rule in rules())]
-    return {name for expression in expressions for name in metric_names(expression)}
 
 
 def test_metric_names_are_parsed_from_promql() -> None:
