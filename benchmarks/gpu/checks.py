@@ -212,7 +212,7 @@ def _reference(model: ResNet, card: ModelCard, pixels: np.ndarray, scale: Scale)
     model.to(scale.device)
     with cudnn_without_tf32():
         given = normalized(pixels, card.transform.mean, card.transform.std, scale.device)
-        scores = torch.cat([model(part).softmax(1) for part in given.split(64)]).cpu().numpy()
+        scores = torch.cat([(model(part) / card.temperature).softmax(1) for part in given.split(64)]).cpu().numpy()
     model.cpu()
     return np.asarray(scores)
 
