@@ -148,8 +148,8 @@ FAILURES = (("closed", "failures"), ("lone", "failures"), *(("open", str(share),
 
 def _open_table(rounds: Rounds, systems: Sequence[str]) -> str:
     head = ["system", *(f"{share} %: {what}" for share in SHARES for what in ("images/s", "p50 ms", "p99 ms"))]
-    wanted = (("images_per_s",), ("latency_ms", "p50"), ("latency_ms", "p99"))
-    paths = [("open", str(share), *path) for share in SHARES for path in wanted]
+    columns = (("images_per_s",), ("latency_ms", "p50"), ("latency_ms", "p99"))
+    paths = [("open", str(share), *path) for share in SHARES for path in columns]
     rows = [[name, *(across(rounds, name, path) for path in paths)] for name in systems]
     return table(head, [row for row in rows if any(row[1:])])
 

@@ -36,20 +36,20 @@ def main() -> None:
     end_on_signals()
     mine = our_systems(options.config, dict(options.env))
     systems: dict[str, System | None] = {CEILING: None, **mine, **PEERS}
-    wanted = [name for name in systems if selected(name, mine, options.systems)]
+    measured = [name for name in systems if selected(name, mine, options.systems)]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         plan = make_plan(options, Path(folder))
-        if any(system and system.own_environment for name in wanted if (system := systems[name])):
+        if any(system and system.own_environment for name in measured if (system := systems[name])):
             peers_python()
         run: dict[str, Any] = {"machine": machine.describe(sys.argv[1:]), "ours": list(mine), "rounds": []}
         if options.add:
             run = earlier(options.out, run)
         first = len(run["rounds"])
-        with tqdm(total=options.rounds * len(wanted), unit="system") as progress:
+        with tqdm(total=options.rounds * len(measured), unit="system") as progress:
             for number in range(first, first + options.rounds):
                 results: dict[str, Any] = {}
                 run["rounds"].append(results)
-                for name in rotated(wanted, number):
+                for name in rotated(measured, number):
                     progress.set_description(f"round {number + 1}, {name}")
                     system = systems[name]
                     results[name] = measure(system, plan, number) if system else measure_ceiling(plan)
@@ -107,9 +107,9 @@ def our_systems(configs: Sequence[str], environment: dict[str, str]) -> dict[str
     return found
 
 
-def selected(name: str, mine: dict[str, System], wanted: str | None) -> bool:
+def selected(name: str, mine: dict[str, System], names: str | None) -> bool:
     """Whether ``--systems`` names a system; ``ours`` names all configurations of ours."""
-    chosen = wanted.split(",") if wanted else [CEILING, OURS, *PEERS]
+    chosen = names.split(",") if names else [CEILING, OURS, *PEERS]
     if unknown := set(chosen) - {CEILING, OURS, *PEERS, *mine}:
         sys.exit(
             f"error: --systems: {', '.join(sorted(unknown))}: unknown; there are {CEILING}, {OURS}, {', '.join(PEERS)}"

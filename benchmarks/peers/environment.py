@@ -27,8 +27,8 @@ def peers_python() -> Path:
         CalledProcessError: pip failed; its message is above.
     """
     ours = sysconfig.get_path("purelib")
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + ours.encode()).hexdigest()
-    if STAMP.exists() and STAMP.read_text() == wanted:
+    expected_stamp = hashlib.sha256(REQUIREMENTS.read_bytes() + ours.encode()).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == expected_stamp:
         return PYTHON
     print("· installing the peers into .venv-peers")
     venv.create(HOME, with_pip=True, clear=True)
@@ -37,5 +37,5 @@ def peers_python() -> Path:
     (packages / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
     command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS]
     subprocess.run(command, check=True)
-    STAMP.write_text(wanted)
+    STAMP.write_text(expected_stamp)
     return PYTHON

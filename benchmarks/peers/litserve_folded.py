@@ -36,7 +36,7 @@ class Classifier(litserve.LitAPI):
         return self.model.crop(request)
 
     def batch(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Leave the crops apart; the model stacks them."""
+        """Return the crops as they are; the model stacks them."""
         return inputs
 
     def predict(self, x: list[np.ndarray]) -> torch.Tensor:

@@ -25,7 +25,7 @@ class JobActor:
         self._supervisor.start()
 
     def wake(self, workers: int | None) -> None:
-        """Look for open jobs now, and run them with this many workers (None: one per CPU)."""
+        """Find open jobs now, and run them with this many workers (None: one per CPU)."""
         self._supervisor.workers = workers
         self._supervisor.wake()
 

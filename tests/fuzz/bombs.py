@@ -79,19 +79,19 @@ def jpeg_with(extra: bytes, side: int = 64) -> bytes:
 
 def jpeg_of_scans(side: int, scans: int, progressive: bool = True) -> bytes:
     """Return a JPEG that repeats a scan of a few bytes; each repetition makes the decoder visit every block."""
-    whole = flat("RGB", side * side, "JPEG", progressive=progressive)
-    last = whole.rindex(b"\xff\xda")
-    return whole[:-2] + whole[last:-2] * (scans - 1) + b"\xff\xd9"
+    jpeg = flat("RGB", side * side, "JPEG", progressive=progressive)
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * (scans - 1) + b"\xff\xd9"
 
 
 def jpeg_of_empty_scans(side: int, scans: int) -> bytes:
     """Return a baseline JPEG whose scans are headers without data."""
-    whole = flat("RGB", side * side, "JPEG")
-    at = whole.index(b"\xff\xda")
-    header = whole[at : at + 2 + int.from_bytes(whole[at + 2 : at + 4], "big")]
+    jpeg = flat("RGB", side * side, "JPEG")
+    at = jpeg.index(b"\xff\xda")
+    header = jpeg[at : at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")]
     one = bytearray(header[:4]) + b"\x01\x01\x00\x00\x3f\x00"
     one[2:4] = struct.pack(">H", len(one) - 2)
-    return whole[:at] + bytes(one) * scans + whole[at:]
+    return jpeg[:at] + bytes(one) * scans + jpeg[at:]
 
 
 def gif(width: int, height: int, before: bytes = b"", frame: tuple[int, int] | None = None) -> bytes:

@@ -175,7 +175,7 @@ def strange_headers(chance: random.Random, data: bytes) -> bytes:
 
 def cut_short(chance: random.Random, data: bytes) -> bytes:
     """Return a request whose body ends before its declared length, or before the last chunk."""
-    whole = chance.choice(
+    complete = chance.choice(
         (
             request("/v1/classify", "image/jpeg", data, length=len(data) + 1000),
             request("/v1/classify", "image/jpeg", b"", length=1000),
@@ -184,12 +184,12 @@ def cut_short(chance: random.Random, data: bytes) -> bytes:
             chunked("/v1/classify", "image/jpeg", b"%x\r\n" % len(data) + data + b"\r\n"),
         )
     )
-    return whole
+    return complete
 
 
 def cut_anywhere(chance: random.Random, data: bytes) -> bytes:
-    whole = request("/v1/classify", "image/jpeg", data)
-    return whole[: chance.randrange(1, len(whole))]
+    complete = request("/v1/classify", "image/jpeg", data)
+    return complete[: chance.randrange(1, len(complete))]
 
 
 def cut_nonsense(chance: random.Random, data: bytes) -> bytes:

@@ -91,8 +91,8 @@ def test_a_batch_equals_singles(http: httpx2.Client) -> None:
     together = http.post("/v1/classify", files=form(*photos)).json()["results"]
     assert max(result["batch_size"] for result in together) > 1
     for result, photo in zip(together, photos, strict=True):
-        (alone,) = http.post("/v1/classify", content=photo).json()["results"]
-        assert np.abs(scores(result) - scores(alone)).max() < 1e-3
+        (single,) = http.post("/v1/classify", content=photo).json()["results"]
+        assert np.abs(scores(result) - scores(single)).max() < 1e-3
 
 
 BROKEN = {

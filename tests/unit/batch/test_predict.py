@@ -195,7 +195,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_bucket_gives_the_same_results_as_a_folder(bucket: Any, weights: WeightsConfig, tmp_path: Path) -> None:
-    """A job from and to s3:// lists any depth, reads ahead in order, and finds its own results."""
+    """A job from and to s3:// lists any depth, reads in order before it classifies, and finds its own results."""
     for n in range(20):
         bucket.put_object(Bucket="photos", Key=f"in/{n % 3}/{n:02}.jpg", Body=make_photo(n, 64, 48))
     bucket.put_object(Bucket="photos", Key="in/broken.jpg", Body=b"text")

@@ -104,9 +104,9 @@ def test_both_doors_agree(http: TestClient, shape: list[int], mode: str) -> None
     found = columns(response)
     assert [output["shape"] for output in response.json()["outputs"]] == [[3, 6]] * 3
     assert response.json()["model_version"] == "random"
-    wanted = [row for photo in PHOTOS for row in expected(http, photo)]
-    assert list(zip(found["label"], found["class_id"], strict=True)) == [(label, i) for label, _, i in wanted]
-    assert found["score"] == pytest.approx([score for _, score, _ in wanted], abs=1e-4)
+    rows = [row for photo in PHOTOS for row in expected(http, photo)]
+    assert list(zip(found["label"], found["class_id"], strict=True)) == [(label, i) for label, _, i in rows]
+    assert found["score"] == pytest.approx([score for _, score, _ in rows], abs=1e-4)
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -116,9 +116,9 @@ def test_what_tritonclient_writes_and_reads(http: TestClient, binary_in: bool, b
     elements = PHOTOS if binary_in else [b64(photo) for photo in PHOTOS]
     image = triton.InferInput("image", [3, 1], "BYTES")
     image.set_data_from_numpy(np.array(elements, dtype=object).reshape(3, 1), binary_data=binary_in)
-    wanted = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("score", "label", "class_id")]
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("score", "label", "class_id")]
     body, length = triton.InferenceServerClient.generate_request_body(
-        [image], outputs=wanted, request_id="7", parameters={"top_k": 2}
+        [image], outputs=outputs, request_id="7", parameters={"top_k": 2}
     )
     response = http.post(INFER, content=body, headers={LENGTH: str(length)} if length else {})
     assert response.status_code == 200, response.text
@@ -164,10 +164,10 @@ def test_classification_as_triton_writes_it(http: TestClient) -> None:
     outputs = [{"name": "score", "parameters": {"classification": 40}}, {"name": "label"}]
     asked = {"inputs": [tensor(PHOTOS[0])], "outputs": outputs, "parameters": {"top_k": 1}}
     response = http.post(INFER, json=asked)
-    wanted = expected(http, PHOTOS[0])
+    best = expected(http, PHOTOS[0])
     assert response.json()["outputs"][0]["datatype"] == "BYTES"
-    assert columns(response)["label"] == [wanted[0][0]]
-    for text, (label, score, class_id) in zip(columns(response)["score"], wanted, strict=True):
+    assert columns(response)["label"] == [best[0][0]]
+    for text, (label, score, class_id) in zip(columns(response)["score"], best, strict=True):
         value, *rest = text.split(":")
         assert rest == [str(class_id), label]
         assert len(value.split(".")[1]) == 6

@@ -129,9 +129,9 @@ def test_converting_in_squares_changes_nothing(mode: str, monkeypatch: pytest.Mo
     """A picture converted in many small squares equals the same converted in one."""
     gray = mode in ("I", "I;16", "F")
     picture = (make_picture(300, 200).convert("L") if gray else make_picture(300, 200)).convert(mode)
-    whole = np.asarray(to_rgb(picture))
+    at_once = np.asarray(to_rgb(picture))
     monkeypatch.setattr("serve_app.preprocessing.transform.TILE_PX", 64)
-    assert np.array_equal(np.asarray(to_rgb(picture)), whole)
+    assert np.array_equal(np.asarray(to_rgb(picture)), at_once)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -150,6 +150,6 @@ VALID = valid_files()
 def test_polyglots_are_what_they_begin_with(tail: bytes) -> None:
     """An image with another file behind it is that image; the other file with an image behind it is none."""
     photo = encode(make_picture())
-    alone, followed = (preprocess(each, IMAGENET, LIMIT).pixels for each in (photo, photo + tail))
-    assert np.array_equal(alone, followed)
+    plain, followed = (preprocess(each, IMAGENET, LIMIT).pixels for each in (photo, photo + tail))
+    assert np.array_equal(plain, followed)
     assert decode(tail + photo).outcome == "415 unsupported_image"

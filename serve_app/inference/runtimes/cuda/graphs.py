@@ -22,13 +22,13 @@ WARM_UP_RUNS = 3  # before a graph is recorded, so that libraries initialize the
 TOP_CLASS = -1  # in place of a class id: explain the class with the best score
 
 
-def graph_batch_sizes(max_batch: int) -> list[int]:
+def graph_batch_sizes(max_batch_size: int) -> list[int]:
     """Return the batch sizes to record; a batch is filled up to the next larger one.
 
     >>> graph_batch_sizes(24)
     [1, 2, 4, 8, 16, 24]
     """
-    largest = min(max_batch, MAX_GRAPH_BATCH)
+    largest = min(max_batch_size, MAX_GRAPH_BATCH)
     return [2**n for n in range(largest.bit_length()) if 2**n < largest] + [largest]
 
 
@@ -164,9 +164,9 @@ class CudaGraphRunner:
         self._recording = Lock()
         self.warm_up(1)
 
-    def warm_up(self, max_batch: int) -> None:
+    def warm_up(self, max_batch_size: int) -> None:
         """Record the missing sizes for batches of up to so many images."""
-        self.record(graph_batch_sizes(max_batch))
+        self.record(graph_batch_sizes(max_batch_size))
 
     @torch.inference_mode()
     def record(self, sizes: Iterable[int]) -> None:

@@ -61,7 +61,7 @@ def assert_same(actual: Sequence[ClassifyResult], expected: Sequence[ClassifyRes
 
 
 @pytest.mark.parametrize(
-    ("max_batch", "sizes"),
+    ("max_batch_size", "sizes"),
     [
         (1, [1]),
         (2, [1, 2]),
@@ -70,9 +70,9 @@ def assert_same(actual: Sequence[ClassifyResult], expected: Sequence[ClassifyRes
         (1024, [2**n for n in range(9)]),
     ],
 )
-def test_recorded_sizes_are_powers_of_two_and_the_maximum(max_batch: int, sizes: list[int]) -> None:
+def test_recorded_sizes_are_powers_of_two_and_the_maximum(max_batch_size: int, sizes: list[int]) -> None:
     """No size above 256 is recorded."""
-    assert graph_batch_sizes(max_batch) == sizes
+    assert graph_batch_sizes(max_batch_size) == sizes
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 12, 13])
