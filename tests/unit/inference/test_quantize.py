@@ -292,9 +292,9 @@ def test_the_command_can_write_in_place(quantized: WeightsConfig, photos: Path) 
     """OUT may be the weights' own folder: the file stays, and the printed line serves it."""
     out = str(Path(quantized.source).parent)
     result = CliRunner().invoke(app, ["quantize", quantized.source, str(photos), out, "--count", "12"])
-    assert result.exit_code == 0
+    refused = CliRunner().invoke(app, ["quantize", quantized.source, out, out])
+    assert (result.exit_code, refused.exit_code) == (0, 1)
     for line in (f"weights: {{source: {quantized.source}, sha256: {quantized.sha256}}}", '"images": 4'):
         assert line in result.stdout
     assert sha256(Path(quantized.source)) == quantized.sha256
-    result = CliRunner().invoke(app, ["quantize", quantized.source, out, out])
-    assert re.match("error: .* contains no images", result.stderr)
+    assert re.match("error: .* contains no images", refused.stderr)
