@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx2
 
 from serve_app.release.rollout import ServeApi, failure_reason, previous_config
+from serve_app.release.serve_config import Config
 from tests.support.configs import tuned
 from tests.support.photos import make_photo
 from tests.support.polling import wait_for
@@ -16,10 +17,15 @@ from tests.support.services import APPLY_TIMEOUT_S
 from tests.support.weights import publish_random
 
 
+def put(running: Running, config: Config) -> None:
+    """Hand a config to Ray without waiting for its effect."""
+    httpx2.put(f"{running.dashboard}/api/serve/applications/", json=config, timeout=60).raise_for_status()
+
+
 def test_user_config_is_live(running: Running, cluster: ServeApi) -> None:
     """A new top_k takes effect without a restart and without a failed request."""
     up_before = httpx2.get(f"{running.api}/v1/status").json()["up_s"]
-    cluster.put(tuned(previous_config(cluster.state()), "Ingress", top_k=3, abstain_below=1.0))
+    put(running, tuned(previous_config(cluster.state()), "Ingress", top_k=3, abstain_below=1.0))
 
     def changed() -> bool:
         response = httpx2.post(f"{running.api}/v1/classify", content=make_photo(), timeout=30)
@@ -51,7 +57,7 @@ def test_bad_weights_fail_their_deployment(running: Running, cluster: ServeApi, 
         for deployment in app["deployments"]:
             deployment["ray_actor_options"] = {"num_cpus": 0}
         config["applications"].append(app)
-    cluster.put(config)
+    put(running, config)
     for words, (name, weights) in cases.items():
 
         def failed(name: str = name) -> str | None:

@@ -118,7 +118,7 @@ def does_not_start(_folder: Path) -> Config:
     ("broken", "reason"),
     [
         (wrong_hash, "sha256 is"),
-        (weights_of_nan, "scores that are not finite"),
+        (weights_of_nan, "are not finite numbers"),
         (does_not_start, "RuntimeError: this version does not start"),
     ],
 )

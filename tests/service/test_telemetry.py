@@ -94,7 +94,7 @@ def test_our_own_log_lines_are_json_with_the_request(full_service: FullService) 
         if httpx2.post(url, content=large, headers=headers, timeout=30).status_code == 200:
             break
     lines = wait_for(
-        lambda: [x for x in log_lines(full_service, "Ingress") if "no answer within" in x["message"]], what="our line"
+        lambda: [x for x in log_lines(full_service, "Ingress") if "no result within" in x["message"]], what="our line"
     )
     for line in lines:
         assert re.fullmatch(r"late-\d+", line["request_id"])

@@ -81,5 +81,5 @@ def test_errors_arrive_as_the_clients_own(client: triton.InferenceServerClient) 
     with pytest.raises(InferenceServerException, match="image 1: not a JPEG") as refused:
         client.infer("resnet18", images([PHOTOS[0], b"no image"], True))
     assert refused.value.status() == "415"
-    with pytest.raises(InferenceServerException, match="no model 'vgg' here"):
+    with pytest.raises(InferenceServerException, match="there is no model 'vgg'"):
         client.infer("vgg", images(PHOTOS[:1], True))

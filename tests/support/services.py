@@ -25,7 +25,7 @@ from tests.support.trace_collector import Span, collecting
 
 APPLY_TIMEOUT_S = 280
 IN_FLIGHT = 32  # images of the request that is in flight when the service stops
-JOB_COPIES = 40  # of the mixed photos, in the batch job that is in progress then
+JOB_COPIES = 60  # of the mixed photos, in the batch job that is in progress then
 SIZES = [(320, 240), (240, 320), (48, 48), (1200, 900)]
 
 
