@@ -14,6 +14,7 @@ from pydantic import Field
 
 from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
 from serve_app.deadline import Deadline
+from serve_app.errors import ServiceError
 from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, ModelCard, ModelRef
 
 Explain = Literal["top"] | int | None
@@ -90,6 +91,9 @@ class ClassifyResult:
     timings_ms: dict[str, float] = field(default_factory=dict)  # decode, queue and model, as far as measured
     image: ImageInfo | None = None  # what the file's header says
     image_stats: ImageStats | None = None  # present when the request asked for it
+
+
+Outcome = ClassifyResult | ServiceError  # of one image
 
 
 class ModelState(FrozenModel):

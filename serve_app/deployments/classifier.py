@@ -14,13 +14,13 @@ from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
-from serve_app.deployments.handles import Outcome, cores
+from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.observability import tracing
 from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
 

@@ -14,13 +14,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.ray_internals import set_request_id
-from serve_app.errors import NotReadyError, OverloadedError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.errors import NotReadyError, OverloadedError
+from serve_app.messages import ClassifyRequest, ModelState, Outcome
 
 log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
 Handle = DeploymentHandle[Any]
-Outcome = ClassifyResult | ServiceError  # of one image
 PING_TIMEOUT_S = 2.0
 
 

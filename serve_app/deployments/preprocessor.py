@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from ray import serve
 
-from serve_app.deployments.handles import Handle, Outcome, call, cores, ping
+from serve_app.deployments.handles import Handle, call, cores, ping
 from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState, Outcome
 from serve_app.model_card import ImageTransform
 from serve_app.observability import tracing
 from serve_app.preprocessing.transform import image_stats, preprocess

@@ -15,7 +15,7 @@ from serve_app.http.responses import to_image_result, to_problem
 from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, Upload
-from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, RequestContext
+from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, Outcome, RequestContext
 from serve_app.observability.stats import Stats
 from serve_app.routing.traffic_split import VariantChoice
 
@@ -62,7 +62,7 @@ class FanOut:
             max_pixels=service.config.limits.max_pixels,
             measure_stats=service.prediction_log is not None,
         )
-        outcome: ClassifyResult | ServiceError
+        outcome: Outcome
         try:
             if isinstance(upload.encoded, ServiceError):
                 raise upload.encoded

@@ -25,7 +25,7 @@ from pyarrow import fs
 from serve_app.config import PredictionLogConfig
 from serve_app.errors import ServiceError
 from serve_app.files import atomic_write
-from serve_app.messages import ClassifyRequest, ClassifyResult
+from serve_app.messages import ClassifyRequest, ClassifyResult, Outcome
 
 RAW = "raw"  # subfolder of the log's folder
 SCHEMA = pa.schema(
@@ -81,9 +81,7 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
-    def add(
-        self, request: ClassifyRequest[bytes], variant: str, outcome: ClassifyResult | ServiceError, total_ms: float
-    ) -> None:
+    def add(self, request: ClassifyRequest[bytes], variant: str, outcome: Outcome, total_ms: float) -> None:
         """Add the row of one image; ``total_ms`` is the time from the decoded upload to the outcome."""
         if request.context is None:
             return

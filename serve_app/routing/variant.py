@@ -10,8 +10,8 @@ from typing import Protocol
 
 from serve_app.batcher import MicroBatcher
 from serve_app.config import BatchConfig, IngressConfig, MiB
-from serve_app.errors import NotReadyError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.errors import NotReadyError
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.observability import tracing
 
 MAX_CALL_BYTES = 32 * MiB  # half of the largest gRPC message that configs/ray.env allows
@@ -22,9 +22,7 @@ RECENT_S = 1.0  # a result within this time proves more than a ping, which a bus
 class VariantClient(Protocol):
     """The connection to one variant."""
 
-    async def send(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
+    async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         """Classify a group of images; ``in_flight_hint`` is that of ``MicroBatcher.submit``.
 
         Raises:
@@ -108,7 +106,7 @@ class Variant:
         self.unavailable_reason = None
         return self.state
 
-    async def _send(self, requests: list[ClassifyRequest[bytes]]) -> list[ClassifyResult | ServiceError]:
+    async def _send(self, requests: list[ClassifyRequest[bytes]]) -> list[Outcome]:
         return await self._client.send(requests, self._in_flight)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, upload
+from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot, upload
 from tests.support.running import Running
 
 pytestmark = NEEDS_CHROMIUM
@@ -32,8 +32,6 @@ def test_batch_job(page: Page, running: Running, files: list[Path], tmp_path: Pa
     expect(page.get_by_text("64 of 64 images · 5 failed")).to_be_visible()
     expect(page.get_by_text("64 images, 5 failed").first).to_be_visible()
     save_screenshot(page, "batch")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV", exact=True).click()
-    rows = Path(download.value.path()).read_text().splitlines()
+    rows = download_csv(page)
     assert len(rows) == 65
     assert sum("unsupported_image" in row for row in rows) == 5

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from serve_app.observability.feedback_store import labeled_images
 from serve_app.release.rollout import ServeApi, previous_config
-from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, upload, wait_for_charts
+from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot, upload, wait_for_charts
 from tests.support.photos import make_photo
 from tests.support.running import Running
 
@@ -74,9 +74,7 @@ def test_many_photos_with_broken_ones(page: Page, running: Running, files: list[
     page.get_by_text("Table", exact=True).click()
     expect(page.get_by_test_id("stDataFrame")).to_be_visible()
     save_screenshot(page, "table")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV", exact=True).click()
-    rows = Path(download.value.path()).read_text().splitlines()
+    rows = download_csv(page)
     assert len(rows) == 65
     assert sum("Unsupported image" in row for row in rows) == 5
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import NEEDS_CHROMIUM, save_screenshot
+from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot
 from tests.support.running import Running
 
 pytestmark = NEEDS_CHROMIUM
@@ -29,6 +29,4 @@ def test_evaluate(page: Page, running: Running, files: list[Path], tmp_path: Pat
     for text in ("Confusion matrix", "Reliability diagram", "By class", "Accuracy when sure"):
         expect(page.get_by_text(text).first).to_be_visible()
     save_screenshot(page, "evaluate")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV", exact=True).click()
-    assert len(Path(download.value.path()).read_text().splitlines()) == 8
+    assert len(download_csv(page)) == 8

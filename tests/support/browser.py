@@ -29,6 +29,13 @@ def upload(page: Page, *paths: Path) -> None:
     page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files([str(path) for path in paths])
 
 
+def download_csv(page: Page) -> list[str]:
+    """Click the button CSV and return the lines of the file."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    return Path(download.value.path()).read_text().splitlines()
+
+
 def wait_for_charts(page: Page) -> None:
     """Wait until the script has ended, no element is outdated or still loading, and every chart is drawn."""
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")

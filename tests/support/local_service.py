@@ -21,7 +21,7 @@ from serve_app.errors import NotReadyError, ServiceError
 from serve_app.http.auth import ApiKeys
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.model_card import ModelCard
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
@@ -64,9 +64,7 @@ class LocalClient:
         self.failing: Exception | None = None
         self.delay_s = 0.0
 
-    async def send(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
+    async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing
@@ -77,7 +75,7 @@ class LocalClient:
             raise NotReadyError("the classify stage does not answer yet")
         return ModelState(card=self.card, weights=self._weights)
 
-    async def _classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult | ServiceError:
+    async def _classify(self, request: ClassifyRequest[bytes]) -> Outcome:
         try:
             pixels, info = preprocess(request.image, self.card.transform, request.max_pixels)
         except ServiceError as error:

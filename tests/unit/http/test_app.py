@@ -12,18 +12,13 @@ from starlette.testclient import TestClient
 from serve_app.errors import (
     NotReadyError,
 )
+from tests.support.api import is_problem, post
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
-from tests.support.problems import is_problem
 from tests.support.weights import LABELS
 
 JPEG = {"content-type": "image/jpeg"}
 PHOTO = make_photo()
-
-
-def post(http: TestClient, *photos: bytes, **options: object) -> httpx2.Response:
-    files = [("images", (f"{i}.jpg", photo)) for i, photo in enumerate(photos)]
-    return http.post("/v1/classify", files=files, **options)  # type: ignore[arg-type] # options are httpx2's own
 
 
 def test_one_raw_image(http: TestClient) -> None:

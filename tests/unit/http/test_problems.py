@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import httpx2
 import pytest
 from starlette.testclient import TestClient
 
@@ -17,17 +16,12 @@ from serve_app.errors import (
     ServiceError,
 )
 from serve_app.http.app import create_app
+from tests.support.api import is_problem, post
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
-from tests.support.problems import is_problem
 
 JPEG = {"content-type": "image/jpeg"}
 PHOTO = make_photo()
-
-
-def post(http: TestClient, *photos: bytes, **options: object) -> httpx2.Response:
-    files = [("images", (f"{i}.jpg", photo)) for i, photo in enumerate(photos)]
-    return http.post("/v1/classify", files=files, **options)  # type: ignore[arg-type] # options are httpx2's own
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from fastapi.testclient import TestClient
 
 from serve_app.config import PredictionLogConfig, WeightsConfig, parse
 from serve_app.deadline import Deadline
-from serve_app.errors import InvalidImageError, ServiceError
+from serve_app.errors import InvalidImageError
 from serve_app.http.app import create_app
-from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, RequestContext
+from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, Outcome, RequestContext
 from serve_app.model_card import ModelRef
 from serve_app.observability.prediction_log import RAW, PredictionLog
 from tests.support.local_service import LocalService
@@ -40,7 +40,7 @@ RESULT = ClassifyResult(
 )
 
 
-def add(log: PredictionLog, number: int, outcome: ClassifyResult | ServiceError = RESULT) -> None:
+def add(log: PredictionLog, number: int, outcome: Outcome = RESULT) -> None:
     """Add the row of request ``number``."""
     request = ClassifyRequest(bytes(1000), 2, context=RequestContext(f"req_{number}", 0, Deadline(60)))
     log.add(request, "main", outcome, 33.5)

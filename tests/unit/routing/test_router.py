@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.config import IngressConfig, parse
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError, UnknownModelError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.routing.router import VariantRouter
 from serve_app.routing.shadow import MAX_IN_FLIGHT, Comparison, compare
@@ -51,9 +51,7 @@ class FakeClient:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def send(
-        self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int
-    ) -> list[ClassifyResult | ServiceError]:
+    async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         await self.open.wait()
         if not self.available:
             raise NotReadyError(f"{self.version} is gone")

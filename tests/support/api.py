@@ -1,8 +1,15 @@
-"""Check an error body of the API."""
+"""Post photos to the API, and check its error bodies."""
 
 from __future__ import annotations
 
 import httpx2
+from starlette.testclient import TestClient
+
+
+def post(http: TestClient, *photos: bytes, **options: object) -> httpx2.Response:
+    """Send photos as a form to ``/v1/classify``; ``options`` are those of httpx2."""
+    files = [("images", (f"{i}.jpg", photo)) for i, photo in enumerate(photos)]
+    return http.post("/v1/classify", files=files, **options)  # type: ignore[arg-type] # options are httpx2's own
 
 
 def is_problem(response: httpx2.Response, status: int, code: str) -> bool:
