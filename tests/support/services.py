@@ -25,7 +25,7 @@ from tests.support.trace_collector import Span, collecting
 
 APPLY_TIMEOUT_S = 280
 IN_FLIGHT = 32  # images of the request that is in flight when the service stops
-JOB_COPIES = 60  # of the mixed photos, in the batch job that is in progress then
+JOB_COPIES = 120  # of the mixed photos, in the batch job that is in progress then: with one worker, 20 s of work
 SIZES = [(320, 240), (240, 320), (48, 48), (1200, 900)]
 
 
@@ -104,7 +104,9 @@ def stop_in_progress(service: FullService) -> StoppedService:
     cluster = ServeApi(running.dashboard)
     # Only the stop may write the rows of this request, not the log's timer.
     log = {"folder": str(folder / "predictions"), "flush_s": 600}
-    cluster.apply(tuned(previous_config(cluster.state()), "Ingress", prediction_log=log), APPLY_TIMEOUT_S)
+    jobs = {"folder": str(folder / "jobs"), "workers": 1}  # so that the job cannot end before the service
+    config = tuned(previous_config(cluster.state()), "Ingress", prediction_log=log, jobs=jobs)
+    cluster.apply(config, APPLY_TIMEOUT_S)
     images = [("images", (f"{n}.jpg", make_photo(n, 2400, 1800))) for n in range(IN_FLIGHT)]
     with httpx2.Client(base_url=running.api, timeout=60) as http, ThreadPoolExecutor(1) as pool:
         archive, headers = zipped(mixed_photos(), JOB_COPIES), {"content-type": "application/zip"}
