@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from tests.fuzz.kinds import broken
 from tests.fuzz.mutate import mutate, valid_files
-from tests.fuzz.requests import broken
 
 TIMEOUT_S = 40.0
+SLOW_PIECES, SLOW_PAUSE_S = 20, 0.25  # of a request that is sent slowly
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,23 @@ class Outcome:
 
 
 def send(address: tuple[str, int], kind: str, raw: bytes) -> Outcome:
-    """Send bytes and read the status line; after a request that is cut short, close our half of the connection."""
+    """Send bytes and read the status line.
+
+    After a request that is cut short or half-closed, close our half of the connection. Send a slow one in pieces.
+    """
     start = time.perf_counter()
     answer = b""
     with socket.create_connection(address, TIMEOUT_S) as connection:
         try:
-            connection.sendall(raw)
+            size = -(-len(raw) // SLOW_PIECES) if kind.startswith("slow") else len(raw)
+            for at in range(0, len(raw), max(size, 1)):
+                connection.sendall(raw[at : at + size])
+                if size < len(raw):
+                    time.sleep(SLOW_PAUSE_S)
         except ConnectionError:  # refused before its end; TCP may then lose the answer
             kind = f"cut off by the server: {kind}"
         with suppress(OSError):
-            if kind.startswith("cut"):
+            if kind.startswith(("cut", "half")):
                 connection.shutdown(socket.SHUT_WR)
             while b"\r\n" not in answer and (part := connection.recv(65536)):
                 answer += part

@@ -8,7 +8,6 @@ import json
 import random
 import struct
 import zlib
-from collections.abc import Callable
 
 JSON, BINARY = "application/json", "application/octet-stream"
 INFER = "/v2/models/resnet18/infer"
@@ -227,6 +226,35 @@ def chunks(chance: random.Random, data: bytes) -> bytes:
     return chunked("/v1/classify", "image/jpeg", pieces + b"0\r\nTrailer: x\r\n\r\n")
 
 
+def half_closed(chance: random.Random, data: bytes) -> bytes:
+    """Return a complete request; the sender then closes its half of the connection."""
+    return request(chance.choice(PATHS), chance.choice(("image/jpeg", JSON, "")), data)
+
+
+def slow(chance: random.Random, data: bytes) -> bytes:
+    """Return a request that is sent in pieces."""
+    return chance.choice((request("/v1/classify", "image/jpeg", data), chunks(chance, data), form(chance, data)))
+
+
+def feedback(chance: random.Random, data: bytes) -> bytes:
+    """Return a vote with an image, in JSON or as a form."""
+    b64 = base64.b64encode(data).decode()
+    label = chance.choice(("cat", "", None, 0, "l" * 10_000, ["cat"]))
+    vote = {"request_id": chance.choice(("r", "r" * 5000, None)), "image": b64, "b64": b64, "label": label}
+    fields = b"".join(
+        b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), str(value).encode())
+        for name, value in vote.items()
+    )
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--b--"
+    return chance.choice(
+        (
+            request("/v1/feedback", JSON, json.dumps(vote).encode()),
+            request("/v1/feedback", "multipart/form-data; boundary=b", fields + part),
+            request("/v1/feedback", "multipart/form-data; boundary=b", part),
+        )
+    )
+
+
 def strange_path(chance: random.Random, data: bytes) -> bytes:
     path = chance.choice(
         (
@@ -241,16 +269,3 @@ def strange_path(chance: random.Random, data: bytes) -> bytes:
         )
     )
     return request(path, "image/jpeg", data)
-
-
-KINDS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
-    *(image_as_body,) * 8,
-    *(image_in_json, strange_json, form, form, tensors, tensors, compressed, strange_headers),
-    *(cut_short, cut_anywhere, cut_nonsense, lying_long, chunks, strange_path),
-)
-
-
-def broken(chance: random.Random, data: bytes) -> tuple[str, bytes]:
-    """Return the kind and the bytes of one hostile request around an image."""
-    kind = chance.choice(KINDS)
-    return kind.__name__.replace("_", " "), kind(chance, data)
