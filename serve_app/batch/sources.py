@@ -55,8 +55,8 @@ class FolderSource(Source):
         """Read a file that is in the folder."""
         path = self._resolve(name)
         with open(path, "rb") as file:
-            # Another process may have replaced a part of the path by a link in the meantime.
-            if not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+            # Another process may have put a link into the path in the meantime, and may have taken it away again.
+            if os.path.realpath(path) != path or not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
                 raise OSError("the file was replaced while it was opened")
             return file.read(max_bytes + 1)
 
