@@ -68,7 +68,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(
 
     def swap(path: str) -> str:
         found = real(path)
-        if found.endswith("a.jpg"):
+        if found.endswith("a.jpg") and not (folder / "before").exists():
             (folder / "sub").rename(folder / "before")
             (folder.parent / "outside" / "a.jpg").write_bytes(b"secret")
             (folder / "sub").symlink_to(folder.parent / "outside")
@@ -76,7 +76,7 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(
 
     source = FolderSource(folder)
     monkeypatch.setattr(os.path, "realpath", swap)
-    with pytest.raises(OSError, match="leads out"):
+    with pytest.raises(OSError, match="was replaced"):
         source.read("sub/a.jpg", 100)
 
 
