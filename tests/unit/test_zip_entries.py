@@ -188,7 +188,7 @@ def test_damaged_data_is_an_os_error() -> None:
     """Broken deflate data, and an entry that ends with the file."""
     data = raw_zip([RawEntry(b"a", bytes(range(256)) * 9, method=8)])
     for damaged in (data[:31] + b"\xff" * 20 + data[51:], data[:33] + b"\xff\xff\xff" + data[36:]):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="while decompressing"):
             contents(damaged)
 
 

@@ -60,9 +60,7 @@ def test_links_to_folders_are_not_followed(folder: Path) -> None:
         list(source.names("out/"))
 
 
-def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look at the path and the opening, another process puts a link in the folder's place."""
     real = os.path.realpath
 
