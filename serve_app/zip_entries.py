@@ -77,7 +77,8 @@ def list_files(archive: zipfile.ZipFile) -> list[ZipFileEntry]:
 
     A name without an encoding is UTF-8 if it is valid UTF-8, and else code page 437, as APPNOTE.TXT D.1 says.
     Backslashes separate folders where the entry is from Windows, or where no name of the zip has a slash. A leading
-    slash or drive is left out.
+    slash or drive is left out. In a name of unknown encoding, a backslash after a byte above 127 can be half of a
+    character and separates nothing.
 
     Raises:
         ZipNameError: A name is empty, has a part ``..`` or a NUL character, or two files have the same path.
@@ -86,7 +87,7 @@ def list_files(archive: zipfile.ZipFile) -> list[ZipFileEntry]:
     has_slashes = any("/" in name for _, name, _ in decoded)
     files: dict[str, ZipFileEntry] = {}
     for info, name, is_guess in decoded:
-        if "\0" in name or ".." in WINDOWS_SEPARATOR.split(name):
+        if "\0" in name or (".." in name and ".." in WINDOWS_SEPARATOR.split(name)):
             raise ZipNameError(f"{quote(name)}: the name leads out of the zip; use relative names such as a/b.jpg")
         if _is_folder(info, name):
             continue
@@ -140,7 +141,7 @@ def quote(name: str) -> str:
 
 def _decode_name(info: zipfile.ZipInfo) -> tuple[str, bool]:
     """Return an entry's name, and whether its encoding is a guess."""
-    if info.flag_bits & UTF8_FLAG:
+    if info.flag_bits & UTF8_FLAG or (info.orig_filename.isascii() and not info.extra):
         return info.orig_filename, False
     raw = info.orig_filename.encode("cp437")  # what zipfile decoded it with; maps every byte
     if (name := _unicode_path(info.extra, raw)) is not None:

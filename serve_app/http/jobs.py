@@ -26,6 +26,7 @@ from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
     JobsOffError,
+    MalformedRequestError,
     OverloadedError,
     UnsupportedImageError,
 )
@@ -206,8 +207,15 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
         raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
-    await asyncio.to_thread(check_zip, path, limits)
+    await asyncio.to_thread(_check_upload, path, limits)
     return JobInput(sha256, name, None)
+
+
+def _check_upload(path: Path, limits: JobsConfig) -> None:
+    with path.open("rb") as file:
+        if file.read(64).lstrip().startswith(b"{"):
+            raise MalformedRequestError("the body is JSON, not a zip; send it with Content-Type: application/json")
+    check_zip(path, limits)
 
 
 def _find_source(source: str, limits: JobsConfig) -> str:

@@ -116,6 +116,15 @@ def test_results_in_four_formats(http: TestClient, store: JobStore, weights: Wei
         pytest.param(
             {"content": b"x", "headers": {"content-type": "image/jpeg"}}, 415, "send application/zip", id="type"
         ),
+        pytest.param(
+            {
+                "content": b' {"source": "s3://photos/in"}',
+                "headers": {"content-type": "application/x-www-form-urlencoded"},
+            },
+            400,
+            "send it with Content-Type: application/json",
+            id="JSON with curl's type",
+        ),
         pytest.param({"json": {"source": "file:///etc"}}, 403, "not below a prefix", id="local address"),
         pytest.param({"json": {"sauce": "s3://photos/in"}}, 400, "sauce: unknown name", id="misspelled source"),
         pytest.param({"json": {"source": "s3://photos/inside"}}, 403, "not below a prefix", id="forbidden source"),
