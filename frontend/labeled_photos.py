@@ -13,8 +13,18 @@ import pandas as pd
 
 from frontend.api_client import Json, Photo
 from serve_app.classification_metrics import summarize
+from serve_app.zip_entries import (
+    DIRECTORY_BYTES_PER_ENTRY,
+    ZipNameError,
+    directory_bytes,
+    is_visible,
+    list_files,
+    open_zip,
+    read_entry,
+)
 
-MAX_ENTRIES, MAX_UNPACKED_BYTES = 20_000, 1 << 30  # of a zip
+# Of a zip. The page holds an upload of at most 200 MB (.streamlit/config.toml) and its photos in memory.
+MAX_ENTRIES, MAX_UNPACKED_BYTES = 20_000, 256 << 20
 
 
 class LabelError(Exception):
@@ -24,18 +34,30 @@ class LabelError(Exception):
 def unzip(data: bytes, formats: Sequence[str]) -> list[Photo]:
     """Return the photos in a zip that have one of the ``formats`` in /v1/models; write nothing to disk.
 
+    A photo's name is its clean path in the zip.
+
     Raises:
-        LabelError: The file is not a zip, or its photos exceed the limits.
+        LabelError: The file is not a zip, a photo in it cannot be read, or its photos exceed the limits.
     """
+    file = io.BytesIO(data)
+    too_large = LabelError(f"The zip has more than {MAX_ENTRIES} photos or {MAX_UNPACKED_BYTES >> 20} MB; split it.")
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [entry for entry in archive.infolist() if _is_photo(entry.filename, formats)]
-            if len(entries) > MAX_ENTRIES or sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
-                limits = f"{MAX_ENTRIES} photos or {MAX_UNPACKED_BYTES >> 30} GB"
-                raise LabelError(f"The zip has more than {limits}; split it.")
-            return [Photo(entry.filename, archive.read(entry)) for entry in entries]
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        if directory_bytes(file) > DIRECTORY_BYTES_PER_ENTRY * MAX_ENTRIES:
+            raise too_large
+        with open_zip(file) as archive:
+            entries = [entry for entry in list_files(archive) if _is_photo(entry.path, formats)]
+            if len(entries) > MAX_ENTRIES or sum(entry.info.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+                raise too_large
+            return [Photo(path, _read(archive, path, info)) for path, info in entries]
+    except (zipfile.BadZipFile, ZipNameError) as error:
         raise LabelError(f"This zip cannot be read: {error}.") from error
+
+
+def _read(archive: zipfile.ZipFile, path: str, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return read_entry(archive, info, info.file_size)
+    except OSError as error:
+        raise LabelError(f"{path} in the zip cannot be read: {error}.") from error
 
 
 def by_folder(photos: Sequence[Photo], labels: Sequence[str], formats: Sequence[str]) -> list[tuple[Photo, str]]:
@@ -89,5 +111,4 @@ def class_table(metrics: dict[str, Any]) -> pd.DataFrame:
 
 def _is_photo(name: str, formats: Sequence[str]) -> bool:
     path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and path.suffix.lower().lstrip(".") in {*formats, "jpg", "tif"}
+    return all(map(is_visible, path.parts)) and path.suffix.lower().lstrip(".") in {*formats, "jpg", "tif"}

@@ -11,7 +11,7 @@ worker.py       what a worker does with a shard: read, decode, classify, write
 
 Jobs over HTTP (routes: serve_app/http/jobs.py) add:
 
-zip_archive.py  refuses an uploaded zip that is hostile or too large
+zip_archive.py  refuses a zip that is hostile or too large
 job_store.py    the folder of jobs: request, progress and outcome of each
 supervisor.py   runs `serve-app predict` for the jobs in that folder, one at a time
 export.py       results as JSON, JSON lines, CSV or one Parquet file

@@ -7,15 +7,12 @@ import os
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO
 
 from pyarrow import fs
 
 from serve_app.errors import SourceError
-
-MACOS_FOLDER = "__MACOSX"  # macOS adds a shadow of each file to a zip there
+from serve_app.zip_entries import ZipNameError, is_visible, list_files, open_zip, read_entry
 
 
 class Source(ABC):
@@ -31,38 +28,50 @@ class Source(ABC):
             else:
                 yield below + name
 
+    @abstractmethod
     def read(self, name: str, max_bytes: int) -> bytes:
         """Read at most ``max_bytes + 1`` bytes of a file, which shows a file that is too large.
 
         Raises:
-            OSError, zipfile.BadZipFile: The file cannot be read.
+            OSError: The file cannot be read.
         """
-        with self._open(name) as file:
-            return file.read(max_bytes + 1)
 
     @abstractmethod
     def _entries(self, below: str) -> Iterator[tuple[str, bool]]:
         """Yield each visible file and folder of a folder: its name, and whether it is a folder."""
 
-    @abstractmethod
-    def _open(self, name: str) -> AbstractContextManager[IO[bytes]]: ...
-
 
 class FolderSource(Source):
-    """A local folder and its sub-folders. It does not follow links to other folders."""
+    """A local folder and its sub-folders.
+
+    It does not follow links to folders, and opens a link to a file only if the file is in this folder too. Whoever may
+    write into an allowed folder could otherwise let a job read every file that the service can read.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = os.path.realpath(path)
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Read a file that is in the folder."""
+        path = self._resolve(name)
+        with open(path, "rb") as file:
+            # Another process may have put a link into the path in the meantime, and may have taken it away again.
+            if os.path.realpath(path) != path or not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                raise OSError("the file was replaced while it was opened")
+            return file.read(max_bytes + 1)
 
     def _entries(self, below: str) -> Iterator[tuple[str, bool]]:
-        with os.scandir(self._path / below) as entries:
+        with os.scandir(self._resolve(below)) as entries:
             for entry in entries:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 if is_visible(entry.name) and (is_folder or entry.is_file()):
                     yield entry.name, is_folder
 
-    def _open(self, name: str) -> IO[bytes]:
-        return (self._path / name).open("rb")
+    def _resolve(self, name: str) -> str:
+        path = os.path.realpath(os.path.join(self._path, name))
+        if os.path.commonpath([path, self._path]) != self._path:
+            raise OSError("a link that leads out of the folder is not followed")
+        return path
 
 
 class GlobSource(FolderSource):
@@ -81,23 +90,20 @@ class ZipSource(Source):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+            self._zip = open_zip(path)
+            self._files = dict(list_files(self._zip))
+        except (OSError, zipfile.BadZipFile, ZipNameError) as error:
             raise SourceError(f"{path}: cannot be read as a zip ({error})") from None
 
-    def _entries(self, below: str) -> Iterator[tuple[str, bool]]:
-        for info in self._zip.infolist():
-            if not info.is_dir() and all(map(is_visible, info.filename.split("/"))):
-                yield info.filename, False
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Read an entry by its path, or by its stored name: listings of earlier versions hold stored names."""
+        info = self._files.get(name) or self._zip.NameToInfo.get(name)
+        if info is None:
+            raise OSError("the zip has no such entry any more")
+        return read_entry(self._zip, info, max_bytes)
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[IO[bytes]]:
-        try:
-            with self._zip.open(name) as file:
-                yield file
-        # In this order: no such entry, unknown compression, encrypted entry, truncated entry.
-        except (KeyError, NotImplementedError, RuntimeError, EOFError) as error:
-            raise OSError(str(error)) from error
+    def _entries(self, below: str) -> Iterator[tuple[str, bool]]:
+        return ((path, False) for path in self._files)
 
 
 class BucketSource(Source):
@@ -109,13 +115,15 @@ class BucketSource(Source):
         self._fs, path = filesystem(uri)
         self._path = path.rstrip("/")
 
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Read the beginning of an object."""
+        with self._fs.open_input_file(f"{self._path}/{name}") as file:
+            return bytes(file.read(max_bytes + 1))
+
     def _entries(self, below: str) -> Iterator[tuple[str, bool]]:
         for info in self._fs.get_file_info(fs.FileSelector(f"{self._path}/{below}".rstrip("/"))):
             if is_visible(info.base_name) and info.type in (fs.FileType.Directory, fs.FileType.File):
                 yield info.base_name, info.type == fs.FileType.Directory
-
-    def _open(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        return self._fs.open_input_file(f"{self._path}/{name}")  # type: ignore[no-any-return] # pyarrow has no types
 
 
 def open_source(source: str) -> Source:
@@ -143,8 +151,3 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         raise SourceError(f"{uri}: {' '.join(str(error).split())}") from None
     return pair
-
-
-def is_visible(name: str) -> bool:
-    """Return whether a job reads files and folders of this name: not hidden ones, nor macOS's shadow files."""
-    return not name.startswith(".") and name != MACOS_FOLDER

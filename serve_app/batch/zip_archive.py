@@ -1,22 +1,28 @@
-"""Check an uploaded zip by its directory, before any entry is read. sources.py reads the entries."""
+"""Check a zip by its directory, before any entry is read. sources.py reads the entries."""
 
 from __future__ import annotations
 
-import re
 import stat
-import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from serve_app.config import JobsConfig
+from serve_app.config import JobsConfig, MiB
 from serve_app.errors import ArchiveError, MalformedRequestError, TooLargeError
+from serve_app.zip_entries import (
+    DIRECTORY_BYTES_PER_ENTRY,
+    ZipNameError,
+    directory_bytes,
+    list_files,
+    open_zip,
+    quote,
+    unreadable_reason,
+)
 
-MAX_RATIO = 100  # unpacked bytes per byte of the zip; photos have about 1
-DIRECTORY_BYTES_PER_ENTRY = 200  # zipfile keeps the directory in memory
-COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
+MAX_RATIO = 100  # bytes of a large entry per byte of its compressed form; photos have about 1
+# Smaller entries may have any ratio: a white page of 300 dpi is a BMP of 26 MB that deflates to 1/1000.
+MIN_RATIO_BYTES = 32 * MiB
+LOCAL_HEADER_BYTES = 30  # of an entry, without its name
 
 
 def check_zip(path: Path, limits: JobsConfig) -> None:
@@ -26,23 +32,41 @@ def check_zip(path: Path, limits: JobsConfig) -> None:
     A directory that lies about sizes gains nothing: a worker stops to read an entry at the largest image allowed.
 
     Raises:
-        MalformedRequestError: Not a complete zip, or a zip without files (400).
-        TooLargeError: Too many entries, or too many bytes once unpacked, as in a zip bomb (413).
-        ArchiveError: A name outside the zip or used twice, a link, a device, an encrypted entry, or a compression
-            other than deflate (422).
+        MalformedRequestError: Not a complete zip, or a zip without visible files (400).
+        TooLargeError: Too many bytes or entries, or too many bytes once unpacked, as in a zip bomb (413).
+        ArchiveError: A name outside the zip or used twice, a link, a device, an encrypted entry, a compression
+            other than deflate, or an entry inside another one (422).
     """
-    size = path.stat().st_size
     try:
-        directory_bytes = _directory_bytes(path)
-        if directory_bytes > DIRECTORY_BYTES_PER_ENTRY * limits.max_zip_entries:
+        if (size := path.stat().st_size) > limits.max_zip_bytes:
+            raise TooLargeError(f"the zip has {size:,} bytes; the limit is {limits.max_zip_bytes:,}")
+        with path.open("rb") as file:
+            directory = directory_bytes(file)
+        if directory > DIRECTORY_BYTES_PER_ENTRY * limits.max_zip_entries:
             raise TooLargeError(
-                f"the zip's directory has {directory_bytes / 2**20:.1f} MB, too much for "
+                f"the zip's directory has {directory / 2**20:.1f} MB, too much for "
                 f"{limits.max_zip_entries} entries (limit: `jobs.max_zip_entries`)"
             )
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, struct.error) as error:
-        raise MalformedRequestError(f"the body is not a complete zip file ({error})") from None
+        with open_zip(path) as archive:
+            _check_sizes(archive.infolist(), limits)
+            files = list_files(archive)
+            _check_overlaps(archive.infolist(), archive.start_dir)
+    except OSError as error:
+        raise MalformedRequestError(f"not a complete zip file ({error.strerror})") from None
+    except zipfile.BadZipFile as error:
+        raise MalformedRequestError(f"not a complete zip file ({error})") from None
+    except ZipNameError as error:
+        raise ArchiveError(str(error)) from None
+    if not files:
+        raise MalformedRequestError("the zip holds no files (hidden files do not count)")
+    for name, entry in files:
+        if reason := unreadable_reason(entry):
+            raise ArchiveError(f"{quote(name)} {reason}")
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise ArchiveError(f"{quote(name)} is a link or a device; zip the files themselves")
+
+
+def _check_sizes(entries: Sequence[zipfile.ZipInfo], limits: JobsConfig) -> None:
     if len(entries) > limits.max_zip_entries:
         raise TooLargeError(f"the zip has {len(entries)} entries; the limit is {limits.max_zip_entries}")
     unpacked = sum(entry.file_size for entry in entries)
@@ -51,40 +75,18 @@ def check_zip(path: Path, limits: JobsConfig) -> None:
             f"the zip has {unpacked:,} bytes once unpacked; "
             f"the limit is {limits.max_unpacked_bytes:,} ({limits.max_unpacked_bytes / 2**20:.0f} MB)"
         )
-    if unpacked > MAX_RATIO * size:
-        raise TooLargeError(f"the zip grows {unpacked / size:.0f} times when unpacked; the limit is {MAX_RATIO} times")
-    seen: set[str] = set()
     for entry in entries:
-        _check_entry(entry)
-        if entry.filename in seen:
-            raise ArchiveError(f"{_quote(entry)} is in the zip twice; give every file its own name")
-        seen.add(entry.filename)
-    if all(entry.is_dir() for entry in entries):
-        raise MalformedRequestError("the zip holds no files")
+        if entry.file_size > max(MIN_RATIO_BYTES, MAX_RATIO * entry.compress_size):
+            raise TooLargeError(
+                f"{quote(entry.filename)} grows {entry.file_size / max(1, entry.compress_size):.0f} times when "
+                f"unpacked; the limit is {MAX_RATIO} times for files over {MIN_RATIO_BYTES // MiB} MB"
+            )
 
 
-def _check_entry(entry: zipfile.ZipInfo) -> None:
-    if OUTSIDE.search(entry.orig_filename) or "\0" in entry.orig_filename:
-        raise ArchiveError(f"{_quote(entry)}: the name leads out of the zip; use relative names such as a/b.jpg")
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{_quote(entry)} is a link or a device; zip the files themselves")
-    if entry.flag_bits & 0x1:
-        raise ArchiveError(f"{_quote(entry)} is encrypted; send the zip without a password")
-    if entry.compress_type not in COMPRESSIONS:
-        raise ArchiveError(f"{_quote(entry)} has compression method {entry.compress_type}; use stored or deflated")
-
-
-def _quote(entry: zipfile.ZipInfo) -> str:
-    return f"{entry.orig_filename!r:.100}"
-
-
-def _directory_bytes(path: Path) -> int:
-    """Return the size of the zip's directory, which decides how much memory reading the directory takes."""
-    # The private function that ZipFile itself calls: a parser of our own could find another size than ZipFile does.
-    find_end: Callable[[BinaryIO], list[Any] | None] = zipfile._EndRecData  # type: ignore[attr-defined] # private
-    with path.open("rb") as file:
-        end = find_end(file)
-    if end is None:
-        raise zipfile.BadZipFile("no directory at its end")
-    return int(end[5])
+def _check_overlaps(entries: Sequence[zipfile.ZipInfo], directory: int) -> None:
+    """Refuse entries that share bytes: a zip bomb compresses its bytes once and lists them many times."""
+    end = directory
+    for entry in sorted(entries, key=lambda each: each.header_offset, reverse=True):
+        if entry.header_offset < 0 or entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size > end:
+            raise ArchiveError(f"{quote(entry.filename)} overlaps another entry of the zip; make the zip again")
+        end = entry.header_offset

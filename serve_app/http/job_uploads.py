@@ -15,12 +15,20 @@ from starlette.requests import Request
 
 from serve_app.config import JobsConfig, MiB
 from serve_app.errors import MalformedRequestError, OverloadedError
-from serve_app.http.uploads import LimitedRequest, receive_within
+from serve_app.http.form_names import read_names
+from serve_app.http.uploads import LimitedRequest, content_type, receive_within
 
-RAW_TYPES = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
+# Browsers and tools know zips under several names; the last four are what clients send that set no type: S3's default,
+# curl's default, any, and none. The zip's own bytes are checked either way.
+RAW_TYPES = (
+    *("application/zip", "application/x-zip-compressed", "application/x-zip", "application/octet-stream"),
+    *("binary/octet-stream", "application/x-www-form-urlencoded", "*/*", ""),
+)
 FORM = "multipart/form-data"
-FIELD = "file"
-FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries and headers around the file
+ZIP_STARTS = (b"PK\3\4", b"PK\5\6")  # the header of the first file, or the end of an empty zip
+ZIP_START_BYTES = 4
+FORM_OVERHEAD_BYTES = 64 * 1024  # boundaries, headers and other fields around the file
+MAX_PARTS = 64
 WRITE_BYTES = MiB  # per write to disk
 IDLE_TIMEOUT_S = 30  # longest pause of a client
 DEFAULT_NAME = "upload.zip"
@@ -33,13 +41,14 @@ async def save_zip(request: Request, path: Path, limits: JobsConfig) -> tuple[st
         Its SHA-256 in hex, and the file name that the client gave.
 
     Raises:
-        MalformedRequestError: The form does not hold exactly one file, or the body is truncated (400).
+        MalformedRequestError: The form does not hold exactly one file, has too many or too large fields beside it, or
+            the body is truncated (400).
         SlowBodyError: No byte arrived for IDLE_TIMEOUT_S (408).
         TooLargeError: The body is larger than ``jobs.max_zip_bytes`` (413).
         OverloadedError: The disk is full (503).
     """
-    content_type, options = parse_options_header(request.headers.get("content-type", ""))
-    form = _FormFile(options.get(b"boundary", b"")) if content_type.decode() == FORM else None
+    _, options = parse_options_header(request.headers.get("content-type", ""))
+    form = _FormFile(options.get(b"boundary", b"")) if content_type(request) == FORM else None
     max_bytes = limits.max_zip_bytes + (FORM_OVERHEAD_BYTES if form else 0)
     slow = f"no byte of the body arrived for {IDLE_TIMEOUT_S} s; send it again"
     receive = partial(receive_within, request.receive, IDLE_TIMEOUT_S, slow)
@@ -71,14 +80,23 @@ async def _write(chunks: AsyncIterator[bytes], path: Path) -> str:
 
 
 class _FormFile:
-    """Extracts the one file of a form while the form arrives."""
+    """Extracts the one file of a form while the form arrives; other fields, such as a submit button, are skipped.
+
+    A part is a file if it has a file name, a type that is not text, or the first bytes of a zip: ``curl -F
+    'file=<a.zip'`` sends neither name nor type.
+    """
 
     def __init__(self, boundary: bytes) -> None:
         if not boundary:
             raise MalformedRequestError("the multipart content type names no boundary")
-        self.name = ""  # file name that the client gave; known once the part's headers have arrived
+        self.name = ""  # file name that the client gave; known once the file's first byte has arrived
         self._is_complete = False
-        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._parts, self._skipped_bytes = 0, 0
+        self._header, self._value = bytearray(), bytearray()
+        self._disposition, self._type = b"", b""  # of the current part, and so are the next three
+        self._file_name: str | None = None  # empty for a file without a name; None for a field
+        self._is_file = False  # this part is the file, its first bytes have shown
+        self._first = bytearray()
         self._data = bytearray()
         self._parser = MultipartParser(
             boundary,
@@ -87,7 +105,8 @@ class _FormFile:
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._end_header,
                 "on_headers_finished": self._begin_part,
-                "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
+                "on_part_data": self._receive,
+                "on_part_end": self._end_part,
                 "on_end": self._complete,
             },
         )
@@ -105,25 +124,54 @@ class _FormFile:
         if not self._is_complete:
             raise MalformedRequestError("the multipart body ends before its closing boundary")
         if not self.name:
-            raise MalformedRequestError(f"the form holds no file: send the zip in the field {FIELD!r}")
+            raise MalformedRequestError("the form holds no file: send the zip in a field with a file name")
 
     def _end_header(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = bytes(self._value)
+        elif self._header.lower() == b"content-type":
+            self._type = bytes(self._value).lower()
         self._header.clear()
         self._value.clear()
 
     def _begin_part(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self._disposition = b""
-        field = options.get(b"name", b"").decode(errors="replace")
-        if field != FIELD or b"filename" not in options:
-            raise MalformedRequestError(
-                f"form field {field!r:.80}: send one file, with its file name, in the field {FIELD!r}"
-            )
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise MalformedRequestError(f"the form has more than {MAX_PARTS} parts, the limit; send one zip")
+        _, self._file_name = read_names(self._disposition)
+        if self._file_name is None and self._type and not self._type.startswith(b"text/"):
+            self._file_name = ""
+        self._disposition, self._type, self._is_file = b"", b"", False
+        self._first.clear()
+
+    def _receive(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if not self._is_file:
+            if self._file_name is None:
+                known = len(self._first)
+                self._first += piece[: ZIP_START_BYTES - known]
+                if bytes(self._first) not in ZIP_STARTS:
+                    self._skip(len(piece))
+                    return
+                piece = bytes(self._first) + piece[ZIP_START_BYTES - known :]
+            self._begin_file()
+        self._data += piece
+
+    def _end_part(self) -> None:
+        if self._file_name and not self._is_file:  # without a name, a browser's file field in which no file was chosen
+            self._begin_file()
+
+    def _begin_file(self) -> None:
         if self.name:
-            raise MalformedRequestError(f"the form has several files in {FIELD!r}: send one zip")
-        self.name = options[b"filename"].decode(errors="replace")[:200] or DEFAULT_NAME
+            raise MalformedRequestError("the form has several files: send one zip")
+        self.name, self._is_file = (self._file_name or DEFAULT_NAME)[:200], True
+
+    def _skip(self, size: int) -> None:
+        self._skipped_bytes += size
+        if self._skipped_bytes > FORM_OVERHEAD_BYTES:
+            raise MalformedRequestError(
+                f"the form has more than {FORM_OVERHEAD_BYTES} bytes beside the zip: send the zip with a file name"
+            )
 
     def _complete(self) -> None:
         self._is_complete = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -25,9 +26,11 @@ from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
     JobsOffError,
+    MalformedRequestError,
     OverloadedError,
     UnsupportedImageError,
 )
+from serve_app.http.job_errors import hide_server_paths
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
@@ -61,7 +64,7 @@ class JobInput(NamedTuple):
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
-FILE = {"type": "object", "required": ["file"], "properties": {"file": ZIP["schema"]}, "additionalProperties": False}
+FILE = {"type": "object", "required": ["file"], "properties": {"file": ZIP["schema"]}}
 BODY = {
     "required": True,
     "content": {
@@ -102,7 +105,7 @@ def create_router(service: Service) -> APIRouter:
     async def submit(
         request: Request, parameters: Annotated[JobParameters, Query()], key: Annotated[str | None, Key] = None
     ) -> Response:
-        """Submit a zip as the body or as the form field `file`, or name a source in JSON.
+        """Submit a zip as the body or as the only file of a form, or name a source in JSON.
 
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
         serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
@@ -136,7 +139,7 @@ def create_router(service: Service) -> APIRouter:
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
         await service.start_jobs()
-        state = await asyncio.to_thread(jobs.state, job)
+        state = await asyncio.to_thread(_visible_state, jobs, job)
         return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
     @router.get("", response_model=JobList, summary="List your jobs, the newest first")
@@ -144,12 +147,14 @@ def create_router(service: Service) -> APIRouter:
         """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        jobs = await asyncio.to_thread(store().jobs, request.state.caller)
-        return _json(JobList(jobs=jobs, sources=list(current.sources), limits=limits))
+        jobs = store()
+        states = await asyncio.to_thread(jobs.jobs, request.state.caller)
+        visible = [hide_server_paths(state, jobs) for state in states]
+        return _json(JobList(jobs=visible, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
-        return _json(await asyncio.to_thread(store().state, job, request.state.caller))
+        return _json(await asyncio.to_thread(_visible_state, store(), job, request.state.caller))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
     async def cancel(request: Request, job: str) -> Response:
@@ -158,7 +163,7 @@ def create_router(service: Service) -> APIRouter:
         await asyncio.to_thread(jobs.request, job, request.state.caller)
         await asyncio.to_thread(jobs.cancel, job)
         await service.start_jobs()
-        return _json(await asyncio.to_thread(jobs.state, job))
+        return _json(await asyncio.to_thread(_visible_state, jobs, job))
 
     @router.get(
         "/{job}/results",
@@ -195,14 +200,30 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
     kind = content_type(request)
     if kind == "application/json":
         limited = LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES)
-        location = resolve_source((await read_json(limited, JobSource)).source, limits.sources)
-        return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location)
+        source = (await read_json(limited, JobSource)).source
+        location = await asyncio.to_thread(_find_source, source, limits)
+        return JobInput(hashlib.sha256(location.encode()).hexdigest(), source, location)
     if kind not in (*RAW_TYPES, FORM):
         raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
-    await asyncio.to_thread(check_zip, path, limits)
+    await asyncio.to_thread(_check_upload, path, limits)
     return JobInput(sha256, name, None)
+
+
+def _check_upload(path: Path, limits: JobsConfig) -> None:
+    with path.open("rb") as file:
+        if file.read(64).lstrip().startswith(b"{"):
+            raise MalformedRequestError("the body is JSON, not a zip; send it with Content-Type: application/json")
+    check_zip(path, limits)
+
+
+def _find_source(source: str, limits: JobsConfig) -> str:
+    """Return the location of an allowed source; a zip there is checked like an uploaded one."""
+    location = resolve_source(source, limits.sources)
+    if "://" not in location and os.path.isfile(location):
+        check_zip(Path(location), limits)
+    return location
 
 
 def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
@@ -215,14 +236,19 @@ def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
         f"source {source!r:.200}: not below a prefix of `jobs.sources`, which allows {', '.join(prefixes) or 'none'}"
     )
     # "." and ".." lead out of a prefix, *?[] are glob patterns, and # ? % carry connection settings in an address.
-    if re.search(r"(^|/)\.\.?(/|$)|[\0*?\[\]#%\\]", source):
+    # A local folder as an address (file:) would be read without regard to its links.
+    if re.search(r"(^|/)\.\.?(/|$)|[\0*?\[\]#%\\]|^file:", source, re.IGNORECASE):
         raise forbidden
-    location = source if "://" in source else str(Path(source).resolve())
+    location = source if "://" in source else os.path.realpath(source)
     for prefix in prefixes:
-        top = (prefix if "://" in prefix else str(Path(prefix).resolve())).rstrip("/")
+        top = (prefix if "://" in prefix else os.path.realpath(prefix)).rstrip("/")
         if location.rstrip("/") == top or location.startswith(f"{top}/"):
             return location
     raise forbidden
+
+
+def _visible_state(jobs: JobStore, job: str, caller: str | None = None) -> JobState:
+    return hide_server_paths(jobs.state(job, caller), jobs)
 
 
 def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

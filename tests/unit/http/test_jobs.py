@@ -23,6 +23,7 @@ from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.jobs import resolve_source
 from serve_app.inference.card import load_card
 from tests.support.local_service import LocalService
+from tests.support.raw_zips import RawEntry, raw_zip
 from tests.support.zips import ZIP_HEADER, entry, make_zip
 
 BUCKET = {"source": "s3://photos/in"}
@@ -115,6 +116,16 @@ def test_results_in_four_formats(http: TestClient, store: JobStore, weights: Wei
         pytest.param(
             {"content": b"x", "headers": {"content-type": "image/jpeg"}}, 415, "send application/zip", id="type"
         ),
+        pytest.param(
+            {
+                "content": b' {"source": "s3://photos/in"}',
+                "headers": {"content-type": "application/x-www-form-urlencoded"},
+            },
+            400,
+            "send it with Content-Type: application/json",
+            id="JSON with curl's type",
+        ),
+        pytest.param({"json": {"source": "file:///etc"}}, 403, "not below a prefix", id="local address"),
         pytest.param({"json": {"sauce": "s3://photos/in"}}, 400, "sauce: unknown name", id="misspelled source"),
         pytest.param({"json": {"source": "s3://photos/inside"}}, 403, "not below a prefix", id="forbidden source"),
         pytest.param({"json": BUCKET, "params": {"top_k": 0}}, 422, "top_k", id="top_k"),
@@ -190,3 +201,56 @@ def test_callers_see_only_their_own_jobs(http: TestClient, service: LocalService
     assert [job["id"] for job in http.get("/v1/jobs", headers=ann).json()["jobs"]] == [anns]
     for method in ("GET", "DELETE"):
         assert http.request(method, f"/v1/jobs/{anns}", headers=bob).json()["code"] == "unknown_job"
+
+
+@pytest.fixture
+def allowed(service: LocalService, tmp_path: Path) -> Path:
+    """The allowed folder of a service, named by a link."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "photos").symlink_to(tmp_path / "disk")
+    settings = JobsConfig(folder=str(tmp_path / "jobs"), sources=(str(tmp_path / "photos"),), max_zip_bytes=10_000)
+    service.configure(jobs=settings)
+    return tmp_path / "photos"
+
+
+def test_a_named_zip_is_checked_like_an_uploaded_one(http: TestClient, allowed: Path) -> None:
+    """It gets 202, or the status of the upload; the messages hold no path."""
+    (allowed / "good.zip").write_bytes(make_zip())
+    (allowed / "large.zip").write_bytes(bytes(10_001))
+    (allowed / "text.zip").write_bytes(b"text")
+    (allowed / "up.zip").write_bytes(make_zip(entry("../x.jpg")))
+    (allowed / "hidden.zip").write_bytes(raw_zip([RawEntry(b".DS_Store")]))
+    (allowed.parent / "outside.zip").write_bytes(make_zip())
+    (allowed / "link.zip").symlink_to(allowed.parent / "outside.zip")
+    statuses = {}
+    for name in ("good", "large", "text", "up", "hidden", "link"):
+        response = http.post("/v1/jobs", json={"source": f"{allowed}/{name}.zip"})
+        statuses[name] = response.status_code
+        assert str(allowed.resolve()) not in response.text
+    assert statuses == {"good": 202, "large": 413, "text": 400, "up": 422, "hidden": 400, "link": 403}
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "gone"])
+def test_odd_names_of_sources_get_an_answer(http: TestClient, allowed: Path, name: str) -> None:
+    """A link to itself, a name too long for the disk and a missing folder end no request with a 500."""
+    (allowed / "loop").symlink_to(allowed / "loop")
+    assert http.post("/v1/jobs", json={"source": f"{allowed}/{name}"}).status_code in (202, 403)
+
+
+def test_errors_of_jobs_show_no_path_of_the_server(http: TestClient, store: JobStore, allowed: Path) -> None:
+    """The source stands as the client named it; every route hides other paths."""
+    source = f"{allowed}/monday"
+    (allowed / "monday").mkdir()
+    response = http.post("/v1/jobs", json={"source": source})
+    job = response.json()["id"]
+    assert response.json()["source"] == source
+    location = store.input_path(job)
+    assert location == str(allowed.resolve() / "monday")
+    store.fail(job, f"{location}/a.jpg: Input/output error; {store.results_path(job)} is full")
+    visible = f"{source}/a.jpg: Input/output error; … is full"
+    assert http.get(f"/v1/jobs/{job}").json()["error"] == visible
+    assert [state["error"] for state in http.get("/v1/jobs").json()["jobs"]] == [visible]
+    assert http.delete(f"/v1/jobs/{job}").json()["error"] == visible
+    upload = http.post("/v1/jobs", files={"file": ("my photos.zip", make_zip())}).json()["id"]
+    store.fail(upload, f"{store.input_path(upload)}: cannot be read as a zip")
+    assert http.get(f"/v1/jobs/{upload}").json()["error"] == "my photos.zip: cannot be read as a zip"

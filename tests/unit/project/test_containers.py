@@ -118,11 +118,11 @@ def test_no_secret_goes_into_a_layer() -> None:
     assert not any(SECRET.search(str(service.get("environment", ""))) for service in SERVICES.values())
 
 
-def test_the_page_gets_one_module_of_the_service() -> None:
-    """The page's image contains the evaluation metrics, which need numpy only, and no other code of the service."""
+def test_the_page_gets_two_modules_of_the_service() -> None:
+    """The page's image contains the evaluation metrics, the names in a zip, and no other code of the service."""
     sources = [rest for keyword, rest in instructions("AS page") if keyword == "COPY"]
     assert [rest for rest in sources if "serve_app" in rest or "serve.txt" in rest] == [
-        "serve_app/__init__.py serve_app/classification_metrics.py serve_app/"
+        "serve_app/__init__.py serve_app/classification_metrics.py serve_app/zip_entries.py serve_app/"
     ]
 
 
