@@ -102,6 +102,10 @@ class LimitsConfig(FrozenModel):
         description="Most pixels that the header of an image may declare.",
     )
     deadline_s: Seconds = Field(30.0, description="Longest time that a request may take.")
+    min_body_bytes_per_s: Bytes = Field(4096, description="Lowest rate at which a request body may arrive.")
+    body_grace_s: Seconds = Field(
+        10.0, description="Longest time that a body may fall behind that rate, such as a pause of a mobile network."
+    )
 
 
 class AdmissionConfig(Settings):
@@ -131,6 +135,10 @@ class KeysConfig(FrozenModel):
         None, gt=0, description="Rate limit of each key at each ingress replica; unlimited by default."
     )
     burst: Images = Field(100, description="Images that a key may send at once before the rate limit applies.")
+    bytes_per_s: Annotated[float | None, Unit("bytes per second")] = Field(
+        None, gt=0, description="Rate limit of the request bodies of each key at each ingress replica."
+    )
+    burst_bytes: Bytes = Field(256 * MiB, description="Bytes that a key may send at once before that limit applies.")
 
     @property
     def required(self) -> bool:
@@ -155,6 +163,11 @@ class FeedbackConfig(FrozenModel):
 
     folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
     keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
+    keep_days: Annotated[float | None, Unit("days")] = Field(
+        None, gt=0, description="Time until votes and images are deleted; by default they stay."
+    )
+    max_votes: Annotated[int, Unit("votes")] = Field(1_000_000, ge=1, description="Most votes in the folder.")
+    max_kept_bytes: Bytes = Field(10 * 1024 * MiB, description="Most bytes of all kept images.")
 
 
 class JobsConfig(Settings):
@@ -172,11 +185,20 @@ class JobsConfig(Settings):
         100_000, gt=0, description="Most files and folders in a zip."
     )
     max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
-    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(20, ge=1, description="Most jobs that wait or run.")
+    max_upload_s: Seconds = Field(4 * 3600.0, description="Longest time that the upload of a zip may take.")
+    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(
+        20, ge=1, description="Most jobs of one API key that wait or run."
+    )
+    max_total_queued_jobs: Annotated[int, Unit("jobs")] = Field(
+        100, ge=1, description="Most jobs of all clients that wait or run."
+    )
     workers: Annotated[int | None, Unit("workers")] = Field(
         None, ge=1, description="Workers of a job, each with one CPU and one model; one per CPU by default."
     )
     keep_days: Annotated[float, Unit("days")] = Field(7.0, gt=0, description="Time until an ended job is deleted.")
+    max_ended_jobs: Annotated[int, Unit("jobs")] = Field(
+        1000, ge=1, description="Most ended jobs to keep; the oldest are deleted first."
+    )
 
 
 class BatchConfig(Settings):
@@ -246,6 +268,12 @@ class IngressConfig(ResponseConfig):
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may call the API from a browser, such as `https://photos.example`."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names under which clients reach the service, such as `photos.example` or `*.photos.example`; "
+        "`*` is any name. IP addresses, names without a dot and this machine's own name are always allowed. "
+        "If empty, other names are refused only while no API key is required.",
     )
 
     @property

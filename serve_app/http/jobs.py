@@ -28,6 +28,7 @@ from serve_app.errors import (
     OverloadedError,
     UnsupportedImageError,
 )
+from serve_app.http.job_quota import check_queue, count_files
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
@@ -58,6 +59,7 @@ class JobInput(NamedTuple):
     sha256: str  # of the zip, or of the location
     name: str  # what clients see as the source
     location: str | None  # folder or bucket prefix to read; None for a zip, which is in the draft folder
+    files: int  # in the zip; 0 for a location, whose files are counted by the job
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -111,10 +113,8 @@ def create_router(service: Service) -> APIRouter:
         limits, jobs = config(), store()
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
-        if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
-            raise OverloadedError(
-                f"{limits.max_queued_jobs} jobs are queued already (limit: `jobs.max_queued_jobs`); retry later", 60
-            )
+        caller: str | None = request.state.caller
+        await asyncio.to_thread(check_queue, jobs, caller, limits)
         if uploads.locked():
             raise OverloadedError(f"{MAX_UPLOADS} uploads are in flight already; retry later", 10)
         async with uploads:
@@ -122,7 +122,7 @@ def create_router(service: Service) -> APIRouter:
             try:
                 images = await _receive(request, draft, limits)
                 job_request = JobRequest(
-                    caller=request.state.caller,
+                    caller=caller,
                     source=images.name,
                     location=images.location,
                     body_sha256=images.sha256,
@@ -132,7 +132,10 @@ def create_router(service: Service) -> APIRouter:
                     limits=service.config.limits,
                     model=model.card.ref,
                 )
+                await asyncio.to_thread(check_queue, jobs, caller, limits)  # other uploads may have been faster
                 job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
+                if not draft.exists():  # the draft became the job; with a known Idempotency-Key it stays a draft
+                    request.state.charge.take_images(images.files)
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
         await service.start_jobs()
@@ -196,13 +199,13 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
     if kind == "application/json":
         limited = LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES)
         location = resolve_source((await read_json(limited, JobSource)).source, limits.sources)
-        return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location)
+        return JobInput(hashlib.sha256(location.encode()).hexdigest(), location, location, 0)
     if kind not in (*RAW_TYPES, FORM):
         raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
     await asyncio.to_thread(check_zip, path, limits)
-    return JobInput(sha256, name, None)
+    return JobInput(sha256, name, None, await asyncio.to_thread(count_files, path))
 
 
 def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
