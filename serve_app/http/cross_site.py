@@ -7,6 +7,7 @@ keep other sites out: the Host header (against DNS rebinding) and where a write 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from functools import cache
 
@@ -21,6 +22,8 @@ from serve_app.http.service import Service
 
 READS = ("GET", "HEAD", "OPTIONS")  # a browser shows a page of another site none of their responses
 HEALTH_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:@/\[\]]*))(:[0-9]*)?")
+WITHOUT_DOT = re.compile(r"[a-z0-9_-]*")
 ANY = "*"
 DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -69,10 +72,9 @@ def check_hosts(hosts: list[str], allowed: tuple[str, ...]) -> None:
 
 
 def host_name(host: str) -> str:
-    """Return the name or address in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].lower().removesuffix(".")
+    """Return the name or address in a Host header, without its port; the header itself if it is malformed."""
+    match = HOST.fullmatch(host.strip().lower())
+    return (match["address"] or match["name"].removesuffix(".")) if match else host
 
 
 def check_origin(headers: Headers, trusted: tuple[str, ...]) -> None:
@@ -103,7 +105,7 @@ def _is_same_host(origin: str, host: str) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    if "." not in name and ":" not in name:
+    if WITHOUT_DOT.fullmatch(name):
         return True
     try:
         ipaddress.ip_address(name)
