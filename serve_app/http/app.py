@@ -72,10 +72,12 @@ def _handle_errors(app: FastAPI) -> None:
     def request_id(request: Request) -> str | None:
         return getattr(request.state, "id", None)
 
-    def allowed_methods(path: str) -> list[str]:
+    def allowed_methods(path: str, of_one_route: str) -> str:
+        """Return the methods of all routes of a path: Starlette names those of one route, and no HEAD."""
         routes = app.openapi()["paths"].items()
         methods = {m.upper() for route, methods in routes if compile_path(route)[0].match(path) for m in methods}
-        return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
+        methods |= set(of_one_route.split(", "))
+        return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
@@ -106,8 +108,8 @@ def _handle_errors(app: FastAPI) -> None:
         )
         response = error_response(request, problem)
         response.headers.update(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := allowed_methods(request.url.path)):
-            response.headers["Allow"] = ", ".join(methods)  # Starlette names the methods of one route only
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = allowed_methods(request.url.path, response.headers["Allow"])
         return response
 
     @app.exception_handler(Exception)

@@ -157,7 +157,8 @@ def test_head_of_every_get_route(app: FastAPI, http: TestClient) -> None:
         head = http.head(fill(path), headers=KEY)
         assert (head.status_code == 405) == ("get" not in methods), path
     assert http.head("/v1/classify", headers=KEY).headers["allow"] == "POST"
-    assert http.delete("/healthz", headers=KEY).headers["allow"] == "GET, HEAD"
+    for path in ("/healthz", "/"):
+        assert http.delete(path, headers=KEY).headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v2", "/healthz", "/v1/status", "/docs"])
