@@ -25,10 +25,9 @@ from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
     JobsOffError,
-    OverloadedError,
     UnsupportedImageError,
 )
-from serve_app.http.job_quota import check_queue, count_files
+from serve_app.http.job_quota import UploadSlots, check_queue, count_files
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
@@ -37,7 +36,6 @@ from serve_app.http.uploads import LimitedRequest, content_type, read_json
 
 PATH = "/v1/jobs"
 MAX_JSON_BYTES = 64 * 1024
-MAX_UPLOADS = 4  # in flight at one ingress replica
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -83,7 +81,7 @@ Key = Header(
 def create_router(service: Service) -> APIRouter:
     """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
     router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
-    uploads = asyncio.Semaphore(MAX_UPLOADS)
+    uploads = UploadSlots()
 
     def config() -> JobsConfig:
         if service.config.jobs is None:
@@ -115,9 +113,7 @@ def create_router(service: Service) -> APIRouter:
         model = await service.router.fetch_state(choice.variant)
         caller: str | None = request.state.caller
         await asyncio.to_thread(check_queue, jobs, caller, limits)
-        if uploads.locked():
-            raise OverloadedError(f"{MAX_UPLOADS} uploads are in flight already; retry later", 10)
-        async with uploads:
+        with uploads.take(caller):
             draft = await asyncio.to_thread(jobs.draft)
             try:
                 images = await _receive(request, draft, limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from starlette.testclient import TestClient
 
 from serve_app.batch.job_store import JobStore
 from serve_app.config import AdmissionConfig, FeedbackConfig, JobsConfig, KeysConfig, WeightsConfig
-from serve_app.errors import RateLimitedError
+from serve_app.errors import OverloadedError, RateLimitedError
 from serve_app.http.accounts import Accounts
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
+from serve_app.http.job_quota import UploadSlots
 from serve_app.observability.feedback_store import Feedback
 from tests.support.clock import FakeClock
 from tests.support.local_service import LocalService
@@ -181,6 +183,23 @@ def test_open_jobs_are_limited_per_caller_and_in_total(http: TestClient, tmp_pat
     assert http.delete(f"/v1/jobs/{first}", headers=ALICE).status_code == 200
     assert http.post("/v1/jobs", json=SOURCE, headers=BOB).status_code == 202
     assert len(JobStore(tmp_path / "jobs").open_jobs()) == 3
+
+
+def test_one_key_does_not_take_all_uploads() -> None:
+    """Half of the slots of a replica are left to others; an upload that has ended frees its slot."""
+    slots = UploadSlots()
+    with ExitStack() as uploads:
+        for caller in ("alice", "alice", "bob"):
+            uploads.enter_context(slots.take(caller))
+        with pytest.raises(RateLimitedError, match="2 uploads of this API key"), slots.take("alice"):
+            pass
+        with slots.take("bob"), pytest.raises(OverloadedError, match="4 uploads"), slots.take("carol"):
+            pass
+    with ExitStack() as uploads:
+        for _ in range(4):
+            uploads.enter_context(slots.take(None))
+        with pytest.raises(OverloadedError, match="4 uploads"), slots.take(None):
+            pass
 
 
 def test_a_change_of_the_settings_refills_nothing(http: TestClient, service: LocalService) -> None:
