@@ -9,14 +9,18 @@ from the declarations below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve_app.validation import Model as Model
+from serve_app.validation import describe as describe
+from serve_app.validation import describe_errors as describe_errors
+from serve_app.validation import parse as parse
 
 MiB = 1024 * 1024
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -286,30 +290,3 @@ class IngressConfig(ResponseConfig):
         if self.traffic is not None and not any(self.traffic.values()):
             raise ValueError("traffic: no variant has a share above 0, so none would answer; raise a share")
         return self
-
-
-def parse(kind: type[Model], values: Any) -> Model:
-    """Return a mapping as the given model, or raise ValueError with one line that says what is wrong."""
-    try:
-        return kind.model_validate(values or {})
-    except ValidationError as error:
-        raise ValueError(describe(error, kind)) from None
-
-
-def describe(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Return one line that says which fields of a model are wrong, why, and which fields it has."""
-    return describe_errors(error.errors(), kind.model_fields)
-
-
-def describe_errors(errors: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
-    """Return one line that describes pydantic's errors and lists the known names."""
-    problems = []
-    for error in errors:
-        where = ".".join(map(str, error["loc"]))
-        if error["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown name")
-        elif error["type"] == "value_error":  # from a validator of ours, whose message names the value
-            problems.append(f"{where}: {error['ctx']['error']}".removeprefix(": "))
-        else:
-            problems.append(f"{where or 'input'}: {error['msg']} (got {error['input']!r:.60})")
-    return f"{'; '.join(problems)}. Known names: {', '.join(names)}"
