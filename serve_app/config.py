@@ -9,14 +9,18 @@ from the declarations below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from serve_app.validation import Model as Model
+from serve_app.validation import describe as describe
+from serve_app.validation import describe_errors as describe_errors
+from serve_app.validation import parse as parse
 
 MiB = 1024 * 1024
-Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,10 @@ class LimitsConfig(FrozenModel):
         description="Most pixels that the header of an image may declare.",
     )
     deadline_s: Seconds = Field(30.0, description="Longest time that a request may take.")
+    min_body_bytes_per_s: Bytes = Field(4096, description="Lowest rate at which a request body may arrive.")
+    body_grace_s: Seconds = Field(
+        10.0, description="Longest time that a body may fall behind that rate, such as a pause of a mobile network."
+    )
 
 
 class AdmissionConfig(Settings):
@@ -131,6 +139,10 @@ class KeysConfig(FrozenModel):
         None, gt=0, description="Rate limit of each key at each ingress replica; unlimited by default."
     )
     burst: Images = Field(100, description="Images that a key may send at once before the rate limit applies.")
+    bytes_per_s: Annotated[float | None, Unit("bytes per second")] = Field(
+        None, gt=0, description="Rate limit of the request bodies of each key at each ingress replica."
+    )
+    burst_bytes: Bytes = Field(256 * MiB, description="Bytes that a key may send at once before that limit applies.")
 
     @property
     def required(self) -> bool:
@@ -155,6 +167,11 @@ class FeedbackConfig(FrozenModel):
 
     folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
     keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
+    keep_days: Annotated[float | None, Unit("days")] = Field(
+        None, gt=0, description="Time until votes and images are deleted; by default they stay."
+    )
+    max_votes: Annotated[int, Unit("votes")] = Field(1_000_000, ge=1, description="Most votes in the folder.")
+    max_kept_bytes: Bytes = Field(10 * 1024 * MiB, description="Most bytes of all kept images.")
 
 
 class JobsConfig(Settings):
@@ -172,11 +189,20 @@ class JobsConfig(Settings):
         100_000, gt=0, description="Most files and folders in a zip."
     )
     max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
-    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(20, ge=1, description="Most jobs that wait or run.")
+    max_upload_s: Seconds = Field(4 * 3600.0, description="Longest time that the upload of a zip may take.")
+    max_queued_jobs: Annotated[int, Unit("jobs")] = Field(
+        20, ge=1, description="Most jobs of one API key that wait or run."
+    )
+    max_total_queued_jobs: Annotated[int, Unit("jobs")] = Field(
+        100, ge=1, description="Most jobs of all clients that wait or run."
+    )
     workers: Annotated[int | None, Unit("workers")] = Field(
         None, ge=1, description="Workers of a job, each with one CPU and one model; one per CPU by default."
     )
     keep_days: Annotated[float, Unit("days")] = Field(7.0, gt=0, description="Time until an ended job is deleted.")
+    max_ended_jobs: Annotated[int, Unit("jobs")] = Field(
+        1000, ge=1, description="Most ended jobs to keep; the oldest are deleted first."
+    )
 
 
 class BatchConfig(Settings):
@@ -247,6 +273,12 @@ class IngressConfig(ResponseConfig):
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may call the API from a browser, such as `https://photos.example`."
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names under which clients reach the service, such as `photos.example` or `*.photos.example`; "
+        "`*` is any name. IP addresses, names without a dot and this machine's own name are always allowed. "
+        "If empty, other names are refused only while no API key is required.",
+    )
 
     @property
     def stage_capacity(self) -> int:
@@ -258,30 +290,3 @@ class IngressConfig(ResponseConfig):
         if self.traffic is not None and not any(self.traffic.values()):
             raise ValueError("traffic: no variant has a share above 0, so none would answer; raise a share")
         return self
-
-
-def parse(kind: type[Model], values: Any) -> Model:
-    """Return a mapping as the given model, or raise ValueError with one line that says what is wrong."""
-    try:
-        return kind.model_validate(values or {})
-    except ValidationError as error:
-        raise ValueError(describe(error, kind)) from None
-
-
-def describe(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Return one line that says which fields of a model are wrong, why, and which fields it has."""
-    return describe_errors(error.errors(), kind.model_fields)
-
-
-def describe_errors(errors: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
-    """Return one line that describes pydantic's errors and lists the known names."""
-    problems = []
-    for error in errors:
-        where = ".".join(map(str, error["loc"]))
-        if error["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown name")
-        elif error["type"] == "value_error":  # from a validator of ours, whose message names the value
-            problems.append(f"{where}: {error['ctx']['error']}".removeprefix(": "))
-        else:
-            problems.append(f"{where or 'input'}: {error['msg']} (got {error['input']!r:.60})")
-    return f"{'; '.join(problems)}. Known names: {', '.join(names)}"

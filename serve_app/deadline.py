@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from serve_app.errors import DeadlineExceededError, InvalidParameterError
 
 TIMEOUT_MS_HEADER, TIMEOUT_S_HEADER = "x-request-timeout-ms", "x-request-timeout-seconds"
-# Ray Serve obeys the second header too and would answer with plain text. Our own answer comes this much earlier.
-BEFORE_RAY_S = 0.05
+# Ray Serve would obey the second header too and answer with plain text. Before Ray reads it, it gets this name.
+FORWARDED_TIMEOUT_S_HEADER = "x-forwarded-request-timeout-seconds"
 
 
 class Deadline:
@@ -49,9 +49,13 @@ def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
     number raises InvalidParameterError (422).
     """
     timeout_s = max_timeout_s
-    for name, units_per_s, earlier_s in ((TIMEOUT_MS_HEADER, 1000, 0.0), (TIMEOUT_S_HEADER, 1, BEFORE_RAY_S)):
+    for name, sent_name, units_per_s in (
+        (TIMEOUT_MS_HEADER, TIMEOUT_MS_HEADER, 1000),
+        (TIMEOUT_S_HEADER, TIMEOUT_S_HEADER, 1),
+        (FORWARDED_TIMEOUT_S_HEADER, TIMEOUT_S_HEADER, 1),
+    ):
         if (text := headers.get(name)) is not None:
-            timeout_s = min(timeout_s, _positive(name, text) / units_per_s - earlier_s)
+            timeout_s = min(timeout_s, _positive(sent_name, text) / units_per_s)
     return Deadline(timeout_s)
 
 

@@ -36,6 +36,10 @@ class ForbiddenSourceError(ServiceError, status=403, code="forbidden_source", ti
     """A job may not read from this source."""
 
 
+class CrossSiteError(ServiceError, status=403, code="cross_site", title="Cross-site request"):
+    """A page of another site sent the request from a browser."""
+
+
 class UnknownModelError(ServiceError, status=404, code="unknown_model", title="Unknown model"):
     """This service has no model of that name."""
 
@@ -70,6 +74,10 @@ class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too
 
 class UnsupportedImageError(ServiceError, status=415, code="unsupported_image", title="Unsupported image"):
     """The content is not an image in an accepted format."""
+
+
+class UnknownHostError(ServiceError, status=421, code="unknown_host", title="Misdirected request"):
+    """The Host header names no host of this service."""
 
 
 class InvalidParameterError(ServiceError, status=422, code="invalid_parameter", title="Invalid parameter"):

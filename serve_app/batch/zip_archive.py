@@ -25,8 +25,8 @@ MIN_RATIO_BYTES = 32 * MiB
 LOCAL_HEADER_BYTES = 30  # of an entry, without its name
 
 
-def check_zip(path: Path, limits: JobsConfig) -> None:
-    """Refuse a zip that is broken, hostile or over a limit.
+def check_zip(path: Path, limits: JobsConfig) -> int:
+    """Refuse a zip that is broken, hostile or over a limit; return its number of files.
 
     The limits bound the memory of this check: the size of the directory is compared before the directory is read.
     A directory that lies about sizes gains nothing: a worker stops to read an entry at the largest image allowed.
@@ -64,6 +64,7 @@ def check_zip(path: Path, limits: JobsConfig) -> None:
             raise ArchiveError(f"{quote(name)} {reason}")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
             raise ArchiveError(f"{quote(name)} is a link or a device; zip the files themselves")
+    return len(files)
 
 
 def _check_sizes(entries: Sequence[zipfile.ZipInfo], limits: JobsConfig) -> None:

@@ -55,6 +55,7 @@ class Ingress:
         self._configured = False
         self._refused: str | None = None
         self.config = IngressConfig()
+        self.keys = ApiKeys(self.config.keys)
         self._apply(self.config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -146,7 +147,8 @@ class Ingress:
 
     def _apply(self, config: IngressConfig) -> None:
         """Use other settings; ValueError if the API keys or a folder cannot be used, and nothing has changed."""
-        keys = ApiKeys(config.keys)
+        # Unchanged keys keep what was last read from a file that may be unreadable at this moment.
+        keys = self.keys if config.keys == self.keys.config else ApiKeys(config.keys)
         feedback = Feedback(config.feedback, self._metrics.add_vote) if config.feedback else None
         if config.prediction_log != self.config.prediction_log:
             new = PredictionLog(config.prediction_log, self._metrics.set_log_rows) if config.prediction_log else None

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from serve_app.batch.job_store import JobStore, open_store
+from serve_app.batch.retention import delete_ended_jobs
 from serve_app.batch.supervisor import Supervisor
 from serve_app.config import JobsConfig
 
@@ -33,7 +34,7 @@ class JobActor:
 async def start_jobs(config: JobsConfig) -> None:
     """Delete old jobs, and start or wake the actor if a job is open."""
     store = open_store(config.folder)
-    await asyncio.to_thread(store.sweep, config.keep_days)
+    await asyncio.to_thread(delete_ended_jobs, store, config)
     if await asyncio.to_thread(store.open_jobs):
         await asyncio.to_thread(_wake_actor, str(store.folder), config.workers)
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from serve_app.config import IngressConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import OverloadedError
-from serve_app.http.rate_limit import TokenBucket
+from serve_app.http.accounts import Charge
 
 DECAY_S = 5.0  # time constant: a change of throughput is known after about this long
 MIN_COMPLETIONS = 16  # completions needed before the estimate is trusted in full
@@ -67,19 +67,18 @@ class AdmissionController:
         self._throughput, self._measured_at = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
 
-    def admit(self, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None = None) -> Permit:
+    def admit(self, body_bytes: int, deadline: Deadline, charge: Charge | None = None) -> Permit:
         """Let in a request whose body has not been read; ``body_bytes`` is its declared length, 0 if it declares none.
 
+        Its images are charged to ``charge``.
+
         Raises:
-            RateLimitedError: The API key sends too many images (429).
             OverloadedError: Limits are reached or the wait is too long (503); says when to retry.
             DeadlineExceededError: The deadline has passed (504).
         """
-        if bucket:
-            bucket.check()
         self.check(deadline)
         self.buffer(body_bytes)
-        return Permit(self, body_bytes, deadline, bucket)
+        return Permit(self, body_bytes, deadline, charge)
 
     def check(self, deadline: Deadline) -> None:
         """Raise OverloadedError (503) or DeadlineExceededError (504) unless another image can be classified in time."""
@@ -139,10 +138,10 @@ class Permit:
     """An admitted request and its deadline; leaving the block releases its images and bytes."""
 
     def __init__(
-        self, controller: AdmissionController, body_bytes: int, deadline: Deadline, bucket: TokenBucket | None
+        self, controller: AdmissionController, body_bytes: int, deadline: Deadline, charge: Charge | None
     ) -> None:
         self.deadline = deadline
-        self._controller, self._bucket = controller, bucket
+        self._controller, self._charge = controller, charge
         self._declared_bytes = self._bytes = body_bytes
         self._images = 0  # known once the body has been read
 
@@ -162,8 +161,8 @@ class Permit:
         self._controller.check(self.deadline)
         self._images += images
         self._controller.change(images)
-        if self._bucket:
-            self._bucket.take(images)
+        if self._charge:
+            self._charge.take_images(images)
 
     def finish_image(self, completed: bool) -> None:
         """Count an image as gone; one that the other stages have not completed says nothing about their throughput."""

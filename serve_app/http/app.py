@@ -14,9 +14,12 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.config import describe_errors
-from serve_app.errors import InvalidParameterError, ServiceError
+from serve_app.errors import InvalidParameterError, ServiceError, SlowBodyError
 from serve_app.http import classify, feedback, jobs, oip, status
+from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
+from serve_app.http.canonical import CanonicalMiddleware
+from serve_app.http.cross_site import CrossSiteMiddleware
 from serve_app.http.fan_out import FanOut
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
 from serve_app.http.oip import error_response
@@ -36,20 +39,25 @@ def create_app(service: Service) -> FastAPI:
         summary="Send a photo, get its most likely classes.",
         separate_input_output_schemas=False,
     )
+    # A redirect to the path without its last slash would make a client send its body twice.
+    app.router.redirect_slashes = False
     stats = Stats()
     fan_out = FanOut(service, stats)
     admission = AdmissionController(lambda: service.config)
+    accounts = Accounts(lambda: service.keys.config)
     _handle_errors(app)
 
     # The middleware that is added last runs first.
-    app.add_middleware(AdmissionMiddleware, service=service, admission=admission, stats=stats)
+    app.add_middleware(AdmissionMiddleware, service=service, admission=admission, accounts=accounts, stats=stats)
+    app.add_middleware(CrossSiteMiddleware, service=service)
     app.add_middleware(CorsMiddleware, service=service)
     app.add_middleware(RequestIdMiddleware, service=service)
+    app.add_middleware(CanonicalMiddleware)
     app.include_router(oip.create_router(service, fan_out))
-    app.include_router(feedback.create_router(service))
+    app.include_router(feedback.create_router(service, fan_out))
     app.include_router(jobs.create_router(service))
     app.include_router(classify.create_router(service, fan_out))
-    app.include_router(status.create_router(service, admission, stats))
+    app.include_router(status.create_router(service, admission, accounts, stats))
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -64,13 +72,19 @@ def _handle_errors(app: FastAPI) -> None:
     def request_id(request: Request) -> str | None:
         return getattr(request.state, "id", None)
 
-    def allowed_methods(path: str) -> list[str]:
+    def allowed_methods(path: str, of_one_route: str) -> str:
+        """Return the methods of all routes of a path: Starlette names those of one route, and no HEAD."""
         routes = app.openapi()["paths"].items()
-        return sorted(m.upper() for route, methods in routes if compile_path(route)[0].match(path) for m in methods)
+        methods = {m.upper() for route, methods in routes if compile_path(route)[0].match(path) for m in methods}
+        methods |= set(of_one_route.split(", "))
+        return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
-        return error_response(request, to_problem(error, request_id(request)))
+        response = error_response(request, to_problem(error, request_id(request)))
+        if isinstance(error, SlowBodyError):
+            response.headers["Connection"] = "close"  # the rest of the body would hold the connection
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -88,14 +102,14 @@ def _handle_errors(app: FastAPI) -> None:
             title=error.detail,
             status=error.status_code,
             code=error.detail.lower().replace(" ", "_"),
-            detail=f"{request.method} {request.url.path}: {error.detail}; /docs lists all routes",
+            detail=f"{request.method} {request.url.path:.200}: {error.detail}; /docs lists all routes",
             retryable=False,
             request_id=request_id(request),
         )
         response = error_response(request, problem)
         response.headers.update(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := allowed_methods(request.url.path)):
-            response.headers["Allow"] = ", ".join(methods)  # Starlette names the methods of one route only
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = allowed_methods(request.url.path, response.headers["Allow"])
         return response
 
     @app.exception_handler(Exception)

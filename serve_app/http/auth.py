@@ -19,27 +19,34 @@ from pathlib import Path
 
 from serve_app.config import KeysConfig
 from serve_app.errors import UnauthorizedError
-from serve_app.http.rate_limit import TokenBucket
 
-CHECK_FILE_S = 1.0
+READ_FILE_S = 1.0  # longest time until a change of the key file takes effect
 LINE = re.compile(r"(?P<name>[^\s#]\S*)\s+(?P<hash>[0-9a-f]{64})")
 log = logging.getLogger("serve_app")
 
 
 class ApiKeys:
-    """The valid API keys as ``read_keys`` returns them, and the token bucket of each key at this ingress replica."""
+    """The valid API keys: those of ``read_keys`` at the start, and what the file holds since.
+
+    Attributes:
+        config: Where the keys are, and the limits of each.
+    """
 
     def __init__(self, config: KeysConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config, self._clock = config, clock
+        self.config, self._clock = config, clock
         self._hashes = read_keys(config)
-        self._checked_s, self._file_stamp = clock(), self._stat_file()
-        self._buckets: dict[str, TokenBucket] = {}
+        self._read_s, self._problem = clock(), ""
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key."""
+        return self.config.required
 
     def caller(self, headers: Mapping[str, str]) -> str | None:
         """Return the client whose key is in the headers, or raise UnauthorizedError (401); None if none is required."""
-        if not self._config.required:
+        if not self.required:
             return None
-        self._reload_if_changed()
+        self._refresh()
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not key:
@@ -51,34 +58,41 @@ class ApiKeys:
             raise UnauthorizedError("this API key is unknown or was revoked; ask the operator for a new one")
         return matches[-1]
 
-    def bucket(self, caller: str | None) -> TokenBucket | None:
-        """Return the token bucket of a client; None if no rate limit applies."""
-        if caller is None or self._config.images_per_s is None:
-            return None
-        if caller not in self._buckets:
-            self._buckets[caller] = TokenBucket(self._config.images_per_s, self._config.burst, self._clock)
-        return self._buckets[caller]
+    def _refresh(self) -> None:
+        """Read the key file again, at most once a second.
 
-    def _reload_if_changed(self) -> None:
-        """Read the key file again after a change, at most once a second; an unreadable file keeps the old keys."""
-        if (now := self._clock()) - self._checked_s < CHECK_FILE_S:
+        The file is read even if its time and size are those of the last read: two changes in one tick of the file
+        system's clock look like one. A key whose name is gone is revoked, whatever other lines hold. An unreadable
+        file, or a malformed line for a name, leaves the old keys valid until the next read.
+        """
+        if self.config.file is None or (now := self._clock()) - self._read_s < READ_FILE_S:
             return
-        self._checked_s = now
-        if (stamp := self._stat_file()) != self._file_stamp:
-            self._file_stamp = stamp
-            try:
-                self._hashes = read_keys(self._config)
-            except ValueError as error:
-                log.error("API keys not reloaded, the previous keys stay valid: %s", error)
-            else:
-                log.info("API keys reloaded: %d", len(self._hashes))
-
-    def _stat_file(self) -> tuple[int, int, int] | None:
+        self._read_s = now
         try:
-            stat = Path(self._config.file).stat() if self._config.file else None
-        except OSError:
-            return None
-        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat else None
+            hashes, problems = read_keys(self.config), ""
+        except MalformedKeysError as error:
+            kept = {name: self._hashes[name] for name in error.names & self._hashes.keys()}
+            hashes, problems = kept | error.hashes, str(error)
+        except ValueError as error:
+            hashes, problems = self._hashes, str(error)
+        if problems and problems != self._problem:
+            log.error("API keys: %s", problems)
+        if hashes != self._hashes:
+            log.info("API keys reloaded: %d", len(hashes))
+        self._hashes, self._problem = hashes, problems
+
+
+class MalformedKeysError(ValueError):
+    """Lines of a key source are malformed.
+
+    Attributes:
+        hashes: The keys of all other lines.
+        names: First words of the malformed lines.
+    """
+
+    def __init__(self, message: str, hashes: dict[str, str], names: set[str]) -> None:
+        super().__init__(message)
+        self.hashes, self.names = hashes, names
 
 
 def create_key(name: str) -> tuple[str, str]:
@@ -99,27 +113,30 @@ def read_keys(config: KeysConfig) -> dict[str, str]:
     """Return client name -> key hash from all configured sources.
 
     Raises:
-        ValueError: The file or the environment variable is missing, or one of its lines is malformed.
+        MalformedKeysError: A line of the file or of the environment variable is malformed.
+        ValueError: The file or the environment variable is missing.
     """
-    hashes = dict(config.hashes or {})
+    texts: dict[str, str] = {}
     try:
         if config.file:
-            hashes |= _parse(Path(config.file).read_text(), f"keys.file {config.file}")
+            texts[f"keys.file {config.file}"] = Path(config.file).read_text()
         if config.env:
-            hashes |= _parse(os.environ[config.env], f"keys.env {config.env}")
+            texts[f"keys.env {config.env}"] = os.environ[config.env]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"keys.file {config.file}: cannot be read ({error})") from None
     except KeyError:
         raise ValueError(f"keys.env {config.env}: no such environment variable on this node") from None
-    return hashes
-
-
-def _parse(text: str, where: str) -> dict[str, str]:
-    hashes: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        if (match := LINE.fullmatch(line.strip())) is None:
-            raise ValueError(f"{where}, line {number}: not `name sha256`; make a line with `serve-app keys new NAME`")
-        hashes[match["name"]] = match["hash"]
+    hashes, malformed = dict(config.hashes or {}), {}
+    for where, text in texts.items():
+        for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+            if (match := LINE.fullmatch(line)) is not None:
+                hashes[match["name"]] = match["hash"]
+            elif line and not line.startswith("#"):
+                malformed[f"{where}, line {number}"] = line.split()[0]
+    if malformed:
+        raise MalformedKeysError(
+            f"{', '.join(malformed)}: not `name sha256`; make a line with `serve-app keys new NAME`",
+            hashes,
+            set(malformed.values()),
+        )
     return hashes

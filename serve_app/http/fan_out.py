@@ -47,6 +47,29 @@ class FanOut:
             tasks.append(asyncio.create_task(self._classify(upload, context, parameters, choice, permit)))
         return tasks
 
+    async def outcome(
+        self, request: ClassifyRequest[bytes], context: RequestContext, choice: VariantChoice, permit: Permit
+    ) -> Outcome:
+        """Classify one image that ``permit`` counts, until the deadline; any failure is returned as a ServiceError."""
+        outcome: Outcome
+        try:
+            with self._stats.in_flight():
+                async with asyncio.timeout(context.deadline.left_s()):
+                    outcome = await self._service.router.classify(request, choice)
+        except TimeoutError:
+            outcome = context.deadline.exceeded()
+        except ServiceError as error:
+            outcome = error
+        except Exception:
+            log.exception("request %s, image %d", context.request_id, context.index)
+            outcome = ServiceError("this image could not be classified; the server's log has the reason")
+        except asyncio.CancelledError:
+            permit.finish_image(completed=False)
+            raise
+        refused = isinstance(outcome, ServiceError) and (outcome.retryable or outcome.status >= 500)
+        permit.finish_image(completed=not refused)
+        return outcome
+
     async def _classify(
         self, upload: Upload, context: RequestContext, parameters: Parameters, choice: VariantChoice, permit: Permit
     ) -> ImageResult:
@@ -63,24 +86,11 @@ class FanOut:
             measure_stats=service.prediction_log is not None,
         )
         outcome: Outcome
-        try:
-            if isinstance(upload.encoded, ServiceError):
-                raise upload.encoded
-            with self._stats.in_flight():
-                async with asyncio.timeout(context.deadline.left_s()):
-                    outcome = await service.router.classify(request, choice)
-        except TimeoutError:
-            outcome = context.deadline.exceeded()
-        except ServiceError as error:
-            outcome = error
-        except Exception:
-            log.exception("request %s, image %d", context.request_id, context.index)
-            outcome = ServiceError("this image could not be classified; the server's log has the reason")
-        except asyncio.CancelledError:
-            permit.finish_image(completed=False)
-            raise
-        refused = isinstance(outcome, ServiceError) and (outcome.retryable or outcome.status >= 500)
-        permit.finish_image(completed=not refused)
+        if isinstance(upload.encoded, ServiceError):
+            outcome = upload.encoded
+            permit.finish_image(completed=True)
+        else:
+            outcome = await self.outcome(request, context, choice, permit)
         if service.prediction_log:
             service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000)
         if isinstance(outcome, ClassifyResult):

@@ -20,11 +20,13 @@ from serve_app.errors import (
     ServiceError,
     UnsupportedImageError,
 )
+from serve_app.http.admission import Permit
+from serve_app.http.fan_out import FanOut
 from serve_app.http.openapi import IMAGE_BODY, PROBLEMS, form_fields
 from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest, Upload, check_size, content_type, parse_form, read_json
+from serve_app.messages import ClassifyRequest, RequestContext
 from serve_app.observability.feedback_store import Feedback, Vote
-from serve_app.preprocessing.transform import preprocess
 
 
 class FeedbackBody(FrozenModel):
@@ -47,7 +49,7 @@ FORM = {**SCHEMA, "properties": {**form_fields(SCHEMA), "image": IMAGE_BODY["sch
 BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}}}
 
 
-def create_router(service: Service) -> APIRouter:
+def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     """Build the route over a service whose settings may switch feedback on."""
     router = APIRouter()
 
@@ -81,8 +83,24 @@ def create_router(service: Service) -> APIRouter:
         card = next(iter(service.router.cards().values()), None)
         caller, version = request.scope["state"].get("caller"), card and card.version
         vote = Vote(time=time.time(), **body.model_dump(), version=version, caller=caller, image=None)
-        await asyncio.to_thread(_store, store, vote, encoded, service)
+        image = None if encoded is None else (encoded, await detect_format(encoded, request))
+        await asyncio.to_thread(_store, store, vote, image)
         return Response(status_code=204)
+
+    async def detect_format(encoded: bytes, request: Request) -> str:
+        """Return the format of an image that the Preprocessor can decode; others would fail a training run later.
+
+        The image is classified like any other: counted by admission control, under the request's deadline.
+        """
+        permit: Permit = request.state.permit
+        context = RequestContext(request.state.id, 0, permit.deadline, request.state.traceparent)
+        permit.add_images(1)
+        classify = ClassifyRequest(encoded, top_k=1, context=context, max_pixels=service.config.limits.max_pixels)
+        outcome = await fan_out.outcome(classify, context, service.router.choose(), permit)
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        assert outcome.image  # the Preprocessor adds it to every result
+        return outcome.image.format
 
     return router
 
@@ -113,12 +131,8 @@ def _check_label(label: str, service: Service) -> None:
         raise InvalidParameterError(f"label: {label!r:.60} is not a class of the model; {hint}")
 
 
-def _store(store: Feedback, vote: Vote, encoded: bytes | None, service: Service) -> None:
-    image = None
-    if encoded is not None:  # an image that cannot be decoded would fail a training run later
-        preprocessed = preprocess(encoded, service.router.first_card().transform, service.config.limits.max_pixels)
-        image = encoded, preprocessed.info.format
+def _store(store: Feedback, vote: Vote, image: tuple[bytes, str] | None) -> None:
     try:
         store.keep(vote, image)
     except OSError as error:
-        raise NotReadyError(f"the feedback cannot be written ({error}); retry later") from error
+        raise NotReadyError(f"the feedback cannot be written ({error.strerror}); retry later") from error

@@ -27,10 +27,10 @@ from serve_app.errors import (
     ForbiddenSourceError,
     JobsOffError,
     MalformedRequestError,
-    OverloadedError,
     UnsupportedImageError,
 )
 from serve_app.http.job_errors import hide_server_paths
+from serve_app.http.job_quota import UploadSlots, check_queue
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
@@ -39,7 +39,6 @@ from serve_app.http.uploads import LimitedRequest, content_type, read_json
 
 PATH = "/v1/jobs"
 MAX_JSON_BYTES = 64 * 1024
-MAX_UPLOADS = 4  # in flight at one ingress replica
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -61,6 +60,7 @@ class JobInput(NamedTuple):
     sha256: str  # of the zip, or of the location
     name: str  # what clients see as the source
     location: str | None  # folder or bucket prefix to read; None for a zip, which is in the draft folder
+    files: int  # in the zip; 0 for a location, whose files are counted by the job
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -84,7 +84,7 @@ Key = Header(
 def create_router(service: Service) -> APIRouter:
     """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
     router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
-    uploads = asyncio.Semaphore(MAX_UPLOADS)
+    uploads = UploadSlots()
 
     def config() -> JobsConfig:
         if service.config.jobs is None:
@@ -114,18 +114,14 @@ def create_router(service: Service) -> APIRouter:
         limits, jobs = config(), store()
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
-        if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
-            raise OverloadedError(
-                f"{limits.max_queued_jobs} jobs are queued already (limit: `jobs.max_queued_jobs`); retry later", 60
-            )
-        if uploads.locked():
-            raise OverloadedError(f"{MAX_UPLOADS} uploads are in flight already; retry later", 10)
-        async with uploads:
+        caller: str | None = request.state.caller
+        await asyncio.to_thread(check_queue, jobs, caller, limits)
+        with uploads.take(caller):
             draft = await asyncio.to_thread(jobs.draft)
             try:
                 images = await _receive(request, draft, limits)
                 job_request = JobRequest(
-                    caller=request.state.caller,
+                    caller=caller,
                     source=images.name,
                     location=images.location,
                     body_sha256=images.sha256,
@@ -135,7 +131,10 @@ def create_router(service: Service) -> APIRouter:
                     limits=service.config.limits,
                     model=model.card.ref,
                 )
+                await asyncio.to_thread(check_queue, jobs, caller, limits)  # other uploads may have been faster
                 job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
+                if not draft.exists():  # the draft became the job; with a known Idempotency-Key it stays a draft
+                    request.state.charge.take_images(images.files)
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
         await service.start_jobs()
@@ -201,29 +200,28 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
     if kind == "application/json":
         limited = LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES)
         source = (await read_json(limited, JobSource)).source
-        location = await asyncio.to_thread(_find_source, source, limits)
-        return JobInput(hashlib.sha256(location.encode()).hexdigest(), source, location)
+        location, files = await asyncio.to_thread(_find_source, source, limits)
+        return JobInput(hashlib.sha256(location.encode()).hexdigest(), source, location, files)
     if kind not in (*RAW_TYPES, FORM):
         raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
     path = draft / UPLOAD
     sha256, name = await save_zip(request, path, limits)
-    await asyncio.to_thread(_check_upload, path, limits)
-    return JobInput(sha256, name, None)
+    return JobInput(sha256, name, None, await asyncio.to_thread(_check_upload, path, limits))
 
 
-def _check_upload(path: Path, limits: JobsConfig) -> None:
+def _check_upload(path: Path, limits: JobsConfig) -> int:
     with path.open("rb") as file:
         if file.read(64).lstrip().startswith(b"{"):
             raise MalformedRequestError("the body is JSON, not a zip; send it with Content-Type: application/json")
-    check_zip(path, limits)
+    return check_zip(path, limits)
 
 
-def _find_source(source: str, limits: JobsConfig) -> str:
-    """Return the location of an allowed source; a zip there is checked like an uploaded one."""
+def _find_source(source: str, limits: JobsConfig) -> tuple[str, int]:
+    """Return the location of an allowed source, and the files of a zip; a zip there is checked like an uploaded one."""
     location = resolve_source(source, limits.sources)
     if "://" not in location and os.path.isfile(location):
-        check_zip(Path(location), limits)
-    return location
+        return location, check_zip(Path(location), limits)
+    return location, 0
 
 
 def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 
+from starlette import status
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware as StarletteCorsMiddleware
 from starlette.requests import Request
@@ -13,19 +13,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.deadline import read_deadline
 from serve_app.errors import ServiceError, UnauthorizedError
+from serve_app.http.accounts import Accounts, Charge
 from serve_app.http.admission import AdmissionController, Permit
+from serve_app.http.body_pace import PacedBody
+from serve_app.http.cross_site import HEALTH_PATHS
+from serve_app.http.job_uploads import IDLE_TIMEOUT_S
 from serve_app.http.oip import app_path, error_response
+from serve_app.http.request_headers import has_body, new_request_id, valid_request_id
 from serve_app.http.responses import to_problem
 from serve_app.http.service import Service
-from serve_app.http.uploads import receive_within
 from serve_app.observability import tracing
 from serve_app.observability.stats import Stats
 
-# Paths that need no API key: health and documentation.
-PUBLIC_PATHS = ("/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/docs", "/redoc", "/openapi.json")
+# GET requests that need no API key: health and documentation. Everything else needs one, whatever its method and path.
+PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/redoc", "/openapi.json")
 PUBLIC_FOLDER = "/static-offline-docs/"
 # Job uploads go to disk as they arrive and have limits of their own, so admission control does not count them.
 JOBS_PATH = "/v1/jobs"
+MAX_LOGGED_PATH = 200  # characters
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 
 
@@ -41,11 +46,12 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get("x-request-id")  # Ray Serve's proxy sets it and returns it
+        request_id = valid_request_id(headers.getlist("x-request-id"))  # Ray Serve sets it and returns it
         state = scope.setdefault("state", {})
-        state["id"], state["start"] = request_id or f"req_{uuid.uuid4().hex}", time.perf_counter()
+        state["id"], state["start"] = request_id or new_request_id(), time.perf_counter()
         state["model"] = next((card.ref for card in self._service.router.cards().values()), None)
-        span = tracing.start_span(app_path(scope), state["id"], headers) if scope["method"] == "POST" else None
+        path = app_path(scope)[:MAX_LOGGED_PATH]
+        span = tracing.start_span(path, state["id"], headers) if scope["method"] == "POST" else None
         state["traceparent"] = span and span.traceparent
         status: int | None = None
 
@@ -89,18 +95,28 @@ class CorsMiddleware:
 
 
 class AdmissionMiddleware:
-    """Checks the API key, and admits a request with a body if its images can be classified in time.
+    """Checks the API key and the caller's limits, and admits a body if its images can be classified in time.
 
     A refused request is refused before its body is read.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, admission: AdmissionController, stats: Stats) -> None:
+    def __init__(
+        self, app: ASGIApp, service: Service, admission: AdmissionController, accounts: Accounts, stats: Stats
+    ) -> None:
         self._app, self._service, self._admission, self._stats = app, service, admission, stats
+        self._accounts = accounts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
+        if scope["type"] == "websocket":  # no route takes one, so none is let past the checks below
+            await send({"type": "websocket.close", "code": status.WS_1008_POLICY_VIOLATION})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         try:
-            permit = self._admit(scope) if scope["type"] == "http" else None
+            charge = self._authorize(scope)
+            permit = self._admit(scope, charge) if charge else None
         except ServiceError as error:
             self._stats.add_error(error)
             response = error_response(Request(scope), to_problem(error, scope["state"]["id"]))
@@ -108,50 +124,57 @@ class AdmissionMiddleware:
                 response.headers["WWW-Authenticate"] = "Bearer"
             await response(scope, receive, send)
             return
-        if permit is None:
+        if charge is None:
             await self._app(scope, receive, send)
             return
-        with permit:
-            scope["state"]["permit"] = permit
-            await self._app(scope, _counted(receive, permit), send)
+        scope["state"]["charge"] = charge
+        with charge:
+            if permit is None:
+                await self._app(scope, self._paced_upload(receive, charge), send)
+                return
+            with permit:
+                scope["state"]["permit"] = permit
+                await self._app(scope, self._paced_body(receive, charge, permit), send)
 
-    def _admit(self, scope: Scope) -> Permit | None:
-        """Return a permit; None for requests that bypass admission control: GET, public paths and job uploads."""
-        path = app_path(scope)
-        if path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER):
+    def _authorize(self, scope: Scope) -> Charge | None:
+        """Check the API key; return what the request costs its caller, None if it has no body and is no POST.
+
+        Raises:
+            UnauthorizedError: The API key is missing or unknown (401).
+            RateLimitedError: The caller has reached a limit (429).
+        """
+        method, path = scope["method"], app_path(scope)
+        if method == "GET" and (path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)):
             return None
-        headers = Headers(scope=scope)
-        caller = scope["state"]["caller"] = self._service.keys.caller(headers)
-        if scope["method"] != "POST":
+        caller = scope["state"]["caller"] = self._service.keys.caller(Headers(scope=scope))
+        if method != "POST" and not has_body(scope["headers"]):
             return None
-        bucket = self._service.keys.bucket(caller)
-        if path == JOBS_PATH:
-            if bucket:
-                bucket.check()
+        account = self._accounts.of(caller)
+        account.check()
+        return Charge(account)
+
+    def _admit(self, scope: Scope, charge: Charge) -> Permit | None:
+        """Return a permit; None for job uploads, which bypass admission control."""
+        if (scope["method"], app_path(scope)) == ("POST", JOBS_PATH):
             return None
-        limits, declared = self._service.config.limits, headers.get("content-length", "")
+        headers, limits = Headers(scope=scope), self._service.config.limits
+        declared = headers.get("content-length", "")
         body_bytes = int(declared) if re.fullmatch("[0-9]{1,18}", declared) else 0
         return self._admission.admit(
             min(body_bytes, limits.max_body_bytes),  # a longer body is refused when it is read
             read_deadline(headers, limits.deadline_s),
-            bucket,
+            charge,
         )
 
+    def _paced_body(self, receive: Receive, charge: Charge, permit: Permit) -> PacedBody:
+        def count(received: int) -> None:
+            charge.take_bytes(received)
+            permit.receive(received)
 
-def _counted(receive: Receive, permit: Permit) -> Receive:
-    """Count the bytes of the body, and wait for them until the request's deadline."""
-    complete, size = False, 0
+        limits = self._service.config.limits
+        return PacedBody(receive, limits.min_body_bytes_per_s, limits.body_grace_s, permit.deadline.left_s(), count)
 
-    async def receive_in_time() -> Message:
-        nonlocal complete, size
-        if complete:  # the next message is the disconnect
-            return await receive()
-        refusal = f"the request's deadline passed after {size} bytes of the body"
-        message = await receive_within(receive, permit.deadline.left_s(), refusal)
-        complete = not message.get("more_body", False)
-        received = len(message.get("body", b""))
-        size += received
-        permit.receive(received)
-        return message
-
-    return receive_in_time
+    def _paced_upload(self, receive: Receive, charge: Charge) -> PacedBody:
+        limits, jobs = self._service.config.limits, self._service.config.jobs
+        timeout_s = jobs.max_upload_s if jobs else limits.deadline_s
+        return PacedBody(receive, limits.min_body_bytes_per_s, IDLE_TIMEOUT_S, timeout_s, charge.take_bytes)

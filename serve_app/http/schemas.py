@@ -91,3 +91,21 @@ class JobList(FrozenModel):
     jobs: list[JobState]
     sources: list[str] = Field(description="Folders and prefixes that a job may name.")
     limits: dict[str, int] = Field(description="Of a zip: max_zip_bytes, max_zip_entries, max_unpacked_bytes.")
+
+
+class Quota(FrozenModel):
+    """How much of one kind a caller has used, and may use."""
+
+    used: int = Field(description="Counted against the limit now; without a limit, all since the replica's start.")
+    limit: int | None = Field(default=None, description="Most at once; null without a limit.")
+    remaining: int | None = Field(default=None, description="What is left of the limit now; null without a limit.")
+    total: int | None = Field(default=None, description="All since the start of the replica.")
+
+
+class Usage(FrozenModel):
+    """What a caller has used at one ingress replica, and may use."""
+
+    caller: str | None = Field(description="Name of the API key; null if no key is required.")
+    images: Quota = Field(description="Images; the limit refills at `keys.images_per_s`.")
+    bytes: Quota = Field(description="Bytes of request bodies; the limit refills at `keys.bytes_per_s`.")
+    jobs: Quota | None = Field(default=None, description="Jobs that wait or run; null if jobs are switched off.")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from serve_app.batch.job_store import open_store
 from serve_app.config import ResponseConfig
 from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
+from serve_app.http.job_quota import queue_quota
 from serve_app.http.openapi import PROBLEMS
+from serve_app.http.schemas import Usage
 from serve_app.http.service import Service
 from serve_app.observability.stats import Stats
 from serve_app.preprocessing.decode import FORMATS
 
 
-def create_router(service: Service, admission: AdmissionController, stats: Stats) -> APIRouter:
-    """Build the GET routes that describe this ingress replica and its models."""
+def create_router(service: Service, admission: AdmissionController, accounts: Accounts, stats: Stats) -> APIRouter:
+    """Build the GET routes that describe this ingress replica, its models and the caller's use of them."""
     router = APIRouter()
 
     @router.get("/healthz", summary="Liveness: the process runs")
@@ -70,5 +75,18 @@ def create_router(service: Service, admission: AdmissionController, stats: Stats
             "prediction_log": service.prediction_log and service.prediction_log.snapshot(),
             **stats.snapshot(),
         }
+
+    @router.get(
+        "/v1/usage",
+        response_model=Usage,
+        responses={401: PROBLEMS[401]},
+        summary="What the caller has used, and may use, at this ingress replica",
+    )
+    async def usage(request: Request) -> Usage:
+        """Return the counts of the caller's API key. Ingress replicas count separately; all of them share the jobs."""
+        caller: str | None = request.state.caller
+        account, jobs = accounts.of(caller), service.config.jobs
+        queue = await asyncio.to_thread(queue_quota, open_store(jobs.folder), caller, jobs) if jobs else None
+        return Usage(caller=caller, images=account.images.quota(), bytes=account.bytes.quota(), jobs=queue)
 
     return router

@@ -12,9 +12,11 @@ class that counts.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +25,11 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from serve_app.config import FeedbackConfig, FrozenModel
-from serve_app.errors import DatasetError
+from serve_app.errors import DatasetError, OverloadedError
 from serve_app.files import atomic_write
 
 VOTES, IMAGES = "votes", "images"
+COUNT_S = 600  # between two counts of a folder, which other replicas fill too
 
 
 class Vote(FrozenModel):
@@ -40,6 +43,13 @@ class Vote(FrozenModel):
     version: str | None = Field(description="Version of the weights that were served when the vote came.")
     caller: str | None = Field(description="Name of the API key, if keys are required.")
     image: str | None = Field(description="Path of the image below the folder, if it was kept.")
+
+
+class FolderUse(NamedTuple):
+    """What a feedback folder holds."""
+
+    votes: int
+    image_bytes: int
 
 
 class LabeledImage(NamedTuple):
@@ -57,7 +67,8 @@ class Feedback:
     """
 
     def __init__(self, config: FeedbackConfig, on_vote: Callable[[Vote], None] = lambda vote: None) -> None:
-        self.keep_images = config.keep_images
+        self.keep_images, self._config = config.keep_images, config
+        self._use, self._counted_s = FolderUse(0, 0), -math.inf
         self._folder, self._on_vote = Path(config.folder), on_vote
         try:
             for name in (VOTES, IMAGES):
@@ -66,7 +77,13 @@ class Feedback:
             raise ValueError(f"feedback.folder {config.folder}: cannot be written to ({error})") from None
 
     def keep(self, vote: Vote, image: tuple[bytes, str] | None = None) -> None:
-        """Write a vote and, if it has a label, its image: the encoded file and its format, such as ``jpeg``."""
+        """Write a vote and, if it has a label, its image: the encoded file and its format, such as ``jpeg``.
+
+        Raises:
+            OverloadedError: The folder holds as many votes or bytes as it may (503).
+        """
+        size = len(image[0]) if image else 0
+        self._check_room(size)
         if image and vote.label is not None:
             encoded, extension = image
             relative = Path(IMAGES, class_folder(vote.label), f"{sha256(encoded).hexdigest()}.{extension}")
@@ -77,7 +94,49 @@ class Feedback:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         with atomic_write(self._folder / VOTES / name) as path:
             path.write_text(vote.model_dump_json() + "\n")
+        self._use = FolderUse(self._use.votes + 1, self._use.image_bytes + size)
         self._on_vote(vote)
+
+    def _check_room(self, image_bytes: int) -> None:
+        """Raise OverloadedError if there is no room; every ``COUNT_S`` delete what is old, and count the rest."""
+        config = self._config
+        if (now := time.monotonic()) - self._counted_s > COUNT_S:
+            self._counted_s = now
+            if config.keep_days is not None:
+                delete_older(self._folder, time.time() - config.keep_days * 86400)
+            self._use = folder_use(self._folder)
+        if self._use.votes >= config.max_votes:
+            full = f"{self._use.votes} votes (limit: `feedback.max_votes` = {config.max_votes})"
+        elif image_bytes and self._use.image_bytes + image_bytes > config.max_kept_bytes:
+            full = (
+                f"{self._use.image_bytes} bytes of images (limit: `feedback.max_kept_bytes` = {config.max_kept_bytes})"
+            )
+        else:
+            return
+        raise OverloadedError(
+            f"the feedback folder holds {full}; the operator has to empty it or raise the limit", COUNT_S
+        )
+
+
+def folder_use(folder: Path) -> FolderUse:
+    """Count the votes and the bytes of the images in a feedback folder."""
+    image_bytes = 0
+    for path in (folder / IMAGES).glob("*/[!.]*"):
+        with suppress(FileNotFoundError):
+            image_bytes += path.stat().st_size
+    return FolderUse(sum(1 for _ in (folder / VOTES).glob("[!.]*.json")), image_bytes)
+
+
+def delete_older(folder: Path, time_s: float) -> None:
+    """Delete votes and images from before a time, in seconds since 1970.
+
+    An image is written before the vote that names it, so images stay a little longer than votes.
+    """
+    for pattern, limit_s in ((f"{VOTES}/[!.]*.json", time_s), (f"{IMAGES}/*/[!.]*", time_s - COUNT_S)):
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # another replica deleted it
+                if path.stat().st_mtime < limit_s:
+                    path.unlink()
 
 
 def class_folder(label: str) -> str:

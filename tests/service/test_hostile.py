@@ -49,3 +49,23 @@ def test_slow_senders_keep_nobody_waiting(running: Running) -> None:
     finally:
         for connection in slow:
             connection.close()
+
+
+def test_ray_serve_and_other_sites_get_no_say(running: Running) -> None:
+    """Behind HAProxy and Ray Serve too: control headers, strange ids, foreign hosts and origins, HEAD and slashes."""
+    url, photo = f"{running.api}/v1/classify", make_photo()
+    for headers in (
+        {"X-Request-ID": "not accepted"},
+        {"X-Request-Disconnect-Disabled": "?1", "X-Session-ID": "a", "serve_multiplexed_model_id": "b"},
+        {"X-Request-Timeout-Seconds": "20", "traceparent": "00-1-2-01"},
+    ):
+        response = httpx2.post(f"{url}/", content=photo, headers=headers)
+        assert response.status_code == 200, headers
+        assert response.headers.get_list("x-request-id") == [response.json()["id"]]
+        assert "not accepted" not in response.text
+    assert httpx2.post(url, content=photo, headers={"X-Request-Timeout-Seconds": "0"}).status_code == 422
+    assert httpx2.get(f"{running.api}/v1/models", headers={"X-Request-Timeout-Seconds": "0.00001"}).status_code == 200
+    assert httpx2.post(url, content=photo, headers={"Host": "evil.example"}).status_code == 421
+    assert httpx2.post(url, content=photo, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert httpx2.put(url, content=photo).status_code == 405
+    assert httpx2.head(f"{running.api}/v1/status/").status_code == 200

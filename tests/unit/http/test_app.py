@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
 import httpx2
 import pytest
@@ -139,6 +140,27 @@ def test_request_ids_come_back(http: TestClient) -> None:
     assert "x-request-id" not in http.get("/healthz", headers={"x-request-id": "abc"}).headers  # Ray Serve returns it
     assert http.get("/healthz").headers["x-request-id"].startswith("req_")
     assert http.post("/v1/classify", content=PHOTO, headers={"x-request-id": "abc"}).json()["id"] == "abc"
+
+
+@pytest.mark.parametrize(
+    "sent", ["a b", "a/b", "é", "a\n", "ab\x7f", "", "a" * 129, "a" * 2**20, "<script>", "../x", "a,b"]
+)
+def test_a_request_id_that_is_not_accepted_is_replaced(http: TestClient, sent: str) -> None:
+    """Neither echoed nor used."""
+    refused = http.post("/v1/classify", content=b"", headers={"x-request-id": sent.encode()})  # type: ignore[dict-item]
+    assert is_problem(refused, 400, "malformed")
+    assert re.fullmatch("req_[0-9a-f]{32}", refused.headers["x-request-id"])
+
+
+@pytest.mark.parametrize("sent", ["a", "Az09_.-", "a" * 128, "4463ab92-0b6c-4c55-a2c1-9ef4d9c4c5e9"])
+def test_an_accepted_request_id_is_used(http: TestClient, sent: str) -> None:
+    refused = http.post("/v1/classify", content=b"", headers={"x-request-id": sent})
+    assert refused.json()["request_id"] == sent
+
+
+def test_a_long_path_is_not_echoed(http: TestClient) -> None:
+    """The problem of an unknown path names its start."""
+    assert len(http.get("/" + "a" * 60_000).content) < 1000
 
 
 def test_status_counts_what_happened(http: TestClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,43 @@ def test_a_changed_key_file_is_reloaded(tmp_path: Path, caplog: pytest.LogCaptur
     assert "line 1: not `name sha256`" in caplog.text
     file.write_text("")
     clock.now += 1.1
+    with pytest.raises(UnauthorizedError):
+        keys.caller(bearer(ALICE))
+
+
+def test_a_removed_key_is_revoked_whatever_other_lines_hold(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A malformed line keeps the old key of its own name only, and is logged once."""
+    file, clock = tmp_path / "keys", Clock()
+    file.write_text(f"alice {hash_key(ALICE)}\nbob {hash_key(BOB)}\n")
+    keys = ApiKeys(KeysConfig(file=str(file)), clock)
+    file.write_text("bob secret\nmallory\n")
+    with caplog.at_level(logging.ERROR, "serve_app"):
+        for _ in range(3):
+            clock.now += 1.1
+            with pytest.raises(UnauthorizedError):
+                keys.caller(bearer(ALICE))
+            assert keys.caller(bearer(BOB)) == "bob"
+    assert len(caplog.records) == 1
+    file.write_text("")
+    clock.now += 1.1
+    with pytest.raises(UnauthorizedError):
+        keys.caller(bearer(BOB))
+
+
+def test_a_missed_refresh_is_made_up_for(tmp_path: Path) -> None:
+    """A file that is away at one look is read at the next, even if its time and size are those of the old one."""
+    file, clock = tmp_path / "keys", Clock()
+    file.write_text(f"alice {hash_key(ALICE)}\n")
+    stat = file.stat()
+    keys = ApiKeys(KeysConfig(file=str(file)), clock)
+    file.rename(tmp_path / "away")
+    clock.now += 1.1
+    assert keys.caller(bearer(ALICE)) == "alice"
+    (tmp_path / "away").rename(file)
+    file.write_text(f"alice {hash_key(BOB)}\n")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    clock.now += 1.1
+    assert keys.caller(bearer(BOB)) == "alice"
     with pytest.raises(UnauthorizedError):
         keys.caller(bearer(ALICE))
 

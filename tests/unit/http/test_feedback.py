@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import FeedbackConfig, LimitsConfig, WeightsConfig
-from serve_app.errors import DatasetError
+from serve_app.errors import DatasetError, NotReadyError
 from serve_app.http.app import create_app
 from serve_app.observability.feedback_store import Feedback, Vote, class_folder, labeled_images, read_votes
 from serve_app.training.data import list_images
@@ -100,6 +100,25 @@ def test_what_is_refused_leaves_nothing(
     refused = say(http, image, **body)
     assert (refused.status_code, refused.headers["content-type"]) == (status, "application/problem+json")
     assert sentence in refused.json()["detail"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_image_goes_through_the_stages(http: TestClient, service: LocalService, tmp_path: Path) -> None:
+    """It is decoded where other images are, and nothing is kept while that stage is not available."""
+    service.client.failing = NotReadyError("the preprocess stage is not available; retry later")
+    assert say(http, PHOTO, label="cow").status_code == 503
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    service.client.failing = None
+    assert say(http, PHOTO, label="cow").status_code == 204
+
+
+def test_an_image_has_the_deadline_of_its_request(http: TestClient, service: LocalService, tmp_path: Path) -> None:
+    """A stage that takes too long is a 504; the image is in flight no more."""
+    service.client.delay_s = 60
+    form = {"data": {"request_id": "a", "label": "cow"}, "files": {"image": ("x", PHOTO)}}
+    late = http.post("/v1/feedback", **form, headers={"X-Request-Timeout-Ms": "50"})  # type: ignore[arg-type]
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert http.get("/v1/status").json()["admission"]["images"] == 0
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -122,8 +122,8 @@ def test_unknown_paths_and_methods_are_problems(http: TestClient) -> None:
 
 def test_a_method_that_is_not_there_names_all_that_are(http: TestClient) -> None:
     """Also where a path's methods are routes of their own."""
-    assert http.options("/v1/jobs").headers["allow"] == "GET, POST"
-    assert http.put("/v1/jobs/x").headers["allow"] == "DELETE, GET"
+    assert http.options("/v1/jobs").headers["allow"] == "GET, HEAD, POST"
+    assert http.put("/v1/jobs/x").headers["allow"] == "DELETE, GET, HEAD"
     assert http.get("/v1/classify").headers["allow"] == "POST"
 
 

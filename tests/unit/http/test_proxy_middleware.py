@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
+from unittest.mock import Mock
 
+import pytest
+import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.http.proxy_middleware import BufferedHeadMiddleware, HeaderGuard, proxy_middleware
+from serve_app.deadline import read_deadline
+from serve_app.errors import InvalidParameterError
+from serve_app.http.proxy_middleware import BufferedHeadMiddleware, HeaderGuard, SlowReaderGuard, proxy_middleware
+from tests.support.clock import in_virtual_time
 from tests.support.paths import ROOT
 
 HEAD: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -51,7 +59,170 @@ async def test_other_messages_pass() -> None:
 
 
 def test_ray_env_names_the_middleware() -> None:
-    """configs/ray.env points Ray Serve to the function that returns both classes."""
+    """configs/ray.env points Ray Serve to the function that returns all classes."""
     (path,) = re.findall(r"CALLBACK_IMPORT_PATH=(\S+)", (ROOT / "configs" / "ray.env").read_text())
     assert path == f"{proxy_middleware.__module__}:{proxy_middleware.__name__}"
-    assert [middleware.cls for middleware in proxy_middleware()] == [HeaderGuard, BufferedHeadMiddleware]
+    classes = [middleware.cls for middleware in proxy_middleware()]
+    assert classes == [HeaderGuard, BufferedHeadMiddleware, SlowReaderGuard]
+
+
+async def seen_by_ray(method: str, path: str, *headers: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the headers that the application inside ``HeaderGuard`` gets."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(scope["headers"])
+
+    async def nothing() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None: ...
+
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    await HeaderGuard(app)({"type": "http", "method": method, "path": path, "headers": raw}, nothing, send)
+    return [(name.decode(), value.decode("latin-1")) for name, value in seen]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-request-disconnect-disabled", "?1"),
+        ("x-session-id", "a"),
+        ("x_session_id", "a"),
+        ("serve_multiplexed_model_id", "m"),
+        ("serve-multiplexed-model-id", "m"),
+        ("serve_multiplexed-model_id", "m"),
+        ("x-serve-router-replica", "r"),
+        ("x-request-id", "é"),
+        ("x-request-id", "a b"),
+        ("x-request-id", "a\n"),
+        ("x-request-id", ""),
+        ("x-request-id", "a" * 129),
+        ("x-request-id", "a" * 2**20),
+        ("traceparent", "00-1-2-01"),
+        ("traceparent", f"00-{'0' * 32}-{'1' * 16}-01"),
+        ("traceparent", f"00-{'1' * 32}-{'1' * 16}-01-more"),
+        ("traceparent", f"ff-{'1' * 32}-{'1' * 16}-01"),
+        ("tracestate", "a=" + "1" * 2**20),
+    ],
+)
+async def test_control_headers_of_clients_do_not_reach_ray(name: str, value: str) -> None:
+    """Ray Serve sees neither headers that steer it nor ids that are not accepted."""
+    assert await seen_by_ray("POST", "/v1/classify", (name, value), ("accept", "a/b")) == [("accept", "a/b")]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-request-id", "Az0_.-" + "a" * 122),
+        ("traceparent", f"00-{'1a' * 16}-{'2b' * 8}-01"),
+        ("traceparent", f"01-{'1a' * 16}-{'2b' * 8}-01-new"),
+        ("tracestate", "vendor=1,other=2"),
+        ("x-sticky", "a"),
+    ],
+)
+async def test_accepted_headers_reach_ray(name: str, value: str) -> None:
+    """Valid ids and trace contexts, and headers of our own, pass unchanged."""
+    assert await seen_by_ray("POST", "/v1/classify", (name, value)) == [(name, value)]
+
+
+async def test_two_request_ids_are_none() -> None:
+    """Ray Serve and the app would each take another one."""
+    assert await seen_by_ray("GET", "/", ("x-request-id", "a"), ("x-request-id", "b")) == []
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "2"])
+async def test_the_clients_timeout_is_obeyed_by_the_app_only(value: str) -> None:
+    """Ray Serve would take 0 as no timeout at all; read_deadline refuses it and says which header is wrong."""
+    sent = ("x-request-timeout-seconds", value)
+    ((name, forwarded),) = await seen_by_ray("POST", "/v1/classify", sent)
+    assert forwarded == value
+    if value == "2":
+        assert read_deadline({name: forwarded}, 30).left_s() <= 2
+        return
+    with pytest.raises(InvalidParameterError, match="header x-request-timeout-seconds"):
+        read_deadline({name: forwarded}, 30)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "read_ahead"),
+    [
+        ("POST", "/v1/classify", [("content-length", "9")], True),
+        ("GET", "/v1/jobs/1/results", [], True),
+        ("DELETE", "/v1/jobs/1", [("content-length", "0")], True),
+        ("POST", "/v1/jobs", [("content-length", "9")], False),
+        ("POST", "/v1/jobs/", [("content-length", "9")], False),
+        ("PUT", "/v1/classify", [("content-length", "9")], False),
+        ("GET", "/v1/status", [("transfer-encoding", "chunked")], False),
+    ],
+)
+async def test_ray_reads_ahead_only_what_is_counted(
+    method: str, path: str, headers: list[tuple[str, str]], read_ahead: bool
+) -> None:
+    """Ray Serve buffers without a bound, so it must not for job uploads and for bodies that no route reads."""
+    seen = await seen_by_ray(method, path, *headers)
+    assert (("x-request-disconnect-disabled", "?1") in seen) is not read_ahead
+
+
+@in_virtual_time
+async def test_a_client_that_stops_reading_is_disconnected() -> None:
+    """A piece that is not read in time ends the connection; slow but steady clients get the whole response."""
+    for pause_s, is_closed in ((25, False), (31, True)):
+        connection = Connection(pause_s)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            for message in (HEAD, *BODY):
+                await send(message)
+
+        await SlowReaderGuard(app)({"type": "http", "path": "/"}, connection.receive, connection.send)
+        assert connection.transport.abort.called is is_closed
+        assert len(connection.sent) == (1 if is_closed else 3)
+
+
+class Connection:
+    """A uvicorn request whose client pauses before it reads the second message."""
+
+    def __init__(self, pause_s: float) -> None:
+        self.transport, self._pause_s = Mock(), pause_s
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        raise AssertionError
+
+    async def send(self, message: Message) -> None:
+        if self.transport.abort.called:  # uvicorn drops what is sent to a closed connection
+            return
+        if len(self.sent) == 1:
+            await asyncio.sleep(self._pause_s)
+        self.sent.append(message)
+
+
+async def test_uvicorn_drops_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app sees a disconnect, and the client gets an end before the end of the response."""
+    monkeypatch.setattr("serve_app.http.proxy_middleware.READ_GRACE_S", 0.1)
+    monkeypatch.setattr("serve_app.http.proxy_middleware.MIN_READ_BYTES_PER_S", 2**30)
+    seen: list[str] = []
+    ended = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(HEAD)
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        await receive()  # the request itself
+        seen.append((await receive())["type"])
+        ended.set()
+
+    server = uvicorn.Server(uvicorn.Config(SlowReaderGuard(app), log_level="critical", lifespan="off"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
+    try:
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await asyncio.wait_for(ended.wait(), 60)
+        assert seen == ["http.disconnect"]
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+    finally:
+        writer.close()
+        server.should_exit = True
+        await serving
