@@ -13,7 +13,8 @@ from typing import IO
 
 from pyarrow import fs
 
-from serve_app.errors import SourceError
+from serve_app.batch.outages import is_passing
+from serve_app.errors import SourceError, SourceUnavailableError
 
 MACOS_FOLDER = "__MACOSX"  # macOS adds a shadow of each file to a zip there
 
@@ -141,7 +142,8 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         pair: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{uri}: {' '.join(str(error).split())}") from None
+        kind = SourceUnavailableError if isinstance(error, OSError) and is_passing(error) else SourceError
+        raise kind(f"{uri}: {' '.join(str(error).split())}") from None
     return pair
 
 

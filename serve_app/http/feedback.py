@@ -16,7 +16,6 @@ from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
     MalformedRequestError,
-    NotReadyError,
     ServiceError,
     UnsupportedImageError,
 )
@@ -118,7 +117,4 @@ def _store(store: Feedback, vote: Vote, encoded: bytes | None, service: Service)
     if encoded is not None:  # an image that cannot be decoded would fail a training run later
         preprocessed = preprocess(encoded, service.router.first_card().transform, service.config.limits.max_pixels)
         image = encoded, preprocessed.info.format
-    try:
-        store.keep(vote, image)
-    except OSError as error:
-        raise NotReadyError(f"the feedback cannot be written ({error}); retry later") from error
+    store.keep(vote, image)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
-from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
+from serve_app.batch.job_records import UPLOAD, JobProgress, JobRequest, JobState
+from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.batch.zip_archive import check_zip
 from serve_app.config import FrozenModel, JobsConfig
@@ -25,7 +28,9 @@ from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
     JobsOffError,
+    NotReadyError,
     OverloadedError,
+    ServiceError,
     UnsupportedImageError,
 )
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
@@ -38,6 +43,9 @@ PATH = "/v1/jobs"
 MAX_JSON_BYTES = 64 * 1024
 MAX_UPLOADS = 4  # in flight at one ingress replica
 ENDED = ("succeeded", "failed", "cancelled")
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger("serve_app")
 
 
 class JobSource(FrozenModel):
@@ -80,7 +88,7 @@ Key = Header(
 
 def create_router(service: Service) -> APIRouter:
     """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
-    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
+    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404, 503)})
     uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     def config() -> JobsConfig:
@@ -111,14 +119,14 @@ def create_router(service: Service) -> APIRouter:
         limits, jobs = config(), store()
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
-        if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
+        if len(await _in_store(jobs.open_jobs)) >= limits.max_queued_jobs:
             raise OverloadedError(
                 f"{limits.max_queued_jobs} jobs are queued already (limit: `jobs.max_queued_jobs`); retry later", 60
             )
         if uploads.locked():
             raise OverloadedError(f"{MAX_UPLOADS} uploads are in flight already; retry later", 10)
         async with uploads:
-            draft = await asyncio.to_thread(jobs.draft)
+            draft = await _in_store(jobs.draft)
             try:
                 images = await _receive(request, draft, limits)
                 job_request = JobRequest(
@@ -132,11 +140,16 @@ def create_router(service: Service) -> APIRouter:
                     limits=service.config.limits,
                     model=model.card.ref,
                 )
-                job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
+                job = await _in_store(jobs.submit, draft, job_request, key)
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
-        await service.start_jobs()
-        state = await asyncio.to_thread(jobs.state, job)
+        await _start_jobs(service)
+        try:
+            state = await _in_store(jobs.state, job)
+        except ServiceError as error:  # the job exists, so the client gets its id
+            log.error("job %s: its state cannot be read: %s", job, error)
+            shown = job_request.model_dump(include={"created", "source", "top_k", "model"})
+            state = JobState(id=job, status="queued", **shown, progress=JobProgress())
         return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
     @router.get("", response_model=JobList, summary="List your jobs, the newest first")
@@ -144,21 +157,21 @@ def create_router(service: Service) -> APIRouter:
         """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        jobs = await asyncio.to_thread(store().jobs, request.state.caller)
+        jobs = await _in_store(store().jobs, request.state.caller)
         return _json(JobList(jobs=jobs, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
-        return _json(await asyncio.to_thread(store().state, job, request.state.caller))
+        return _json(await _in_store(store().state, job, request.state.caller))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
     async def cancel(request: Request, job: str) -> Response:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
-        await asyncio.to_thread(jobs.request, job, request.state.caller)
-        await asyncio.to_thread(jobs.cancel, job)
-        await service.start_jobs()
-        return _json(await asyncio.to_thread(jobs.state, job))
+        await _in_store(jobs.state, job, request.state.caller)
+        await _in_store(jobs.cancel, job)
+        await _start_jobs(service)
+        return _json(await _in_store(jobs.state, job))
 
     @router.get(
         "/{job}/results",
@@ -177,12 +190,13 @@ def create_router(service: Service) -> APIRouter:
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         jobs = store()
-        state = await asyncio.to_thread(jobs.state, job, request.state.caller)
+        await _in_store(jobs.request, job, request.state.caller)
+        state = await _in_store(jobs.state, job, request.state.caller)
         if state.status not in ENDED:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
         folder = ResultsFolder(str(jobs.results_path(job)))
         return StreamingResponse(
-            stream(folder, format, only, state.top_k),
+            stream(folder, format, only, state.top_k, is_complete=state.status == "succeeded"),
             headers={"Content-Disposition": f'attachment; filename="{job}.{format}"'},
             media_type=MEDIA_TYPES[format],
         )
@@ -203,6 +217,24 @@ async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInpu
     sha256, name = await save_zip(request, path, limits)
     await asyncio.to_thread(check_zip, path, limits)
     return JobInput(sha256, name, None)
+
+
+async def _in_store(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a method of the job store in a thread; raise NotReadyError (503) if the folder of jobs cannot be used."""
+    try:
+        return await asyncio.to_thread(call, *args, **kwargs)
+    except OSError as error:
+        log.error("jobs: the folder cannot be used: %s", error)
+        reason = error.strerror or type(error).__name__
+        raise NotReadyError(f"the folder of jobs (`jobs.folder`) cannot be used now: {reason}; retry later") from error
+
+
+async def _start_jobs(service: Service) -> None:
+    """Start work on open jobs; what the client asked for is on disk already, so no error may hide it."""
+    try:
+        await service.start_jobs()
+    except Exception:
+        log.exception("jobs: cannot be started now")
 
 
 def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
