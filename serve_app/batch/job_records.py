@@ -124,7 +124,9 @@ def read_request(folder: Path, caller: str | None) -> tuple[JobSummary | None, s
     reason = ""
     try:
         request = read_stored(JobRequest, folder / REQUEST)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, NotADirectoryError) and not folder.parent.is_dir():
+            raise  # the folder of jobs itself cannot be used
         raise unknown from None
     except CorruptFileError as error:
         reason = f"job {folder.name} is damaged or was written by another version ({error}); submit it again"

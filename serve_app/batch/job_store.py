@@ -71,8 +71,9 @@ class JobStore:
 
     def draft(self) -> Path:
         """Create a folder for a job that is still being uploaded."""
+        create_folder(self.folder)
         path = self.folder / f"{DRAFT}{uuid.uuid4().hex}"
-        create_folder(path)
+        path.mkdir()
         return path
 
     def submit(self, draft: Path, request: JobRequest, idempotency_key: str | None) -> str:
