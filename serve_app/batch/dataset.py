@@ -111,8 +111,8 @@ def connect(address: str | None) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
-        kind = SourceUnavailableError if isinstance(error, ConnectionError) else SourceError
+    except Exception as error:  # Ray raises a plain Exception if it does not start in time on a busy machine
+        kind = SourceError if isinstance(error, ValueError) else SourceUnavailableError
         raise kind(f"no Ray at {address}: {' '.join(str(error).split())}") from None
     finally:
         if threading.current_thread() is threading.main_thread():
