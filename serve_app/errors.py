@@ -64,6 +64,10 @@ class ConflictError(ServiceError, status=409, code="conflict", title="Conflict")
     """The request conflicts with a job: another one under the same key, or one that has not ended."""
 
 
+class CorruptJobError(ConflictError):
+    """The request of a job cannot be read any more: its file is damaged, or a newer version wrote it."""
+
+
 class TooLargeError(ServiceError, status=413, code="too_large", title="Too large"):
     """The body, an image in it or the number of images exceeds a limit."""
 
@@ -126,9 +130,17 @@ class SourceError(ServiceError, code="unreadable", title="Unreadable"):
     """Images of a job cannot be read, or its results folder cannot be written."""
 
 
+class SourceUnavailableError(SourceError, code="source_unavailable", title="Source unavailable", retryable=True):
+    """The source of a job or its results folder cannot be reached now, or the disk is full; a later try can succeed."""
+
+
 class TrainingError(ServiceError, code="training", title="Training failed"):
     """Training workers failed."""
 
 
 class WeightsError(ServiceError, code="weights", title="Weights unavailable"):
     """Weights are missing, unreachable or do not match their hash; fails a deployment, never a request."""
+
+
+class WeightsUnavailableError(WeightsError, retryable=True):
+    """Weights cannot be read or downloaded now; a later try can succeed."""

@@ -13,6 +13,8 @@ Jobs over HTTP (routes: serve_app/http/jobs.py) add:
 
 zip_archive.py  refuses a zip that is hostile or too large
 job_store.py    the folder of jobs: request, progress and outcome of each
+job_records.py  what a job's folder says, as types
+job_sweep.py    deletes old jobs
 supervisor.py   runs `serve-app predict` for the jobs in that folder, one at a time
 export.py       results as JSON, JSON lines, CSV or one Parquet file
 """

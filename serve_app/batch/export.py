@@ -24,12 +24,15 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 
-def stream(results: ResultsFolder, format: Format, only: RowFilter, top_k: int) -> Iterator[bytes]:
+def stream(
+    results: ResultsFolder, format: Format, only: RowFilter, top_k: int, is_complete: bool = False
+) -> Iterator[bytes]:
     """Yield the bytes of one file with the rows of all parts; ``top_k`` decides the columns of a CSV.
 
-    ``only`` selects all rows, those of classified images (``ok``) or those with an error (``failed``).
+    ``only`` selects all rows, those of classified images (``ok``) or those with an error (``failed``). If the results
+    are complete (``is_complete``), the images of a part that is lost have rows with an error.
     """
-    tables = (_filter(results.read_part(part), only) for part in results.parts())
+    tables = (_filter(table, only) for table in results.tables(is_complete))
     if format == "parquet":
         return _parquet(tables)
     if format == "csv":

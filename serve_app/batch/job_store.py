@@ -1,112 +1,109 @@
-"""The folder of jobs. Everything about a job is in files, so that it survives every process.
+"""The folder of jobs. Everything about a job is in files, so that it survives every process and a power cut.
 
     <id>/job.json       the request; never changes
-    <id>/upload.zip     the uploaded zip; absent for a job that names a source
+    <id>/upload.zip     the uploaded zip, kept until the job has ended; absent for a job that names a source
+    <id>/attempts.json  how many attempts were made; the supervisor writes it before each attempt
+    <id>/stopped        an empty file: SIGINT or SIGTERM ended the last attempt, which therefore does not count
+    <id>/log.txt        messages of the last attempt
     <id>/progress.json  written by `serve-app predict`
     <id>/results/       the folder of results, see results.py; its summary.json means success
     <id>/failed.json    why the job failed
     <id>/cancelled      an empty file: the client cancelled the job
+    .draft-<hex>/       a job that is still arriving
+    .deleted-<hex>/     an old job that a sweep is deleting
+    .sweep.lock         held by the process that sweeps
 
-A job arrives in a draft folder and appears by one rename.
+A job arrives in a draft folder and appears by one rename, once its files are on disk. A file that is empty, cut or of
+a newer version counts as missing. Without a readable job.json the job counts as failed; its files stay, because after
+an upgrade a newer job.json reads again. A damaged job never affects the other jobs.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import re
-import shutil
-import time
+import logging
+import os
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import Field
-
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
-from serve_app.errors import ConflictError, UnknownJobError
-from serve_app.files import atomic_write
+from serve_app.batch.job_records import (
+    ATTEMPTS,
+    DRAFT,
+    ID,
+    OUTCOMES,
+    PROGRESS,
+    REQUEST,
+    RESULTS,
+    STOPPED,
+    UPLOAD,
+    JobAttempts,
+    JobProgress,
+    JobRequest,
+    JobState,
+    JobSummary,
+    Outcome,
+    StoredFailure,
+    StoredProgress,
+    read_or_default,
+    read_outcome,
+    read_request,
+)
+from serve_app.batch.job_sweep import delete, sweep
+from serve_app.errors import ConflictError, CorruptJobError, UnknownJobError
+from serve_app.files import atomic_write, create_folder, fsync
 from serve_app.model_card import ModelRef
 from serve_app.paths import ROOT
 
-ID = re.compile("[0-9a-f]{32}")
-DRAFT = ".draft-"
-MAX_DRAFT_AGE_S = 86400  # an upload that is older was abandoned
-UPLOAD, RESULTS = "upload.zip", "results"
-OUTCOMES = {"cancelled": "cancelled", "failed": "failed.json", "succeeded": f"{RESULTS}/summary.json"}
-
-
-class JobProgress(FrozenModel):
-    """Images counted so far."""
-
-    total: int | None = Field(default=None, description="Images of the job; null until they are listed.")
-    done: int = Field(default=0, description="Images with a row, failed images included.")
-    failed: int = Field(default=0, description="Images whose row is an error.")
-
-
-class JobState(FrozenModel):
-    """State of a batch job."""
-
-    id: str = Field(description="32 hexadecimal digits.")
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
-    created: datetime
-    source: str = Field(description="The folder or prefix that the job reads, or the file name of its zip.")
-    top_k: int = Field(description="Classes per image.")
-    model: ModelRef
-    progress: JobProgress
-    eta_s: float | None = Field(default=None, description="Seconds until the job ends; null while unknown.")
-    error: str | None = Field(default=None, description="Why the job failed; null for every other status.")
-
-
-class JobRequest(FrozenModel):
-    """What a client submitted, with the model that served at that moment; the content of ``job.json``."""
-
-    caller: str | None  # name of the API key
-    source: str  # what clients see
-    location: str | None  # folder or bucket prefix to read; None for an uploaded zip
-    body_sha256: str  # of the zip, or of the location
-    top_k: int
-    weights: WeightsConfig
-    engine: EngineConfig
-    limits: LimitsConfig
-    model: ModelRef
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+log = logging.getLogger("serve_app")
 
 
 class JobStore:
-    """Reads and writes the jobs of one folder; several processes may use the folder at a time."""
+    """Reads and writes the jobs of one folder; several processes may use the folder at a time.
+
+    Every method raises OSError if the folder cannot be read or written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def draft(self) -> Path:
         """Create a folder for a job that is still being uploaded."""
+        create_folder(self.folder)
         path = self.folder / f"{DRAFT}{uuid.uuid4().hex}"
-        path.mkdir(parents=True)
+        path.mkdir()
         return path
 
     def submit(self, draft: Path, request: JobRequest, idempotency_key: str | None) -> str:
         """Turn a draft into a job, or find the job that this caller submitted with the same key; return its id.
 
+        Nothing fails once the job exists.
+
         Raises:
-            ConflictError: The key belongs to a job with another body or top_k (409).
+            ConflictError: The key belongs to a job with another body or top_k, or to one that cannot be read (409).
         """
         if idempotency_key:
             job = hashlib.sha256(f"{request.caller}\0{idempotency_key}".encode()).hexdigest()[:32]
         else:
             job = uuid.uuid4().hex
-        (draft / "job.json").write_text(request.model_dump_json(indent=2))
-        try:
-            draft.rename(self.folder / job)  # fails for a job that exists, because its folder is not empty
-        except OSError:
-            earlier = self.request(job, request.caller)
+        if request.location is None:
+            fsync(draft / UPLOAD)
+        with atomic_write(draft / REQUEST) as path:
+            path.write_text(request.model_dump_json(indent=2))
+        if not self._publish(draft, job):
+            try:
+                earlier = self.request(job, request.caller)
+            except UnknownJobError:  # its job.json is lost, so nobody can see it
+                delete(self.folder / job)
+                return self.submit(draft, request, idempotency_key)
+            except CorruptJobError as error:
+                raise ConflictError(f"Idempotency-Key {idempotency_key!r:.80}: {error}, with a new key") from None
             if (earlier.body_sha256, earlier.top_k) != (request.body_sha256, request.top_k):
                 raise ConflictError(
                     f"Idempotency-Key {idempotency_key!r:.80} was used for another job, {job}; use a new key"
-                ) from None
+                )
         return job
 
     def request(self, job: str, caller: str | None = None) -> JobRequest:
@@ -114,35 +111,36 @@ class JobStore:
 
         Raises:
             UnknownJobError: No such job, or another caller's job (404).
+            CorruptJobError: The request cannot be read (409).
         """
-        path = self._path(job) / "job.json"
-        with suppress(FileNotFoundError):
-            request = JobRequest.model_validate_json(path.read_bytes())
-            if caller in (None, request.caller):
-                return request
-        raise UnknownJobError(f"no job {job!r:.80}; jobs are deleted some days after they have ended")
+        request, corrupt = read_request(self._path(job), caller)
+        if not isinstance(request, JobRequest):
+            raise CorruptJobError(corrupt)
+        return request
 
     def state(self, job: str, caller: str | None = None) -> JobState:
-        """Return a job's state; raise the errors of ``request``."""
-        request, path = self.request(job, caller), self._path(job)
-        outcome = next((outcome for outcome, name in OUTCOMES.items() if (path / name).exists()), None)
-        progress = _read(path / "progress.json")
-        eta_s = progress.pop("eta_s", None)
-        return JobState(
-            id=job,
-            status=outcome or ("running" if progress else "queued"),
-            **request.model_dump(include={"created", "source", "top_k", "model"}),
-            progress=JobProgress(**progress),
-            eta_s=None if outcome else eta_s,
-            error=_read(path / OUTCOMES["failed"]).get("error") if outcome == "failed" else None,
-        )
+        """Return a job's state; one that cannot be read has failed.
+
+        Whoever knows the id of a job without a readable owner may see that it failed.
+
+        Raises:
+            UnknownJobError: No such job, or another caller's job (404).
+        """
+        request, corrupt = read_request(self._path(job), caller)
+        return self._state(job, request or self._unknown_request(job), corrupt)
 
     def jobs(self, caller: str | None = None) -> list[JobState]:
-        """Return a caller's jobs, or all jobs, the newest first."""
+        """Return a caller's jobs, or all jobs, the newest first; jobs without a readable owner only among all jobs."""
         states = []
         for job in self._ids():
-            with suppress(UnknownJobError):  # another caller's, or deleted a moment ago
-                states.append(self.state(job, caller))
+            try:
+                request, corrupt = read_request(self._path(job), caller)
+                if request or caller is None:
+                    states.append(self._state(job, request or self._unknown_request(job), corrupt))
+            except UnknownJobError:  # another caller's, or deleted a moment ago
+                continue
+            except OSError as error:
+                log.warning("job %s: cannot be read now: %s", job, error)
         return sorted(states, key=lambda state: state.created, reverse=True)
 
     def open_jobs(self) -> list[str]:
@@ -151,13 +149,29 @@ class JobStore:
 
     def cancel(self, job: str) -> None:
         """Cancel a job, unless it has ended."""
-        if job in self.open_jobs():
+        if self.state(job).status in ("queued", "running"):
             (self._path(job) / OUTCOMES["cancelled"]).touch()
+            fsync(self._path(job))
 
     def fail(self, job: str, error: str) -> None:
         """Record why a job failed."""
         with atomic_write(self._path(job) / OUTCOMES["failed"]) as path:
             path.write_text(json.dumps({"error": error}))
+
+    def attempts(self, job: str) -> JobAttempts:
+        """Return how many attempts were made; one that was stopped by SIGINT or SIGTERM does not count."""
+        attempts = read_or_default(JobAttempts, self._path(job) / ATTEMPTS)
+        if self.stopped_path(job).exists():
+            return attempts.model_copy(update={"started": max(0, attempts.started - 1)})
+        return attempts
+
+    def record_attempts(self, job: str, attempts: JobAttempts) -> None:
+        """Write how many attempts were made, the one that is about to start included; it is on disk on return."""
+        with atomic_write(self._path(job) / ATTEMPTS) as path:
+            path.write_text(attempts.model_dump_json())
+        if (stopped := self.stopped_path(job)).exists():
+            stopped.unlink()
+            fsync(stopped.parent)
 
     def drop_upload(self, job: str) -> None:
         """Delete the zip of a job that needs it no more."""
@@ -165,7 +179,9 @@ class JobStore:
 
     def input_path(self, job: str) -> str:
         """Return the source for `serve-app predict`."""
-        return self.request(job).location or str(self._path(job) / UPLOAD)
+        request, _ = read_request(self._path(job), None)
+        location = request.location if isinstance(request, JobRequest) else None
+        return location or str(self._path(job) / UPLOAD)
 
     def results_path(self, job: str) -> Path:
         """Return the job's folder of results."""
@@ -173,26 +189,58 @@ class JobStore:
 
     def progress_path(self, job: str) -> Path:
         """Return the file to which `serve-app predict` writes its progress."""
-        return self._path(job) / "progress.json"
+        return self._path(job) / PROGRESS
+
+    def stopped_path(self, job: str) -> Path:
+        """Return the file that `serve-app predict` creates when SIGINT or SIGTERM ends it."""
+        return self._path(job) / STOPPED
 
     def sweep(self, keep_days: float) -> None:
-        """Delete jobs that ended more than ``keep_days`` ago, zips of ended jobs, and abandoned drafts."""
-        now = time.time()
-        for path in self.folder.glob(f"{DRAFT}*"):
-            if now - path.stat().st_mtime > MAX_DRAFT_AGE_S:
-                shutil.rmtree(path, ignore_errors=True)
-        for job in self._ids():
-            path = self._path(job)
-            ended = [(path / name).stat().st_mtime for name in OUTCOMES.values() if (path / name).exists()]
-            if not ended:
-                continue
-            self.drop_upload(job)
-            if now - min(ended) > keep_days * 86400:
-                (path / "job.json").unlink(missing_ok=True)  # first, so that no reader meets a half-deleted job
-                shutil.rmtree(path, ignore_errors=True)
+        """Delete old jobs, zips of ended jobs, and abandoned drafts; see job_sweep.py."""
+        sweep(self.folder, keep_days)
 
-    def _ids(self) -> Iterator[str]:
-        return (path.name for path in self.folder.glob("*") if ID.fullmatch(path.name))
+    def _publish(self, draft: Path, job: str) -> bool:
+        """Make a draft the job of this id; return False if there is one, whose folder is not empty."""
+        try:
+            draft.rename(self.folder / job)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
+        try:
+            fsync(self.folder)
+        except OSError as error:  # the job exists, so its caller gets its id
+            log.warning("job %s: a power cut now would lose it: %s", job, error)
+        return True
+
+    def _state(self, job: str, request: JobSummary, corrupt: str) -> JobState:
+        path = self._path(job)
+        outcome: Outcome | None = "failed" if corrupt else read_outcome(path)
+        progress = read_or_default(StoredProgress, path / PROGRESS)
+        failure = corrupt or read_or_default(StoredFailure, path / OUTCOMES["failed"]).error
+        return JobState(
+            id=job,
+            status=outcome or ("running" if progress != StoredProgress() else "queued"),
+            **request.model_dump(include={"created", "source", "top_k", "model"}),
+            progress=JobProgress(**progress.model_dump(exclude={"eta_s"})),
+            eta_s=None if outcome else progress.eta_s,
+            error=failure if outcome == "failed" else None,
+        )
+
+    def _unknown_request(self, job: str) -> JobSummary:
+        """Return what to show of a job whose request is lost."""
+        unknown = ModelRef(name="unknown", version="unknown", sha256="")
+        try:
+            created = datetime.fromtimestamp((self._path(job) / REQUEST).stat().st_mtime, UTC)
+        except FileNotFoundError:
+            raise UnknownJobError(f"no job {job!r:.80}") from None
+        return JobSummary(caller=None, source="unknown", top_k=1, model=unknown, created=created)
+
+    def _ids(self) -> list[str]:
+        try:
+            return [name for name in os.listdir(self.folder) if ID.fullmatch(name)]
+        except FileNotFoundError:  # no job was submitted yet
+            return []
 
     def _path(self, job: str) -> Path:
         if not ID.fullmatch(job):
@@ -203,10 +251,3 @@ class JobStore:
 def open_store(folder: str) -> JobStore:
     """Return the store of ``jobs.folder``; a relative folder is below the project."""
     return JobStore(ROOT / folder)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; an empty dictionary if there is no such file."""
-    with suppress(FileNotFoundError):
-        return dict(json.loads(path.read_text()))
-    return {}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import tqdm
 
+from serve_app.batch.outages import naming_outages
 from serve_app.batch.plan import BatchJobConfig, WorkerPlan
 from serve_app.batch.results import CompletedShard, ResultsFolder
 from serve_app.batch.sources import open_source
@@ -25,6 +26,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # workers failed; the same command goes on from there
     INVALID = 2  # arguments, source or weights are wrong; trying again does not help
+    UNAVAILABLE = 69  # source, weights or disk space are away; the same command goes on from there later
     BUSY = 75  # another run writes to the same results
     INTERRUPTED = 130  # by SIGINT or SIGTERM; the same command goes on from there
 
@@ -95,14 +97,15 @@ def predict(
 
     Raises:
         BusyError: Another run writes to the same results.
+        SourceUnavailableError, WeightsUnavailableError: A later run can succeed: the disk is full, for example.
         SourceError: The source or the folder of results cannot be used.
         WeightsError: The weights cannot be loaded.
         JobFailedError: Workers failed, or completed nothing for half an hour.
     """
     results = ResultsFolder(job.out)
-    with results.lock():
+    with naming_outages(), results.lock():
         card = load_card(job.weights)
-        manifest = results.begin(job, card, open_source(job.source).names(), shard_size)
+        manifest = results.begin(job, card, _names(job.source), shard_size)
         completed = results.completed_shards()
         progress = Progress(manifest["images"], completed, progress_file)
         missing = sorted(set(range(manifest["shards"])) - {shard.shard for shard in completed})
@@ -123,6 +126,11 @@ def predict(
         }
         results.write_json("summary.json", summary)
     return summary
+
+
+def _names(source: str) -> Iterator[str]:
+    """Yield the names of a source, which is opened only if they are needed: the zip of a listed job may be gone."""
+    yield from open_source(source).names()
 
 
 def _classify(

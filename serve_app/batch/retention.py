@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from serve_app.batch.job_store import ID, OUTCOMES, JobStore
+from serve_app.batch.job_records import ID, OUTCOMES
+from serve_app.batch.job_store import JobStore
 from serve_app.config import JobsConfig
 
 DAY_S = 86400

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from serve_app.errors import SourceError
+from serve_app.batch.outages import is_passing
+from serve_app.errors import SourceError, SourceUnavailableError
 from serve_app.zip_entries import ZipNameError, is_visible, list_files, open_zip, read_entry
 
 
@@ -93,7 +94,8 @@ class ZipSource(Source):
             self._zip = open_zip(path)
             self._files = dict(list_files(self._zip))
         except (OSError, zipfile.BadZipFile, ZipNameError) as error:
-            raise SourceError(f"{path}: cannot be read as a zip ({error})") from None
+            kind = SourceUnavailableError if isinstance(error, OSError) and is_passing(error) else SourceError
+            raise kind(f"{path}: cannot be read as a zip ({error})") from None
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Read an entry by its path, or by its stored name: listings of earlier versions hold stored names."""
@@ -149,5 +151,6 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         pair: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{uri}: {' '.join(str(error).split())}") from None
+        kind = SourceUnavailableError if isinstance(error, OSError) and is_passing(error) else SourceError
+        raise kind(f"{uri}: {' '.join(str(error).split())}") from None
     return pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from serve_app.batch.outages import describe_outage
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import CompletedShard, ResultsFolder
 from serve_app.batch.sources import open_source
-from serve_app.errors import ServiceError, SourceError, TooLargeError
+from serve_app.errors import ServiceError, SourceError, SourceUnavailableError, TooLargeError
 from serve_app.inference.card import load_card
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.preprocessing.transform import preprocess
@@ -37,7 +39,11 @@ class Decoder:
         self._threads = ThreadPoolExecutor(max(1, self._source.read_ahead))
 
     def __call__(self, shard: int) -> DecodedShard:
-        """Decode a shard; an image that cannot be decoded becomes an error and leaves the others alone."""
+        """Decode a shard; an image that cannot be decoded becomes an error and leaves the others alone.
+
+        Raises:
+            SourceUnavailableError: The source is away; its images would become errors that a later read does not meet.
+        """
         names = self._results.shard_names(shard)
         side = self._transform.crop_px
         crops = np.empty((len(names), side, side, 3), np.uint8)
@@ -73,6 +79,9 @@ class Decoder:
         try:
             encoded = self._source.read(name, limit)
         except (OSError, zipfile.BadZipFile) as error:
+            # EIO is one unreadable block more often than a source that is away, and would come again.
+            if isinstance(error, OSError) and error.errno != errno.EIO and (sentence := describe_outage(error)):
+                raise SourceUnavailableError(sentence) from error
             # strerror, because str(OSError) holds the server's path and clients see this text
             return SourceError(f"cannot be read: {getattr(error, 'strerror', None) or error}")
         if len(encoded) > limit:

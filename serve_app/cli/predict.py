@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
 from serve_app.cli.arguments import exit_on
-from serve_app.errors import ServiceError
+from serve_app.errors import ServiceError, SourceUnavailableError, WeightsUnavailableError
 
 if TYPE_CHECKING:
     from serve_app.batch.plan import BatchJobConfig
@@ -32,6 +34,7 @@ def predict(
     shard: Annotated[int, Option(min=1, help="Images per Parquet part: what a crash costs a worker.")] = 128,
     background: Annotated[bool, Option("--background", help="Use only CPU time that is left over.")] = False,
     progress: Annotated[Path | None, Option(help="Write progress to this JSON file; no bar on stderr.")] = None,
+    stop_file: Annotated[Path | None, Option(help="Create this file when SIGINT or SIGTERM stops the job.")] = None,
 ) -> None:
     """Classify every image of SOURCE into Parquet files in OUT.
 
@@ -40,17 +43,25 @@ def predict(
     Progress goes to stderr, one JSON summary to stdout.
 
     Exit codes: 0 every image has its row; 1 workers failed, run it again;
-    2 wrong arguments, source or weights; 75 another run writes to OUT;
-    130 stopped.
+    2 wrong arguments, source or weights; 69 source, weights or disk space
+    are away, run it again later; 75 another run writes to OUT; 130 stopped.
     """
     from serve_app.batch.plan import WorkerPlan
     from serve_app.batch.predict import ExitCode, JobFailedError
     from serve_app.batch.predict import predict as run_job
     from serve_app.batch.results import BusyError
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        if stop_file:  # now, because ending Ray takes seconds, and SIGKILL may come first
+            with suppress(OSError):
+                stop_file.touch()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     with (
         exit_on(ServiceError, OSError, ValueError, code=ExitCode.INVALID),
+        exit_on(SourceUnavailableError, WeightsUnavailableError, code=ExitCode.UNAVAILABLE),
         exit_on(BusyError, code=ExitCode.BUSY),
         exit_on(JobFailedError, code=ExitCode.FAILED, note="; the same command goes on from here"),
         exit_on(KeyboardInterrupt, code=ExitCode.INTERRUPTED, note="stopped; the same command goes on from here"),

@@ -12,7 +12,7 @@ from ray.serve.schema import ApplicationStatus
 
 from serve_app.config import IngressConfig, parse
 from serve_app.deployments.handles import Handle, HandleClient
-from serve_app.deployments.job_actor import start_jobs
+from serve_app.deployments.job_actor import JobStarter
 from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError
@@ -51,6 +51,7 @@ class Ingress:
         self._preprocessor = preprocessor
         self.router = VariantRouter(self._connect, self._metrics)
         self._closing_log: asyncio.Future[None] | None = None
+        self._job_starter = JobStarter(lambda: self.config.jobs)
         self._applications = [serve.get_replica_context().app_name]
         self._configured = False
         self._refused: str | None = None
@@ -89,7 +90,7 @@ class Ingress:
             await self._wait_until_ready()
             restore_scheduling()
         self._configured = True
-        await self._resume_jobs()
+        self._job_starter.start()  # in the background: nothing about jobs may fail or delay a change of settings
         if self._closing_log and not config.prediction_log:  # the caller may read the rows when this returns
             await asyncio.wait({self._closing_log}, timeout=LOG_CLOSE_S)
 
@@ -102,9 +103,8 @@ class Ingress:
         self._check_ray()
 
     async def start_jobs(self) -> None:
-        """Start work on batch jobs that have not ended, if there are any."""
-        if self.config.jobs:
-            await start_jobs(self.config.jobs)
+        """Start work on batch jobs that have not ended, if there are any; in the background, until it has worked."""
+        self._job_starter.start()
 
     async def describe(self) -> dict[str, Any]:
         """Return ``deployments`` and ``refused`` for GET /v1/status."""
@@ -138,15 +138,8 @@ class Ingress:
                 return
             await asyncio.sleep(RETRY_S)
 
-    async def _resume_jobs(self) -> None:
-        """Continue jobs that a stop of the service has interrupted; an unavailable folder stops no replica."""
-        try:
-            await self.start_jobs()
-        except OSError as error:
-            log.error("jobs: %s", error)
-
     def _apply(self, config: IngressConfig) -> None:
-        """Use other settings; ValueError if the API keys or a folder cannot be used, and nothing has changed."""
+        """Use other settings; ValueError if the keys or the log's folder cannot be used, and nothing has changed."""
         # Unchanged keys keep what was last read from a file that may be unreadable at this moment.
         keys = self.keys if config.keys == self.keys.config else ApiKeys(config.keys)
         feedback = Feedback(config.feedback, self._metrics.add_vote) if config.feedback else None

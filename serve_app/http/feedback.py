@@ -16,7 +16,6 @@ from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
     MalformedRequestError,
-    NotReadyError,
     ServiceError,
     UnsupportedImageError,
 )
@@ -26,7 +25,7 @@ from serve_app.http.openapi import IMAGE_BODY, PROBLEMS, form_fields
 from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest, Upload, check_size, content_type, parse_form, read_json
 from serve_app.messages import ClassifyRequest, RequestContext
-from serve_app.observability.feedback_store import Feedback, Vote
+from serve_app.observability.feedback_store import Vote
 
 
 class FeedbackBody(FrozenModel):
@@ -84,7 +83,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         caller, version = request.scope["state"].get("caller"), card and card.version
         vote = Vote(time=time.time(), **body.model_dump(), version=version, caller=caller, image=None)
         image = None if encoded is None else (encoded, await detect_format(encoded, request))
-        await asyncio.to_thread(_store, store, vote, image)
+        await asyncio.to_thread(store.keep, vote, image)
         return Response(status_code=204)
 
     async def detect_format(encoded: bytes, request: Request) -> str:
@@ -129,10 +128,3 @@ def _check_label(label: str, service: Service) -> None:
         similar = difflib.get_close_matches(label, known, 3)
         hint = f"similar labels: {', '.join(similar)}" if similar else "GET /v1/models/{name}/labels lists all labels"
         raise InvalidParameterError(f"label: {label!r:.60} is not a class of the model; {hint}")
-
-
-def _store(store: Feedback, vote: Vote, image: tuple[bytes, str] | None) -> None:
-    try:
-        store.keep(vote, image)
-    except OSError as error:
-        raise NotReadyError(f"the feedback cannot be written ({error.strerror}); retry later") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from serve_app.batch.job_store import JobState, JobStore
+from serve_app.batch.job_records import JobState
+from serve_app.batch.job_store import JobStore
 
 # An absolute path: quoted, as in the text of an OSError, or up to a space or a punctuation mark. Not a part of an
 # address (s3://bucket/photos), of a word (and/or) or of a relative path.

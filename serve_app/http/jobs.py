@@ -6,61 +6,45 @@ The supervisor (serve_app/batch/supervisor.py) runs the jobs.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import re
+import logging
 import shutil
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
-from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
+from serve_app.batch.job_records import JobProgress, JobRequest, JobState
+from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.results import ResultsFolder
-from serve_app.batch.zip_archive import check_zip
 from serve_app.config import FrozenModel, JobsConfig
 from serve_app.errors import (
     ConflictError,
-    ForbiddenSourceError,
     JobsOffError,
-    MalformedRequestError,
-    UnsupportedImageError,
+    NotReadyError,
+    ServiceError,
 )
 from serve_app.http.job_errors import hide_server_paths
+from serve_app.http.job_inputs import JobSource, receive_input
 from serve_app.http.job_quota import UploadSlots, check_queue
-from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
+from serve_app.http.job_uploads import FORM
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service
-from serve_app.http.uploads import LimitedRequest, content_type, read_json
 
 PATH = "/v1/jobs"
-MAX_JSON_BYTES = 64 * 1024
 ENDED = ("succeeded", "failed", "cancelled")
-
-
-class JobSource(FrozenModel):
-    """The JSON body of a job that reads a folder or bucket instead of a zip."""
-
-    source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger("serve_app")
 
 
 class JobParameters(FrozenModel):
     """The query of a new job."""
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
-
-
-class JobInput(NamedTuple):
-    """The images of a new job."""
-
-    sha256: str  # of the zip, or of the location
-    name: str  # what clients see as the source
-    location: str | None  # folder or bucket prefix to read; None for a zip, which is in the draft folder
-    files: int  # in the zip; 0 for a location, whose files are counted by the job
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -83,7 +67,7 @@ Key = Header(
 
 def create_router(service: Service) -> APIRouter:
     """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
-    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404)})
+    router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404, 503)})
     uploads = UploadSlots()
 
     def config() -> JobsConfig:
@@ -115,11 +99,11 @@ def create_router(service: Service) -> APIRouter:
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
         caller: str | None = request.state.caller
-        await asyncio.to_thread(check_queue, jobs, caller, limits)
+        await _in_store(check_queue, jobs, caller, limits)
         with uploads.take(caller):
-            draft = await asyncio.to_thread(jobs.draft)
+            draft = await _in_store(jobs.draft)
             try:
-                images = await _receive(request, draft, limits)
+                images = await receive_input(request, draft, limits)
                 job_request = JobRequest(
                     caller=caller,
                     source=images.name,
@@ -131,14 +115,19 @@ def create_router(service: Service) -> APIRouter:
                     limits=service.config.limits,
                     model=model.card.ref,
                 )
-                await asyncio.to_thread(check_queue, jobs, caller, limits)  # other uploads may have been faster
-                job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
+                await _in_store(check_queue, jobs, caller, limits)  # other uploads may have been faster
+                job = await _in_store(jobs.submit, draft, job_request, key)
                 if not draft.exists():  # the draft became the job; with a known Idempotency-Key it stays a draft
                     request.state.charge.take_images(images.files)
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
-        await service.start_jobs()
-        state = await asyncio.to_thread(_visible_state, jobs, job)
+        await _start_jobs(service)
+        try:
+            state = await _in_store(_visible_state, jobs, job)
+        except ServiceError as error:  # the job exists, so the client gets its id
+            log.error("job %s: its state cannot be read: %s", job, error)
+            shown = job_request.model_dump(include={"created", "source", "top_k", "model"})
+            state = JobState(id=job, status="queued", **shown, progress=JobProgress())
         return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
     @router.get("", response_model=JobList, summary="List your jobs, the newest first")
@@ -147,22 +136,22 @@ def create_router(service: Service) -> APIRouter:
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
         jobs = store()
-        states = await asyncio.to_thread(jobs.jobs, request.state.caller)
+        states = await _in_store(jobs.jobs, request.state.caller)
         visible = [hide_server_paths(state, jobs) for state in states]
         return _json(JobList(jobs=visible, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
-        return _json(await asyncio.to_thread(_visible_state, store(), job, request.state.caller))
+        return _json(await _in_store(_visible_state, store(), job, request.state.caller))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
     async def cancel(request: Request, job: str) -> Response:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
-        await asyncio.to_thread(jobs.request, job, request.state.caller)
-        await asyncio.to_thread(jobs.cancel, job)
-        await service.start_jobs()
-        return _json(await asyncio.to_thread(_visible_state, jobs, job))
+        await _in_store(jobs.state, job, request.state.caller)
+        await _in_store(jobs.cancel, job)
+        await _start_jobs(service)
+        return _json(await _in_store(_visible_state, jobs, job))
 
     @router.get(
         "/{job}/results",
@@ -181,12 +170,13 @@ def create_router(service: Service) -> APIRouter:
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         jobs = store()
-        state = await asyncio.to_thread(jobs.state, job, request.state.caller)
+        await _in_store(jobs.request, job, request.state.caller)
+        state = await _in_store(jobs.state, job, request.state.caller)
         if state.status not in ENDED:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
         folder = ResultsFolder(str(jobs.results_path(job)))
         return StreamingResponse(
-            stream(folder, format, only, state.top_k),
+            stream(folder, format, only, state.top_k, is_complete=state.status == "succeeded"),
             headers={"Content-Disposition": f'attachment; filename="{job}.{format}"'},
             media_type=MEDIA_TYPES[format],
         )
@@ -194,59 +184,26 @@ def create_router(service: Service) -> APIRouter:
     return router
 
 
-async def _receive(request: Request, draft: Path, limits: JobsConfig) -> JobInput:
-    """Read the body of a new job; a zip goes to the draft folder."""
-    kind = content_type(request)
-    if kind == "application/json":
-        limited = LimitedRequest(request.scope, request.receive, MAX_JSON_BYTES)
-        source = (await read_json(limited, JobSource)).source
-        location, files = await asyncio.to_thread(_find_source, source, limits)
-        return JobInput(hashlib.sha256(location.encode()).hexdigest(), source, location, files)
-    if kind not in (*RAW_TYPES, FORM):
-        raise UnsupportedImageError(f"type {kind!r:.80}: send {RAW_TYPES[0]}, {FORM} or application/json")
-    path = draft / UPLOAD
-    sha256, name = await save_zip(request, path, limits)
-    return JobInput(sha256, name, None, await asyncio.to_thread(_check_upload, path, limits))
-
-
-def _check_upload(path: Path, limits: JobsConfig) -> int:
-    with path.open("rb") as file:
-        if file.read(64).lstrip().startswith(b"{"):
-            raise MalformedRequestError("the body is JSON, not a zip; send it with Content-Type: application/json")
-    return check_zip(path, limits)
-
-
-def _find_source(source: str, limits: JobsConfig) -> tuple[str, int]:
-    """Return the location of an allowed source, and the files of a zip; a zip there is checked like an uploaded one."""
-    location = resolve_source(source, limits.sources)
-    if "://" not in location and os.path.isfile(location):
-        return location, check_zip(Path(location), limits)
-    return location, 0
-
-
-def resolve_source(source: str, prefixes: tuple[str, ...]) -> str:
-    """Return the absolute location of a source that equals an allowed prefix or lies below one.
-
-    Raises:
-        ForbiddenSourceError: The source is outside every prefix, or could lead out of one (403).
-    """
-    forbidden = ForbiddenSourceError(
-        f"source {source!r:.200}: not below a prefix of `jobs.sources`, which allows {', '.join(prefixes) or 'none'}"
-    )
-    # "." and ".." lead out of a prefix, *?[] are glob patterns, and # ? % carry connection settings in an address.
-    # A local folder as an address (file:) would be read without regard to its links.
-    if re.search(r"(^|/)\.\.?(/|$)|[\0*?\[\]#%\\]|^file:", source, re.IGNORECASE):
-        raise forbidden
-    location = source if "://" in source else os.path.realpath(source)
-    for prefix in prefixes:
-        top = (prefix if "://" in prefix else os.path.realpath(prefix)).rstrip("/")
-        if location.rstrip("/") == top or location.startswith(f"{top}/"):
-            return location
-    raise forbidden
-
-
 def _visible_state(jobs: JobStore, job: str, caller: str | None = None) -> JobState:
     return hide_server_paths(jobs.state(job, caller), jobs)
+
+
+async def _in_store(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a method of the job store in a thread; raise NotReadyError (503) if the folder of jobs cannot be used."""
+    try:
+        return await asyncio.to_thread(call, *args, **kwargs)
+    except OSError as error:
+        log.error("jobs: the folder cannot be used: %s", error)
+        reason = error.strerror or type(error).__name__
+        raise NotReadyError(f"the folder of jobs (`jobs.folder`) cannot be used now: {reason}; retry later") from error
+
+
+async def _start_jobs(service: Service) -> None:
+    """Start work on open jobs; what the client asked for is on disk already, so no error may hide it."""
+    try:
+        await service.start_jobs()
+    except Exception:
+        log.exception("jobs: cannot be started now")
 
 
 def _json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

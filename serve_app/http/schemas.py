@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from serve_app.batch.job_store import JobState
+from serve_app.batch.job_records import JobState
 from serve_app.config import FrozenModel
 from serve_app.messages import ImageInfo
 from serve_app.model_card import ModelRef

@@ -11,7 +11,7 @@ import fsspec
 from pydantic import ValidationError
 
 from serve_app.config import WeightsConfig
-from serve_app.errors import WeightsError
+from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.paths import PACKAGE
 
@@ -19,7 +19,12 @@ DEMO = PACKAGE / "models" / "demo" / "model.safetensors"
 
 
 def load_card(spec: WeightsConfig) -> ModelCard:
-    """Read the card of a set of weights; raise WeightsError if it is missing or invalid."""
+    """Read the card of a set of weights.
+
+    Raises:
+        WeightsUnavailableError: The card is missing or its storage does not answer; a later try can succeed.
+        WeightsError: The card is not valid.
+    """
     if spec.source == "imagenet":
         return _imagenet_card()
     uri = weights_uri(spec)
@@ -32,7 +37,7 @@ def load_card(spec: WeightsConfig) -> ModelCard:
         field = ".".join(map(str, first["loc"]))
         raise WeightsError(f"weights {uri}: the card {card_uri} is not valid: {field}: {first['msg']}") from error
     except Exception as error:  # each storage backend has its own exceptions
-        raise WeightsError(f"weights {uri}: cannot read the card {card_uri}: {one_line(error)}") from error
+        raise WeightsUnavailableError(f"weights {uri}: cannot read the card {card_uri}: {one_line(error)}") from error
     expected = spec.sha256 or card.sha256
     if card.sha256 != expected:
         raise WeightsError(f"weights {uri}: the configured sha256 {expected} differs from the card's {card.sha256}")

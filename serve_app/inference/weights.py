@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 
 from serve_app.config import WeightsConfig
-from serve_app.errors import WeightsError
-from serve_app.files import atomic_write
+from serve_app.errors import WeightsError, WeightsUnavailableError
+from serve_app.files import atomic_write, create_folder, delete_partial_files
 from serve_app.inference.card import load_card, one_line, weights_uri
 from serve_app.model_card import ModelCard
 
@@ -35,8 +35,8 @@ def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
     """Read and verify weights and build the model: eval mode, float32, on the CPU.
 
     Raises:
-        WeightsError: The weights cannot be loaded, do not match their hash, or do not fit a ResNet-18 with the card's
-            number of labels.
+        WeightsUnavailableError: The weights cannot be read or downloaded now; a later try can succeed.
+        WeightsError: The weights do not match their hash, or do not fit a ResNet-18 with the card's number of labels.
     """
     card = load_card(spec)
     state = _imagenet_state() if spec.source == "imagenet" else _safetensors_state(spec, card)
@@ -51,10 +51,10 @@ def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
 
 def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> ModelCard:
     """Write ``model.safetensors`` (float16) and ``model.json``; ``card`` has the card's fields without ``sha256``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     path = folder / "model.safetensors"
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}
-    save_file(half, path)
+    write_tensors(half, path)
     complete = ModelCard(**card, sha256=sha256(path))
     _write_card(complete, path)
     return complete
@@ -66,18 +66,28 @@ def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConf
     Returns:
         The settings that load the copy.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     if spec.source == "imagenet":
         path = folder / "imagenet.safetensors"
-        save_file(dict(_imagenet_state()), path)
+        write_tensors(dict(_imagenet_state()), path)
     else:
         source = _local_copy(weights_uri(spec), card.sha256)
         path = folder / source.name
         if not (path.exists() and path.samefile(source)):
-            shutil.copyfile(source, path)
+            with atomic_write(path) as unfinished:
+                shutil.copyfile(source, unfinished)
     digest = sha256(path)
     _write_card(card.model_copy(update={"sha256": digest}), path)
     return WeightsConfig(source=str(path), sha256=digest)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; raise OSError if the disk is full or the folder cannot be written to."""
+    with atomic_write(path) as unfinished:
+        try:
+            save_file(tensors, unfinished, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def spec_of(text: str) -> WeightsConfig:
@@ -97,15 +107,20 @@ def imagenet_file() -> Path:
 
 
 def _write_card(card: ModelCard, weights: Path) -> None:
-    weights.with_suffix(".json").write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
+    with atomic_write(weights.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
 
 
 def _imagenet_state() -> Mapping[str, Tensor]:
     try:
+        cached, digest = imagenet_file(), load_card(WeightsConfig(source="imagenet")).sha256
+        delete_partial_files(cached)
+        if cached.exists() and not sha256(cached).startswith(digest):  # torch checks a download, not its cache
+            cached.unlink()
         state: Mapping[str, Tensor] = IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no connection, hash mismatch, full disk, unreadable cache
         reason = f"cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
-        raise WeightsError(f"weights imagenet: {reason}") from error
+        raise WeightsUnavailableError(f"weights imagenet: {reason}") from error
     return state
 
 
@@ -115,7 +130,9 @@ def _safetensors_state(spec: WeightsConfig, card: ModelCard) -> Mapping[str, Ten
         if (found := sha256(path)) != card.sha256:
             raise WeightsError(f"weights {spec.source}: sha256 is {found}, expected {card.sha256}")
         state: Mapping[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise WeightsUnavailableError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
+    except SafetensorError as error:
         raise WeightsError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
     return state
 
@@ -125,10 +142,11 @@ def _local_copy(uri: str, digest: str) -> Path:
     if "://" not in uri:
         return Path(uri)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}.safetensors"
-    if cached.exists():
-        return cached
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
+        if cached.exists() and sha256(cached) == digest:  # a power cut can leave a file that is cut
+            return cached
+        create_folder(cached.parent)
+        delete_partial_files(cached)
         with atomic_write(cached) as partial:
             with fsspec.open(uri, "rb") as source, partial.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
@@ -138,5 +156,5 @@ def _local_copy(uri: str, digest: str) -> Path:
     except WeightsError:
         raise
     except Exception as error:  # each storage backend has its own exceptions
-        raise WeightsError(f"weights {uri}: cannot download: {one_line(error)}") from error
+        raise WeightsUnavailableError(f"weights {uri}: cannot download: {one_line(error)}") from error
     return cached

@@ -1,13 +1,15 @@
 """Find out whether ImageNet's weights are available: cached, or downloadable now.
 
-``python -m serve_app.launcher.imagenet`` is a process of its own: the launcher needs no torch, and can stop a slow
-download. The image's build runs it to download the weights into the image.
+``python -m serve_app.launcher.imagenet [TIMEOUT_S]`` is a process of its own: the launcher needs no torch, and can stop
+a slow download. The image's build runs it, without a timeout, to download the weights into the image.
 """
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
+from types import FrameType
 from urllib.parse import urlsplit
 
 from serve_app.config import WeightsConfig
@@ -17,8 +19,17 @@ from serve_app.inference.weights import IMAGENET, imagenet_file, load_model
 CONNECT_TIMEOUT_S = 3
 
 
-def main() -> None:
-    """Load the weights once; on failure exit with code 1 and the reason as last line of stderr."""
+def main(timeout_s: int = 0) -> None:
+    """Load the weights once; on failure exit with code 1 and the reason as last line of stderr.
+
+    After ``timeout_s`` seconds (0: never) a download ends with an error, which deletes its partial file.
+    """
+
+    def time_out(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"the download took more than {timeout_s} s")
+
+    signal.signal(signal.SIGALRM, time_out)
+    signal.alarm(timeout_s)
     try:
         if not imagenet_file().exists():
             socket.create_connection((urlsplit(IMAGENET.url).hostname, 443), CONNECT_TIMEOUT_S).close()
@@ -28,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

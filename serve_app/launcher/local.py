@@ -122,9 +122,10 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
 
 def choose_weights() -> str:
     """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo``."""
-    command = [sys.executable, "-m", "serve_app.launcher.imagenet"]
+    # The command ends by itself, because a killed one leaves its partial download behind.
+    command = [sys.executable, "-m", "serve_app.launcher.imagenet", str(DOWNLOAD_TIMEOUT_S)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S + 15)
     except subprocess.TimeoutExpired:
         reason = f"the download took more than {DOWNLOAD_TIMEOUT_S} s"
     else:

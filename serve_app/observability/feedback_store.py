@@ -1,6 +1,6 @@
 """Store feedback on answers as files that training reads: votes and, if the configuration allows it, images.
 
-Many replicas may share the folder. Files are only ever added, and each is written atomically:
+Many replicas may share the folder. Files are only ever added, and each is written atomically (serve_app/files.py):
 
     votes/<time in ns>-<random>.json      one vote: a line of JSON with the fields of ``Vote``
     images/<class>/<sha256>.<format>      an image as it was sent, under the class that the vote names
@@ -12,24 +12,26 @@ class that counts.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from serve_app.config import FeedbackConfig, FrozenModel
-from serve_app.errors import DatasetError, OverloadedError
-from serve_app.files import atomic_write
+from serve_app.errors import DatasetError, NotReadyError, OverloadedError
+from serve_app.files import CorruptFileError, atomic_write, create_folder, read_stored
 
 VOTES, IMAGES = "votes", "images"
 COUNT_S = 600  # between two counts of a folder, which other replicas fill too
+log = logging.getLogger("serve_app")
 
 
 class Vote(FrozenModel):
@@ -62,40 +64,58 @@ class LabeledImage(NamedTuple):
 class Feedback:
     """Writes votes, and images if they are to be kept, into the configured folder; then calls ``on_vote``.
 
-    Raises:
-        ValueError: The folder cannot be written to.
+    A folder that cannot be created is logged and created later: feedback never stops the service.
     """
 
     def __init__(self, config: FeedbackConfig, on_vote: Callable[[Vote], None] = lambda vote: None) -> None:
         self.keep_images, self._config = config.keep_images, config
         self._use, self._counted_s = FolderUse(0, 0), -math.inf
         self._folder, self._on_vote = Path(config.folder), on_vote
+        self._has_folders = False
         try:
-            for name in (VOTES, IMAGES):
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
+            self._create_folders()
         except OSError as error:
-            raise ValueError(f"feedback.folder {config.folder}: cannot be written to ({error})") from None
+            log.error("feedback.folder %s: cannot be written to, votes get 503: %s", config.folder, error)
 
     def keep(self, vote: Vote, image: tuple[bytes, str] | None = None) -> None:
         """Write a vote and, if it has a label, its image: the encoded file and its format, such as ``jpeg``.
 
+        Both survive a power cut once this returns.
+
         Raises:
             OverloadedError: The folder holds as many votes or bytes as it may (503).
+            NotReadyError: The folder cannot be written to, or the disk is full (503).
         """
-        size = len(image[0]) if image else 0
-        self._check_room(size)
+        try:
+            self._check_room(len(image[0]) if image else 0)
+            written = self._write(vote, image)
+        except OSError as error:
+            log.error("feedback cannot be written: %s", error)
+            reason = error.strerror or type(error).__name__
+            raise NotReadyError(f"the feedback cannot be written now: {reason}; retry later") from error
+        self._on_vote(written)
+
+    def _write(self, vote: Vote, image: tuple[bytes, str] | None) -> Vote:
+        self._create_folders()
         if image and vote.label is not None:
             encoded, extension = image
             relative = Path(IMAGES, class_folder(vote.label), f"{sha256(encoded).hexdigest()}.{extension}")
             vote = vote.model_copy(update={"image": str(relative)})
-            (self._folder / relative).parent.mkdir(exist_ok=True)
+            create_folder((self._folder / relative).parent)
             with atomic_write(self._folder / relative) as path:
                 path.write_bytes(encoded)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
         with atomic_write(self._folder / VOTES / name) as path:
             path.write_text(vote.model_dump_json() + "\n")
-        self._use = FolderUse(self._use.votes + 1, self._use.image_bytes + size)
-        self._on_vote(vote)
+        self._use = FolderUse(self._use.votes + 1, self._use.image_bytes + (len(image[0]) if image else 0))
+        return vote
+
+    def _create_folders(self) -> None:
+        """Create the folders once: one that vanishes later was on a disk that is gone, and is not made again."""
+        if not self._has_folders:
+            for name in (VOTES, IMAGES):
+                create_folder(self._folder / name)
+            self._has_folders = True
 
     def _check_room(self, image_bytes: int) -> None:
         """Raise OverloadedError if there is no room; every ``COUNT_S`` delete what is old, and count the rest."""
@@ -146,7 +166,7 @@ def class_folder(label: str) -> str:
 
 
 def read_votes(folder: Path) -> Iterator[Vote]:
-    """Yield the votes in a folder, oldest first.
+    """Yield the votes in a folder, oldest first; a file that a power cut has emptied is logged and left out.
 
     Raises:
         DatasetError: The folder is no feedback folder, or a file in it is not a vote; the message names it.
@@ -155,19 +175,23 @@ def read_votes(folder: Path) -> Iterator[Vote]:
         raise DatasetError(f"{folder} is not a feedback folder: it has no folder {VOTES}")
     for path in sorted((folder / VOTES).glob("[!.]*.json")):
         try:
-            yield Vote.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise DatasetError(f"{path} is not a vote: {error.errors()[0]['msg']}") from None
+            yield read_stored(Vote, path)
+        except FileNotFoundError:  # deleted a moment ago
+            continue
+        except CorruptFileError as error:
+            if path.read_bytes().strip(b"\0"):
+                raise DatasetError(f"{path} is not a vote: {error}") from None
+            log.warning("%s is empty and is left out: the machine lost power while it was written", path)
 
 
 def labeled_images(folder: Path) -> list[LabeledImage]:
     """Return each kept image once, with the class that counts, sorted by file name.
 
     A vote replaces earlier votes on the same image of the same request. If a file came with several requests, the last
-    vote with a class counts.
+    vote with a class counts. An image that is missing, or is not the file that was sent, is logged and left out.
 
     Raises:
-        DatasetError: See ``read_votes``; or an image that a vote names is missing.
+        DatasetError: See ``read_votes``.
     """
     votes_by_answer: dict[tuple[str, int], Vote] = {}
     for vote in read_votes(folder):
@@ -177,7 +201,17 @@ def labeled_images(folder: Path) -> list[LabeledImage]:
     for vote in votes_by_answer.values():
         if vote.image and vote.label is not None:
             path = folder / vote.image
-            if not path.is_file():
-                raise DatasetError(f"{path} is missing, but a vote on request {vote.request_id} names it")
-            images[path.name] = LabeledImage(path, vote.label)
+            if _is_whole(path):
+                images[path.name] = LabeledImage(path, vote.label)
+            else:
+                log.warning("%s is missing or damaged, so the vote on request %s is left out", path, vote.request_id)
     return [images[name] for name in sorted(images)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether an image is the file that was sent, whose name is its hash."""
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest() == path.stem
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ import numpy as np
 
 from serve_app.classification_metrics import DIGITS, in_top_k, summarize
 from serve_app.config import WeightsConfig
+from serve_app.files import atomic_write
 from serve_app.inference.weights import load_model, republish
 from serve_app.model_card import ModelCard
 from serve_app.training.data import LabeledFiles, fingerprint, list_images
@@ -62,7 +63,8 @@ def write_evaluation(metrics: dict[str, Any], card: ModelCard, out: Path) -> Non
     """Write ``evaluation.json`` and the plots into a folder, which is created if it is missing."""
     out.mkdir(parents=True, exist_ok=True)
     complete = {"model": card.ref.model_dump(), **metrics}
-    (out / "evaluation.json").write_text(json.dumps(complete, indent=2) + "\n")
+    with atomic_write(out / "evaluation.json") as unfinished:
+        unfinished.write_text(json.dumps(complete, indent=2) + "\n")
     plot_confusion(metrics["confusion"], card.labels, out / "confusion.png")
     plot_reliability(metrics["reliability"], metrics["ece"], out / "reliability.png")
     plot_mistakes(metrics["mistakes"], out / "mistakes.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,8 +62,11 @@ def train_loop(
     if run.init is not None:
         trainer.start_from(run.init)
     if run.checkpoint.exists():
-        trainer.resume(run.checkpoint)
-        tqdm.write(f"resumed at step {trainer.step_count} of at most {recipe.epochs * per_epoch}")
+        try:
+            trainer.resume(run.checkpoint)
+            tqdm.write(f"resumed at step {trainer.step_count} of at most {recipe.epochs * per_epoch}")
+        except SafetensorError as error:
+            tqdm.write(f"{run.checkpoint} cannot be read ({error}): training starts from the beginning")
     seconds_before, started = trainer.seconds, time.monotonic()
     saved = started
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
 
 from serve_app.errors import TrainingError
-from serve_app.files import atomic_write
+from serve_app.inference.weights import write_tensors
 from serve_app.training.data import ImageDataset
 from serve_app.training.recipe import Recipe
 from serve_app.training.worker_group import WorkerGroup
@@ -137,11 +137,15 @@ class Trainer:
                 tensors[f"momentum.{i}"] = buffer
         recipe = asdict(self.recipe)
         state = {"step": self.step_count, "seconds": self.seconds, "history": self.history, "recipe": recipe}
-        with atomic_write(path) as unfinished:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, unfinished, {"state": json.dumps(state)})
+        write_tensors({k: v.contiguous() for k, v in tensors.items()}, path, {"state": json.dumps(state)})
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint; raise TrainingError if it belongs to another recipe or to other data."""
+        """Continue from a checkpoint.
+
+        Raises:
+            TrainingError: It belongs to another recipe or to other data.
+            SafetensorError: It is empty or cut; nothing has changed.
+        """
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
         recipe = json.loads(json.dumps(asdict(self.recipe)))

@@ -5,6 +5,8 @@ Inputs
     weights.py            small published weights, and the demo model under another version
     configs.py            Serve configs with changed values
     logged.py             a prediction log of any size
+    jobs.py               jobs in a job store, without HTTP
+    faults.py             full disks, power cuts, and a record of what reached the disk
 Time
     clock.py              a clock that a test sets, and an event loop that never waits
     polling.py            wait for something that another process does

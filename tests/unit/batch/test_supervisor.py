@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.predict import ExitCode
 from serve_app.batch.supervisor import Supervisor
-from tests.support.jobs import submit_job
+from tests.support.jobs import SUCCEED, run_jobs, submit_job
 
 
 @pytest.fixture
@@ -26,33 +25,6 @@ def submit(store: JobStore, tmp_path: Path) -> Callable[[], str]:
     return lambda: submit_job(store, str(tmp_path / "empty"))
 
 
-class FakeCommand:
-    """Makes command lines of small Python programs instead of `serve-app predict`, and counts them."""
-
-    def __init__(self, program: str) -> None:
-        self.program, self.jobs = program, list[str]()
-
-    def __call__(self, store: JobStore, job: str, address: str | None, workers: int | None) -> list[str]:
-        self.jobs.append(job)
-        attempt = self.jobs.count(job)
-        return [sys.executable, "-c", self.program, str(store.results_path(job)), str(attempt)]
-
-
-SUCCEED = """
-import pathlib, sys
-results = pathlib.Path(sys.argv[1])
-results.mkdir(parents=True)
-(results / "summary.json").write_text("{}")
-"""
-
-
-def run(store: JobStore, program: str) -> FakeCommand:
-    """Run all open jobs with a program as the command."""
-    command = FakeCommand(program)
-    Supervisor(store, command=command, poll_s=0.01, busy_retry_s=0.01).run_open_jobs()
-    return command
-
-
 def test_real_command_reports_why_a_job_failed(store: JobStore, submit: Callable[[], str], tmp_path: Path) -> None:
     """`serve-app predict` refuses an empty folder, and its sentence becomes the job's error."""
     job = submit()
@@ -64,7 +36,7 @@ def test_real_command_reports_why_a_job_failed(store: JobStore, submit: Callable
 def test_jobs_run_in_order_of_submission(store: JobStore, submit: Callable[[], str]) -> None:
     """Each job runs once, the oldest first."""
     jobs = [submit() for _ in range(3)]
-    assert run(store, SUCCEED).jobs == jobs
+    assert run_jobs(store, SUCCEED).jobs == jobs
     assert {state.status for state in store.jobs()} == {"succeeded"}
 
 
@@ -72,28 +44,28 @@ def test_crashed_command_is_started_three_times(store: JobStore, submit: Callabl
     """After the third crash the job fails with the command's last error."""
     job = submit()
     program = "import sys; print('error: crash', sys.argv[2], file=sys.stderr); sys.exit(1)"
-    assert run(store, program).jobs == [job] * 3
+    assert run_jobs(store, program).jobs == [job] * 3
     assert (store.state(job).status, store.state(job).error) == ("failed", "crash 3")
 
 
 def test_crash_without_a_message_names_the_exit_code(store: JobStore, submit: Callable[[], str]) -> None:
     """A killed command leaves no error line; the job's error then names the exit code."""
     job = submit()
-    run(store, "import os; os.kill(os.getpid(), 9)")
+    run_jobs(store, "import os; os.kill(os.getpid(), 9)")
     assert store.state(job).error == "the job's process ended with code -9"
 
 
 def test_command_that_succeeds_after_a_crash_completes_the_job(store: JobStore, submit: Callable[[], str]) -> None:
     """A crash alone does not fail a job."""
     job = submit()
-    command = run(store, f"import sys\nif sys.argv[2] == '1': sys.exit(1)\n{SUCCEED}")
+    command = run_jobs(store, f"import sys\nif sys.argv[2] == '1': sys.exit(1)\n{SUCCEED}")
     assert (len(command.jobs), store.state(job).status) == (2, "succeeded")
 
 
 def test_busy_results_are_tried_until_they_are_free(store: JobStore, submit: Callable[[], str]) -> None:
     """While another run writes to the results, attempts do not count as crashes."""
     job = submit()
-    command = run(store, f"import sys\nif int(sys.argv[2]) < 6: sys.exit({ExitCode.BUSY})\n{SUCCEED}")
+    command = run_jobs(store, f"import sys\nif int(sys.argv[2]) < 6: sys.exit({ExitCode.BUSY})\n{SUCCEED}")
     assert (len(command.jobs), store.state(job).status) == (6, "succeeded")
 
 
@@ -102,5 +74,5 @@ def test_cancelled_job_terminates_its_command(store: JobStore, submit: Callable[
     job = submit()
     cancelled = store.folder / job / "cancelled"
     program = f"import pathlib, signal; pathlib.Path({str(cancelled)!r}).touch(); signal.pause()"
-    assert run(store, program).jobs == [job]
+    assert run_jobs(store, program).jobs == [job]
     assert store.state(job).status == "cancelled"

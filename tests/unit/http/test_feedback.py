@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from serve_app.errors import DatasetError, NotReadyError
 from serve_app.http.app import create_app
 from serve_app.observability.feedback_store import Feedback, Vote, class_folder, labeled_images, read_votes
 from serve_app.training.data import list_images
+from tests.support.faults import DiskRecorder, emptied, full_disk
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
 from tests.support.weights import LABELS
@@ -42,6 +44,12 @@ def say(http: TestClient, image: bytes | None = None, **body: Any) -> httpx2.Res
     if image is None:
         return http.post("/v1/feedback", json=body)
     return http.post("/v1/feedback", data={k: str(v) for k, v in body.items()}, files={"image": ("x", image)})
+
+
+def keep(folder: Path, request: str, label: str) -> None:
+    """Keep a vote with an image of its own, as the route does."""
+    vote = Vote(time=0, request_id=request, index=0, correct=None, label=label, version=None, caller=None, image=None)
+    Feedback(FeedbackConfig(folder=str(folder), keep_images=True)).keep(vote, (label.encode(), "png"))
 
 
 def test_a_vote_is_kept(http: TestClient, tmp_path: Path) -> None:
@@ -144,10 +152,65 @@ def test_a_full_disk_is_no_crash(http: TestClient, tmp_path: Path) -> None:
     assert "cannot be written" in said.json()["detail"]
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_stops_nothing(http: TestClient, service: LocalService, tmp_path: Path) -> None:
+    """Votes get 503 with the reason and no path, everything else goes on; once the folder can be, votes are kept."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"feedback\.folder .*/file/x: cannot be written to"):
-        Feedback(FeedbackConfig(folder=str(tmp_path / "file" / "x")))
+    service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path / "file" / "x")))
+    said = say(http, correct=True)
+    assert (said.status_code, said.json()["detail"]) == (
+        503,
+        "the feedback cannot be written now: Not a directory; retry later",
+    )
+    assert http.post("/v1/classify", content=PHOTO).status_code == 200
+    (tmp_path / "file").unlink()
+    assert say(http, correct=True).status_code == 204
+    assert len(list(read_votes(tmp_path / "file" / "x"))) == 1
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_vote_that_is_not_on_disk_is_not_accepted(
+    http: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """A full disk gets 503, worth trying again, and leaves no file."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full_disk)
+        said = say(http, PHOTO, label="cow")
+    assert (said.status_code, said.json()["retryable"]) == (503, True)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_votes_and_images_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image and vote are fsynced before they get their names, and their folders after."""
+    disk = DiskRecorder(monkeypatch)
+    keep(tmp_path, "1", "cow")
+    assert (len(disk.renamed), disk.unsafe, disk.unnamed) == (2, [], [])
+
+
+def test_a_power_cut_costs_training_one_vote(tmp_path: Path) -> None:
+    """Whichever file it has emptied: the other votes and images train; nothing is refused."""
+    for n, label in enumerate(("cow", "dog", "eel")):
+        keep(tmp_path, str(n), label)
+    for path in emptied(tmp_path):
+        assert len(labeled_images(tmp_path)) == 2, path
+    assert len(labeled_images(tmp_path)) == 3
+    next((tmp_path / "images" / "cow").iterdir()).unlink()
+    assert [image.label for image in labeled_images(tmp_path)] in (["dog", "eel"], ["eel", "dog"])
+
+
+def test_a_damaged_image_is_written_again(tmp_path: Path) -> None:
+    """The same image with another vote replaces what a power cut has emptied."""
+    keep(tmp_path, "1", "cow")
+    next((tmp_path / "images" / "cow").iterdir()).write_bytes(b"")
+    keep(tmp_path, "1", "cow")
+    assert [image.label for image in labeled_images(tmp_path)] == ["cow"]
+
+
+def test_votes_of_a_newer_version_read(tmp_path: Path) -> None:
+    """Fields that this version does not know are ignored."""
+    keep(tmp_path, "1", "cow")
+    (path,) = (tmp_path / "votes").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weight": 2}))
+    assert [vote.label for vote in read_votes(tmp_path)] == ["cow"]
 
 
 def test_odd_class_names_stay_inside_the_folder(tmp_path: Path) -> None:

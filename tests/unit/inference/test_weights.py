@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
 from serve_app.config import WeightsConfig
-from serve_app.errors import WeightsError
+from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.inference import weights as module
 from serve_app.inference.card import DEMO, load_card
-from serve_app.inference.weights import load_model, sha256
+from serve_app.inference.weights import load_model, republish, sha256
+from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
 from tests.support.weights import LABELS, publish_random
 
 
@@ -149,3 +152,110 @@ def test_imagenet_that_is_not_imagenet_is_refused(tmp_path: Path, monkeypatch: p
     impostor.rename(tmp_path / "resnet18-f37072fd.pth")
     sentence = fails(WeightsConfig(source="imagenet"))
     assert "invalid hash value" in sentence
+
+
+@pytest.mark.parametrize("content", POWER_CUT)
+def test_a_cached_copy_that_a_power_cut_emptied_is_fetched_again(
+    weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """It refused to load for ever."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = WeightsConfig(source=f"file://{weights.source}", sha256=weights.sha256)
+    cached = tmp_path / "hub" / "checkpoints" / f"{weights.sha256}.safetensors"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content)
+    assert load_model(spec)[1].labels == LABELS
+    assert sha256(cached) == weights.sha256
+
+
+def test_a_cached_imagenet_file_that_a_power_cut_emptied_is_downloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torchvision checks downloads, not its cache: the file is deleted, and partial downloads of killed processes."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = module.imagenet_file()
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"")
+    partial = cached.with_name(f"{cached.name}.5f0c.partial")
+    partial.write_bytes(b"x")
+    os.utime(partial, (0, 0))
+    downloads: list[str] = []
+
+    def download(url: str, target: str, *_args: object, **_options: object) -> None:
+        downloads.append(target)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    assert "weights imagenet: cannot download" in fails(WeightsConfig(source="imagenet"))
+    assert downloads == [str(cached)]
+    assert list(cached.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_download_to_a_full_disk_leaves_nothing(
+    weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """The error says that a later try can succeed."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = WeightsConfig(source=f"file://{weights.source}", sha256=weights.sha256)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full_disk)
+        with pytest.raises(WeightsUnavailableError, match="No space left"):
+            load_model(spec)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert load_model(spec)[1].labels == LABELS
+
+
+def test_a_download_that_breaks_off_leaves_nothing(
+    weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does one that never began; old partial files of killed processes go with the next download."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    killed = folder / f".{weights.sha256}.safetensors.0a1b2c3d"
+    killed.write_bytes(b"x")
+    os.utime(killed, (0, 0))
+
+    def break_off(source: IO[bytes], target: IO[bytes]) -> None:
+        target.write(source.read(100))
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("serve_app.inference.weights.shutil.copyfileobj", break_off)
+    with pytest.raises(WeightsUnavailableError, match="Connection reset"):
+        load_model(WeightsConfig(source=f"file://{weights.source}", sha256=weights.sha256))
+    assert list(folder.iterdir()) == []
+
+
+def test_missing_weights_may_come_back_and_wrong_ones_do_not(tmp_path: Path) -> None:
+    """A job waits for the first, and fails at once for the others."""
+    spec = publish_random(tmp_path)
+    Path(spec.source).unlink()
+    with pytest.raises(WeightsUnavailableError):
+        load_model(spec)
+    Path(spec.source).write_bytes(b"wrong")
+    with pytest.raises(WeightsError) as caught:
+        load_model(spec)
+    assert not caught.value.retryable
+
+
+def test_published_weights_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and card are fsynced before they get their names; so are copies of them."""
+    disk = DiskRecorder(monkeypatch)
+    spec = publish_random(tmp_path / "a")
+    republish(spec, load_card(spec), tmp_path / "b")
+    assert disk.renamed == {"model.safetensors", "model.json"}
+    assert (disk.unsafe, disk.unnamed) == ([], [])
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_publishing_to_a_full_disk_keeps_the_old_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    spec = publish_random(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            publish_random(tmp_path, seed=1, version="other")
+    assert load_model(spec)[1].version == "random"
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.json"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -26,6 +28,7 @@ from serve_app.training.calibrate import apply_temperature, calibrate, choose_th
 from serve_app.training.data import list_images
 from serve_app.training.evaluate import evaluate
 from serve_app.training.publish import publish_to
+from tests.support.faults import full_disk
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
 from tests.support.weights import LABELS
@@ -265,3 +268,26 @@ def test_an_unwritable_registry_is_named(calibrated: WeightsConfig, tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match=r"file/.*: cannot write to the registry"):
         publish_to(str(tmp_path / "file"), Path(calibrated.source))
+
+
+@pytest.mark.parametrize("root", ["memory://cut", "folder"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_published_file_that_was_cut_is_replaced(
+    calibrated: WeightsConfig, tmp_path: Path, root: str, suffix: str
+) -> None:
+    """A full disk or a power cut left a part of it; publishing again repairs it."""
+    registry = root if "://" in root else str(tmp_path / root)
+    spec = publish_to(registry, Path(calibrated.source))
+    fsspec.open(spec.source.removesuffix(".safetensors") + suffix, "wb").open().close()
+    assert publish_to(registry, Path(calibrated.source)) == spec
+    assert load_model(spec)[1] == load_card(calibrated)
+
+
+def test_publishing_to_a_full_disk_leaves_no_file(
+    calibrated: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(WeightsError, match=r"cannot write to the registry: OSError: .*No space left"):
+            publish_to(str(tmp_path), Path(calibrated.source))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
