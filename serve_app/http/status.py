@@ -17,7 +17,7 @@ from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import Usage
 from serve_app.http.service import Service
 from serve_app.observability.stats import Stats
-from serve_app.preprocessing.decode import FORMATS
+from serve_app.preprocessing.formats import FORMATS
 
 
 def create_router(service: Service, admission: AdmissionController, accounts: Accounts, stats: Stats) -> APIRouter:
