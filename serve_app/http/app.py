@@ -20,6 +20,7 @@ from serve_app.http.admission import AdmissionController
 from serve_app.http.fan_out import FanOut
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
 from serve_app.http.oip import error_response
+from serve_app.http.parameters_middleware import ParametersMiddleware
 from serve_app.http.responses import to_problem
 from serve_app.http.schemas import Problem
 from serve_app.http.service import Service
@@ -42,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
     _handle_errors(app)
 
     # The middleware that is added last runs first.
+    app.add_middleware(ParametersMiddleware)
     app.add_middleware(AdmissionMiddleware, service=service, admission=admission, stats=stats)
     app.add_middleware(CorsMiddleware, service=service)
     app.add_middleware(RequestIdMiddleware, service=service)
@@ -70,7 +72,9 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
-        return error_response(request, to_problem(error, request_id(request)))
+        response = error_response(request, to_problem(error, request_id(request)))
+        response.headers.update(error.response_headers)
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:

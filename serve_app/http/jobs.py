@@ -20,7 +20,7 @@ from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
 from serve_app.batch.job_store import UPLOAD, JobRequest, JobState, JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.batch.zip_archive import check_zip
-from serve_app.config import FrozenModel, JobsConfig
+from serve_app.config import JobsConfig
 from serve_app.errors import (
     ConflictError,
     ForbiddenSourceError,
@@ -32,7 +32,8 @@ from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service
-from serve_app.http.uploads import LimitedRequest, content_type, read_json
+from serve_app.http.unknown_parameters import note_unknown_query
+from serve_app.http.uploads import LimitedRequest, RequestModel, content_type, read_json
 
 PATH = "/v1/jobs"
 MAX_JSON_BYTES = 64 * 1024
@@ -40,13 +41,13 @@ MAX_UPLOADS = 4  # in flight at one ingress replica
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-class JobSource(FrozenModel):
+class JobSource(RequestModel):
     """The JSON body of a job that reads a folder or bucket instead of a zip."""
 
     source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")
 
 
-class JobParameters(FrozenModel):
+class JobParameters(RequestModel):
     """The query of a new job."""
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
@@ -96,7 +97,7 @@ def create_router(service: Service) -> APIRouter:
         status_code=202,
         response_model=JobState,
         openapi_extra={"requestBody": BODY},
-        responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
+        responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 414, 415, 422, 429, 503)},
         summary="Classify all images of a zip, folder or bucket prefix",
     )
     async def submit(
@@ -106,8 +107,9 @@ def create_router(service: Service) -> APIRouter:
 
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
         serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
-        Online requests come first.
+        Online requests come first. Unknown parameters are ignored and named in the header `X-Warnings`.
         """
+        note_unknown_query(request, JobParameters.model_fields)
         limits, jobs = config(), store()
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
@@ -176,6 +178,7 @@ def create_router(service: Service) -> APIRouter:
         only: Annotated[RowFilter, Query(description="Classified images (`ok`) or errors (`failed`).")] = "all",
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
+        note_unknown_query(request, ("format", "only"))
         jobs = store()
         state = await asyncio.to_thread(jobs.state, job, request.state.caller)
         if state.status not in ENDED:
