@@ -19,6 +19,7 @@ from serve_app.validation import Model as Model
 from serve_app.validation import describe as describe
 from serve_app.validation import describe_errors as describe_errors
 from serve_app.validation import parse as parse
+from serve_app.validation import short_repr as short_repr
 
 MiB = 1024 * 1024
 

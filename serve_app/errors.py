@@ -6,6 +6,7 @@ Every error passes its arguments to the base constructor, so it survives picklin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -17,6 +18,7 @@ class ServiceError(Exception):
     title: ClassVar[str] = "Internal error"  # short text for people
     retryable: ClassVar[bool] = False  # whether the same request can succeed later
     retry_after_s: int = 1  # seconds until a retry makes sense
+    response_headers: ClassVar[Mapping[str, str]] = {}  # further headers of the response
 
     def __init_subclass__(cls, **attributes: Any) -> None:
         """Set class attributes from the keywords of a class statement; the others are inherited."""
@@ -56,7 +58,17 @@ class JobsOffError(ServiceError, status=404, code="jobs_off", title="Jobs are sw
     """Batch jobs are switched off."""
 
 
-class SlowBodyError(ServiceError, status=408, code="slow_body", title="Slow body"):
+class QueryTooLongError(ServiceError, status=414, code="query_too_long", title="Query too long"):
+    """The query string is longer than any use of it."""
+
+
+class SlowBodyError(
+    ServiceError,
+    status=408,
+    code="slow_body",
+    title="Slow body",
+    response_headers={"Connection": "close"},  # the rest of the body would hold the connection
+):
     """The body did not arrive in time."""
 
 
@@ -71,6 +83,11 @@ class CorruptJobError(ConflictError):
 class TooLargeError(ServiceError, status=413, code="too_large", title="Too large"):
     """The body, an image in it or the number of images exceeds a limit."""
 
+    @classmethod
+    def over(cls, what: str, size: int, limit: int) -> TooLargeError:
+        """Return the error for something of ``size`` bytes."""
+        return cls(f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)")
+
 
 class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too large"):
     """The image's header declares more pixels than the limit; nothing has been decoded."""
@@ -78,6 +95,16 @@ class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too
 
 class UnsupportedImageError(ServiceError, status=415, code="unsupported_image", title="Unsupported image"):
     """The content is not an image in an accepted format."""
+
+
+class UnsupportedCodingError(
+    ServiceError,
+    status=415,
+    code="unsupported_coding",
+    title="Unsupported content coding",
+    response_headers={"Accept-Encoding": "gzip, deflate"},
+):
+    """The body has a content coding that the service cannot undo; RFC 9110, 15.5.16 asks for the header."""
 
 
 class UnknownHostError(ServiceError, status=421, code="unknown_host", title="Misdirected request"):

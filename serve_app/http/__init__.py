@@ -2,21 +2,27 @@
 
 Knows FastAPI and Starlette, but not Ray. The files in the order in which a request meets them:
 
-    proxy_middleware.py  around Ray Serve's application: headers that Ray cannot decode
-    middleware.py        request id, CORS, API key, admission
-    auth.py              API keys
-    rate_limit.py        images per second and API key
-    admission.py         admission control
-    app.py               the FastAPI application, errors as problem+json
-    classify.py          POST /v1/classify, POST /predict
-    uploads.py           request body -> encoded images
-    fan_out.py           one request -> one task per image
-    responses.py         results -> JSON
-    schemas.py           the JSON types
-    oip.py               Open Inference Protocol, /v2; oip_tensors.py reads and writes its tensors
-    jobs.py              /v1/jobs; job_uploads.py writes a zip to disk
-    feedback.py          POST /v1/feedback
-    status.py            health, models, status
-    service.py           what this package needs from the deployment around it
-    openapi.py           OpenAPI texts that several routes share
+    proxy_middleware.py       around Ray Serve's application: headers that Ray cannot decode
+    middleware.py             request id, CORS, API key, admission
+    auth.py                   API keys
+    rate_limit.py             images per second and API key
+    admission.py              admission control
+    app.py                    the FastAPI application, errors as problem+json
+    classify.py               POST /v1/classify, POST /predict
+    parameters_middleware.py  query length, the header X-Warnings
+    uploads.py                request body -> encoded images
+    content_coding.py         gzip and deflate
+    form_body.py              multipart forms; form_names.py reads their names
+    json_body.py              JSON within bounds; base64_images.py decodes its images
+    unknown_parameters.py     names what was ignored
+    negotiation.py            Accept -> JSON or JSON lines
+    fan_out.py                one request -> one task per image
+    responses.py              results -> JSON
+    schemas.py                the JSON types
+    oip.py                    Open Inference Protocol, /v2; oip_tensors.py reads and writes its tensors
+    jobs.py                   /v1/jobs; job_uploads.py writes a zip to disk
+    feedback.py               POST /v1/feedback
+    status.py                 health, models, status
+    service.py                what this package needs from the deployment around it
+    openapi.py                OpenAPI texts that several routes share
 """

@@ -148,8 +148,12 @@ class Permit:
     def receive(self, body_bytes: int) -> None:
         """Count received bytes, or raise OverloadedError (503) if too many are in memory."""
         if not self._declared_bytes:  # declared bytes were counted on admission
-            self._controller.buffer(body_bytes)
-            self._bytes += body_bytes
+            self.buffer(body_bytes)
+
+    def buffer(self, body_bytes: int) -> None:
+        """Count bytes that the request takes besides its body, or raise OverloadedError (503) if they are too many."""
+        self._controller.buffer(body_bytes)
+        self._bytes += body_bytes
 
     def add_images(self, images: int) -> None:
         """Count the images of the body.

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.config import describe_errors
-from serve_app.errors import InvalidParameterError, ServiceError, SlowBodyError
+from serve_app.errors import InvalidParameterError, ServiceError
 from serve_app.http import classify, feedback, jobs, oip, status
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
@@ -23,6 +23,7 @@ from serve_app.http.cross_site import CrossSiteMiddleware
 from serve_app.http.fan_out import FanOut
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
 from serve_app.http.oip import error_response
+from serve_app.http.parameters_middleware import ParametersMiddleware
 from serve_app.http.responses import to_problem
 from serve_app.http.schemas import Problem
 from serve_app.http.service import Service
@@ -48,6 +49,7 @@ def create_app(service: Service) -> FastAPI:
     _handle_errors(app)
 
     # The middleware that is added last runs first.
+    app.add_middleware(ParametersMiddleware)
     app.add_middleware(AdmissionMiddleware, service=service, admission=admission, accounts=accounts, stats=stats)
     app.add_middleware(CrossSiteMiddleware, service=service)
     app.add_middleware(CorsMiddleware, service=service)
@@ -82,8 +84,7 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
         response = error_response(request, to_problem(error, request_id(request)))
-        if isinstance(error, SlowBodyError):
-            response.headers["Connection"] = "close"  # the rest of the body would hold the connection
+        response.headers.update(error.response_headers)
         return response
 
     @app.exception_handler(RequestValidationError)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from serve_app.errors import InvalidParameterError
 from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.negotiation import choose_media_type
 from serve_app.http.openapi import IMAGES_BODY, PROBLEMS
 from serve_app.http.responses import (
     omit_model,
@@ -25,6 +26,7 @@ from serve_app.http.schemas import ClassifyResponse, ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, read_uploads
 
+JSON = "application/json"
 JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 
@@ -61,21 +63,27 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         """Send one image as the body, several images as a form (repeat `images`), or base64 in JSON.
 
         If a single image fails, the response has that image's status and problem+json. With several images the
-        status is 200, and each image has its own result. `Accept: application/jsonl` streams each result when it is
-        ready, then a summary.
+        status is 200, and each image has its own result. `Accept: application/jsonl` (or `application/x-ndjson`)
+        streams each result when it is ready, then a summary; equal weights give JSON. Unknown parameters are ignored
+        and named in `warnings`.
         """
-        if any(kind in request.headers.get("accept", "") for kind in JSONL):
+        media_type = choose_media_type(request.headers, (JSON, *JSONL))
+        if media_type != JSON:
             tasks = await start(request)
-            lines = stream_results(tasks, request.state.model, request.state.id)
-            return StreamingResponse(lines, media_type=JSONL[0])
+            lines = stream_results(tasks, request.state.model, request.state.id, request.state.warnings)
+            return StreamingResponse(lines, media_type=media_type)
         results = await finish(request)
         if problem := request_problem(results):
             return problem_response(problem)
         body = ClassifyResponse(
-            id=request.state.id, model=request.state.model, results=results, summary=summarize(results)
+            id=request.state.id,
+            model=request.state.model,
+            results=results,
+            summary=summarize(results),
+            warnings=request.state.warnings or None,
         )
         headers = {"Server-Timing": server_timing(results, request.state.start)}
-        return Response(body.model_dump_json(exclude_none=True), media_type="application/json", headers=headers)
+        return Response(body.model_dump_json(exclude_none=True), media_type=JSON, headers=headers)
 
     @router.post(
         "/predict",
@@ -84,7 +92,10 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         summary="Classify images, in the shape of the original app",
     )
     async def predict(request: Request) -> Response:
-        """Return a list of `[label, probability]` pairs per image; a failed image gives its problem instead."""
+        """Return a list of `[label, probability]` pairs per image; a failed image gives its problem instead.
+
+        Unknown parameters are ignored and named in the header `X-Warnings`.
+        """
         results = await finish(request)
         if problem := request_problem(results):
             return problem_response(problem)

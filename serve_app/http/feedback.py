@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import difflib
 import time
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import Field, ValidationError, model_validator
-from starlette.datastructures import UploadFile
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from serve_app.config import FrozenModel, describe
+from serve_app.config import LimitsConfig, describe
 from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
@@ -21,18 +21,23 @@ from serve_app.errors import (
 )
 from serve_app.http.admission import Permit
 from serve_app.http.fan_out import FanOut
+from serve_app.http.form_body import FORM, FormSchema, read_form
+from serve_app.http.json_body import is_json, looks_like_json
 from serve_app.http.openapi import IMAGE_BODY, PROBLEMS, form_fields
 from serve_app.http.service import Service
-from serve_app.http.uploads import LimitedRequest, Upload, check_size, content_type, parse_form, read_json
+from serve_app.http.unknown_parameters import note_unknown, note_unknown_query
+from serve_app.http.uploads import UNTOLD_TYPES, LimitedRequest, RequestModel, content_type, read_json
 from serve_app.messages import ClassifyRequest, RequestContext
 from serve_app.observability.feedback_store import Vote
 
 
-class FeedbackBody(FrozenModel):
+class FeedbackBody(RequestModel):
     """A client's vote on the result of one image."""
 
     request_id: str = Field(min_length=1, max_length=200, description="`id` of the response.")
-    index: int = Field(0, ge=0, lt=2**31, description="Index of the image in that request.")
+    index: Annotated[int | None, AfterValidator(lambda index: index or 0)] = Field(
+        0, ge=0, lt=2**31, description="Index of the image in that request."
+    )
     correct: bool | None = Field(None, description="Whether the best class is right.")
     label: str | None = Field(None, max_length=1000, description="The right class, one of the model's labels.")
 
@@ -44,8 +49,8 @@ class FeedbackBody(FrozenModel):
 
 
 SCHEMA = FeedbackBody.model_json_schema()
-FORM = {**SCHEMA, "properties": {**form_fields(SCHEMA), "image": IMAGE_BODY["schema"]}}
-BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, "multipart/form-data": {"schema": FORM}}}
+FORM_SCHEMA = {**SCHEMA, "properties": {**form_fields(SCHEMA), "image": IMAGE_BODY["schema"]}}
+BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, FORM: {"schema": FORM_SCHEMA}}}
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -63,18 +68,18 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         """Send `correct: true`, `correct: false`, or the right class as `label`.
 
         The service does not keep results. Where it keeps images of feedback (`GET /v1/models` says so under
-        `feedback`), send the image again together with its `label`, as the file `image` of a form.
+        `feedback`), send the image again together with its `label`, as the file `image` of a form. Unknown fields are
+        ignored and named in the header `X-Warnings`.
         """
         store = service.feedback
         if store is None:
             raise FeedbackOffError("feedback is switched off; set `feedback: {folder: …}` in the Ingress's user_config")
-        body, encoded = await _read(request, service.config.limits.max_body_bytes)
+        body, encoded = await _read(request, service.config.limits)
         if body.label is not None:
             _check_label(body.label, service)
         if encoded is not None:
-            upload = check_size(Upload(None, encoded), service.config.limits.max_image_bytes)
-            if isinstance(upload.encoded, ServiceError):
-                raise upload.encoded
+            if isinstance(encoded, ServiceError):
+                raise encoded
             if not store.keep_images:
                 raise InvalidParameterError("image: this service keeps no images; send the feedback without it")
             if body.label is None:
@@ -104,21 +109,25 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     return router
 
 
-async def _read(request: Request, max_body_bytes: int) -> tuple[FeedbackBody, bytes | None]:
-    limited = LimitedRequest(request.scope, request.receive, max_body_bytes)
+async def _read(request: Request, limits: LimitsConfig) -> tuple[FeedbackBody, bytes | ServiceError | None]:
+    """Return the vote and its image; the image's size is its own error. Unknown fields become warnings."""
+    limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
+    note_unknown_query(request, ())
     kind = content_type(request)
-    if kind == "application/json":
+    if kind == FORM:
+        schema = FormSchema(("image",), FeedbackBody.model_fields, 1, limits.max_image_bytes)
+        form = await read_form(limited.stream(), request.headers["content-type"], schema)
+        note_unknown(request, "form field", form.unknown, FeedbackBody.model_fields)
+        given = {name: value for name, value in form.fields.items() if value}  # a blank field of a browser is empty
+        try:
+            return FeedbackBody.model_validate(given), form.files[0].content if form.files else None
+        except ValidationError as error:
+            raise MalformedRequestError(describe(error, FeedbackBody)) from None
+    if is_json(kind) or (kind in UNTOLD_TYPES and looks_like_json(await limited.body())):
         return await read_json(limited, FeedbackBody), None
-    if kind == "multipart/form-data":
-        async with parse_form(limited, max_files=1, max_fields=8) as form:
-            fields = dict(form)
-            image = fields.pop("image", None)
-            encoded = await image.read() if isinstance(image, UploadFile) else None
-            try:
-                return FeedbackBody.model_validate(fields), encoded
-            except ValidationError as error:
-                raise MalformedRequestError(describe(error, FeedbackBody)) from None
-    raise UnsupportedImageError(f"content type {kind!r}: send application/json, or multipart/form-data with the image")
+    raise UnsupportedImageError(
+        f"content type {kind!r:.80}: send application/json, or multipart/form-data with the image"
+    )
 
 
 def _check_label(label: str, service: Service) -> None:

@@ -14,15 +14,15 @@ from pydantic import Field
 
 from serve_app.batch.job_records import UPLOAD
 from serve_app.batch.zip_archive import check_zip
-from serve_app.config import FrozenModel, JobsConfig
+from serve_app.config import JobsConfig
 from serve_app.errors import ForbiddenSourceError, MalformedRequestError, UnsupportedImageError
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
-from serve_app.http.uploads import LimitedRequest, content_type, read_json
+from serve_app.http.uploads import LimitedRequest, RequestModel, content_type, read_json
 
 MAX_JSON_BYTES = 64 * 1024
 
 
-class JobSource(FrozenModel):
+class JobSource(RequestModel):
     """The JSON body of a job that reads a folder or bucket instead of a zip."""
 
     source: str = Field(min_length=1, max_length=1000, description="A bucket prefix (`s3://…`) or a folder.")

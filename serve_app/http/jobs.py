@@ -19,7 +19,7 @@ from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
 from serve_app.batch.job_records import JobProgress, JobRequest, JobState
 from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.results import ResultsFolder
-from serve_app.config import FrozenModel, JobsConfig
+from serve_app.config import JobsConfig
 from serve_app.errors import (
     ConflictError,
     JobsOffError,
@@ -33,6 +33,8 @@ from serve_app.http.job_uploads import FORM
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service
+from serve_app.http.unknown_parameters import note_unknown_query
+from serve_app.http.uploads import RequestModel
 
 PATH = "/v1/jobs"
 ENDED = ("succeeded", "failed", "cancelled")
@@ -41,7 +43,7 @@ T = TypeVar("T")
 log = logging.getLogger("serve_app")
 
 
-class JobParameters(FrozenModel):
+class JobParameters(RequestModel):
     """The query of a new job."""
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
@@ -83,7 +85,7 @@ def create_router(service: Service) -> APIRouter:
         status_code=202,
         response_model=JobState,
         openapi_extra={"requestBody": BODY},
-        responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 415, 422, 429, 503)},
+        responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 414, 415, 422, 429, 503)},
         summary="Classify all images of a zip, folder or bucket prefix",
     )
     async def submit(
@@ -93,8 +95,9 @@ def create_router(service: Service) -> APIRouter:
 
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
         serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
-        Online requests come first.
+        Online requests come first. Unknown parameters are ignored and named in the header `X-Warnings`.
         """
+        note_unknown_query(request, JobParameters.model_fields)
         limits, jobs = config(), store()
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
@@ -169,6 +172,7 @@ def create_router(service: Service) -> APIRouter:
         only: Annotated[RowFilter, Query(description="Classified images (`ok`) or errors (`failed`).")] = "all",
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
+        note_unknown_query(request, ("format", "only"))
         jobs = store()
         await _in_store(jobs.request, job, request.state.caller)
         state = await _in_store(jobs.state, job, request.state.caller)

@@ -7,7 +7,6 @@ is the file itself. Variants of the model are its versions.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -17,12 +16,12 @@ from starlette.types import Scope
 
 from serve_app.errors import NotReadyError, UnknownModelError
 from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.json_body import off_loop
 from serve_app.http.oip_tensors import (
     INPUT,
     JSON_LENGTH_HEADER,
     OUTPUTS,
     InferRequest,
-    inflate,
     read_infer,
     write_infer,
 )
@@ -30,6 +29,7 @@ from serve_app.http.openapi import STATUS_TEXTS
 from serve_app.http.responses import problem_response, response_model, retry_headers, server_timing
 from serve_app.http.schemas import Problem
 from serve_app.http.service import Service
+from serve_app.http.unknown_parameters import note_unknown_members, note_unknown_query
 from serve_app.http.uploads import LimitedRequest, Parameters, body_schema
 from serve_app.preprocessing.formats import FORMATS
 
@@ -163,26 +163,26 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
 
         Images are base64 in `data`, or binary data after the JSON. If an image fails, the request fails with that
-        image's status, and the error gives the image's index.
+        image's status, and the error gives the image's index. Unknown parameters are ignored and named in the header
+        `X-Warnings`.
         """
         version = request.path_params.get("version")
         variant = request.headers.get("x-model") if version is None else await variant_of(version)
         choice = variants.choose(variant, request.headers.get("x-sticky"))
-        limits = service.config.limits
+        limits, default = service.config.limits, service.config.top_k
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
-        coding = request.headers.get("content-encoding", "identity").strip().lower()
-        if coding not in ("", "identity"):
-            body = await asyncio.to_thread(inflate, body, coding, limits.max_body_bytes)
-        infer_request, uploads = read_infer(body, request.headers.get(JSON_LENGTH_HEADER), limits)
-        top_k = infer_request.parameters.top_k or service.config.top_k
-        classes = max([top_k, *(output.parameters.classification or 0 for output in infer_request.outputs)])
+        json_length = request.headers.get(JSON_LENGTH_HEADER)
+        infer_request, uploads = await off_loop(len(body), read_infer, body, json_length, limits)
+        note_unknown_query(request, ())
+        note_unknown_members(request, infer_request)
+        classes = infer_request.most_classes(default)
         results = await gather_results(fan_out.start(uploads, Parameters(top_k=classes), choice, request.state))
         for result in results:
             if result.error:
                 return _oip_error(result.error, f"image {result.index}: ")
         request.state.model = response_model(results)
         predictions = [result.predictions or [] for result in results]
-        response = write_infer(infer_request, predictions, top_k, request.state.model)
+        response = write_infer(infer_request, predictions, infer_request.classes(default), request.state.model)
         response.headers["Server-Timing"] = server_timing(results, request.state.start)
         return response
 

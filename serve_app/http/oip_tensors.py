@@ -8,29 +8,32 @@ from __future__ import annotations
 import json
 import re
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.responses import Response
 
-from serve_app.config import LimitsConfig
-from serve_app.errors import MalformedRequestError, TooLargeError
+from serve_app.config import LimitsConfig, short_repr
+from serve_app.errors import MalformedRequestError
+from serve_app.http.base64_images import decode_base64
+from serve_app.http.json_body import check_json, max_values
 from serve_app.http.schemas import Prediction
-from serve_app.http.uploads import Upload, check_count, check_size, decode_base64
+from serve_app.http.uploads import Upload, check_count, check_size
 from serve_app.model_card import ModelRef
 
 INPUT = "image"
 OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64"}
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's argument for each HTTP content coding
 STRUCT_CODES = {"FP32": "f", "INT64": "q"}
 Size = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Schema(BaseModel):
-    """Strict about types; unknown names are ignored, because the protocol is extended by parameters."""
+    """Strict about types; unknown names are ignored, because the protocol is extended by parameters.
+
+    Null means the default: clients write it for optional members.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -41,7 +44,9 @@ class InferParameters(_Schema):
     top_k: int | None = Field(
         None, ge=1, le=1000, description="Number of classes per image; all classes if it is larger than their number."
     )
-    binary_data_output: bool = Field(False, description="Send outputs as binary data unless an output says otherwise.")
+    binary_data_output: bool | None = Field(
+        False, description="Send outputs as binary data unless an output says otherwise."
+    )
 
 
 class InputParameters(_Schema):
@@ -66,7 +71,7 @@ class InputTensor(_Schema):
     name: str
     shape: Annotated[list[Size], FailFast()]
     datatype: str
-    parameters: InputParameters = InputParameters()
+    parameters: InputParameters | None = None
     data: Any = None
 
 
@@ -74,40 +79,25 @@ class RequestedOutput(_Schema):
     """One output that the request asks for."""
 
     name: str
-    parameters: OutputParameters = OutputParameters()
+    parameters: OutputParameters | None = None
 
 
 class InferRequest(_Schema):
     """The JSON part of an inference request."""
 
     id: str | None = None
-    parameters: InferParameters = InferParameters()
+    parameters: InferParameters | None = None
     inputs: Annotated[list[InputTensor], FailFast()]
-    outputs: Annotated[list[RequestedOutput], FailFast()] = []
+    outputs: list[RequestedOutput] | None = Field(None, max_length=len(OUTPUTS))
 
+    def classes(self, default: int) -> int:
+        """Return the number of classes per image in outputs without ``classification``."""
+        return (self.parameters and self.parameters.top_k) or default
 
-def inflate(body: bytes, coding: str, limit: int) -> bytes:
-    """Undo a request's content coding; ``limit`` is the largest number of bytes after decoding.
-
-    Raises:
-        MalformedRequestError: The coding is unknown, or the body is not one complete stream of it (400).
-        TooLargeError: The decoded body exceeds the limit (413).
-    """
-    if coding not in WINDOW_BITS:
-        raise MalformedRequestError(f"content encoding {coding!r:.40} is not supported; send gzip, deflate or none")
-    stream = zlib.decompressobj(WINDOW_BITS[coding])
-    try:
-        inflated = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise MalformedRequestError(
-            f"the body is not valid {coding}, which its Content-Encoding declares: {error}"
-        ) from None
-    if len(inflated) > limit:
-        raise TooLargeError(f"the body inflates to more than {limit / 2**20:.1f} MB, the limit")
-    if not stream.eof or stream.unused_data:
-        problem = "continues after the end of" if stream.eof else "ends before the end of"
-        raise MalformedRequestError(f"the body {problem} its {coding} stream")
-    return inflated
+    def most_classes(self, default: int) -> int:
+        """Return the number of classes per image that the outputs need."""
+        classifications = (each.parameters and each.parameters.classification for each in self.outputs or ())
+        return max([self.classes(default), *(count or 0 for count in classifications)])
 
 
 def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tuple[InferRequest, list[Upload]]:
@@ -117,13 +107,13 @@ def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tu
 
     Raises:
         MalformedRequestError: The request does not parse or does not fit the model (400).
-        TooLargeError: Too many images (413).
+        TooLargeError: Too many images, or too many values in the JSON (413).
     """
     end = _json_end(json_length, len(body))
     try:
-        request = InferRequest.model_validate_json(body[:end])
+        request = InferRequest.model_validate_json(check_json(body[:end], max_values(limits)), extra="allow")
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_input=False)[0]
         if first["type"] == "json_invalid":
             raise MalformedRequestError(
                 f"the first {end} bytes of the body are not valid JSON: {first['msg']} "
@@ -131,7 +121,7 @@ def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tu
             ) from None
         field = ".".join(map(str, first["loc"])) or "the body"
         raise MalformedRequestError(f"{field}: {first['msg']}") from None
-    _check_outputs(request.outputs)
+    _check_outputs(request.outputs or ())
     images = _read_images(request.inputs, memoryview(body)[end:], limits)
     return request, [check_size(Upload(None, image), limits.max_image_bytes) for image in images]
 
@@ -144,14 +134,15 @@ def write_infer(request: InferRequest, images: Sequence[Sequence[Prediction]], t
     """
     outputs: list[dict[str, Any]] = []
     binary = []
+    all_binary = request.parameters and request.parameters.binary_data_output
     for output in request.outputs or [RequestedOutput(name=name) for name in OUTPUTS]:
-        parameters, datatype = output.parameters, OUTPUTS[output.name]
+        parameters, datatype = output.parameters or OutputParameters(), OUTPUTS[output.name]
         chosen = [p for image in images for p in image[: parameters.classification or top_k]]
         values: list[Any] = [getattr(p, output.name) for p in chosen]
         if parameters.classification:
             datatype, values = "BYTES", [f"{p.score:f}:{p.class_id}:{p.label}" for p in chosen]
         tensor = {"name": output.name, "datatype": datatype, "shape": [len(images), len(values) // len(images)]}
-        if parameters.binary_data or (parameters.binary_data is None and request.parameters.binary_data_output):
+        if all_binary if parameters.binary_data is None else parameters.binary_data:
             binary.append(_pack(datatype, values))
             outputs.append(tensor | {"parameters": {"binary_data_size": len(binary[-1])}})
         else:
@@ -180,11 +171,12 @@ def _check_outputs(outputs: Sequence[RequestedOutput]) -> None:
     for output in outputs:
         if output.name not in OUTPUTS:
             raise MalformedRequestError(f"there is no output {output.name!r:.40}; the outputs are {', '.join(OUTPUTS)}")
-        if output.parameters.classification and output.name != "score":
+        parameters = output.parameters or OutputParameters()
+        if parameters.classification and output.name != "score":
             raise MalformedRequestError(
                 f"output {output.name!r}: only the output 'score' takes the parameter classification"
             )
-        if output.parameters.shared_memory_region is not None:
+        if parameters.shared_memory_region is not None:
             raise MalformedRequestError(f"output {output.name!r}: shared memory is not supported")
     if len({output.name for output in outputs}) < len(outputs):
         raise MalformedRequestError("outputs: an output is named twice; name each output at most once")
@@ -196,14 +188,15 @@ def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: Limits
         names = ", ".join(f"{tensor.name!r:.40}" for tensor in inputs[:3])
         raise MalformedRequestError(f"inputs: send one tensor named {INPUT!r}, not {names or 'none'}")
     (tensor,) = inputs
-    count, size = tensor.shape[0] if tensor.shape else 0, tensor.parameters.binary_data_size
+    count = tensor.shape[0] if tensor.shape else 0
+    size = tensor.parameters and tensor.parameters.binary_data_size
     if tensor.datatype != "BYTES":
         raise MalformedRequestError(
             f"{INPUT}: datatype {tensor.datatype!r:.40} is not supported; send BYTES, one image file per element"
         )
     if tensor.shape[1:] not in ([], [1]) or count < 1:
         raise MalformedRequestError(
-            f"{INPUT}: shape {tensor.shape!s:.60} is not supported; send [N] or [N, 1] for N images"
+            f"{INPUT}: shape {short_repr(tensor.shape)} is not supported; send [N] or [N, 1] for N images"
         )
     check_count(count, limits)
     if len(tail) != (size or 0):

@@ -25,7 +25,6 @@ IMAGES_FORM = {
         FILE_FIELDS[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
         **form_fields(Parameters.model_json_schema()),
     },
-    "additionalProperties": False,
 }
 IMAGES_BODY: dict[str, Any] = {
     "required": True,
@@ -44,7 +43,8 @@ STATUS_TEXTS = {
     408: "The body did not arrive in time",
     409: "Conflict",
     413: "Too many bytes, images or pixels",
-    415: "Unsupported image format or content type",
+    414: "The query string is too long",
+    415: "Unsupported image format, content type or content coding",
     421: "The Host header names no host of this service",
     422: "Invalid parameter or corrupt image",
     429: "The API key sends too many images; see Retry-After",

@@ -97,7 +97,7 @@ def server_timing(results: Sequence[ImageResult], start: float) -> str:
 
 
 async def stream_results(
-    tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef | None, request_id: str
+    tasks: Sequence[asyncio.Task[ImageResult]], model: ModelRef | None, request_id: str, warnings: list[str]
 ) -> AsyncIterator[str]:
     """Yield each result as a JSON line when ready, then the summary; cancel the rest when the client disconnects."""
     results = []
@@ -106,7 +106,9 @@ async def stream_results(
             result = await next_done
             results.append(result)
             yield omit_model(result, model).model_dump_json(exclude_none=True) + "\n"
-        closing = ClassifyResponse(id=request_id, model=model, results=[], summary=summarize(results))
+        closing = ClassifyResponse(
+            id=request_id, model=model, results=[], summary=summarize(results), warnings=warnings or None
+        )
         yield closing.model_dump_json(exclude={"results"}, exclude_none=True) + "\n"
     finally:
         for task in tasks:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from serve_app.batch.job_records import JobState
 from serve_app.config import FrozenModel
 from serve_app.messages import ImageInfo
 from serve_app.model_card import ModelRef
+
+MAX_DETAIL_CHARS = 1000  # errors quote names and values that clients send
 
 
 class Prediction(FrozenModel):
@@ -40,6 +42,10 @@ class Explanation(FrozenModel):
     logit: float = Field(description="The class's score before softmax.")
 
 
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL_CHARS else text[: MAX_DETAIL_CHARS - 1] + "…"
+
+
 class Problem(FrozenModel):
     """RFC 9457 problem+json."""
 
@@ -47,7 +53,7 @@ class Problem(FrozenModel):
     title: str
     status: int
     code: str
-    detail: str
+    detail: Annotated[str, AfterValidator(_shorten)]
     retryable: bool
     retry_after_s: int | None = None
     request_id: str | None = None
@@ -83,6 +89,7 @@ class ClassifyResponse(FrozenModel):
     model: ModelRef | None = Field(default=None, description="None if no image was answered.")
     results: list[ImageResult]
     summary: Summary
+    warnings: list[str] | None = Field(default=None, description="Unknown parameters, which were ignored.")
 
 
 class JobList(FrozenModel):

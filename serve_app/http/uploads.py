@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, WithJsonSchema
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
-from serve_app.config import FrozenModel, LimitsConfig, Model, describe
+from serve_app.config import LimitsConfig, Model, describe, short_repr
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
@@ -25,13 +20,26 @@ from serve_app.errors import (
     TooLargeError,
     UnsupportedImageError,
 )
+from serve_app.http.admission import Permit
+from serve_app.http.base64_images import decode_base64
+from serve_app.http.content_coding import Inflater, read_coding
+from serve_app.http.form_body import FORM, FormSchema, read_form
+from serve_app.http.json_body import is_json, looks_like_json, max_values, off_loop, parse_json
+from serve_app.http.unknown_parameters import note_unknown, note_unknown_members, note_unknown_query
 
-# Types of clients that set none: the second is the default of `curl --data-binary`.
-RAW_TYPES = ("application/octet-stream", "application/x-www-form-urlencoded")
+RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is the default of S3
+# Types of clients that set none; the last is the default of curl. The body shows whether it is JSON or an image.
+UNTOLD_TYPES = ("", "*/*", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
 
 
-class Parameters(FrozenModel):
+class RequestModel(BaseModel):
+    """What a client sends; unknown names are ignored and become warnings (unknown_parameters.py)."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Parameters(RequestModel):
     """Parameters of a request: in the query, as form fields or under ``parameters`` in JSON."""
 
     top_k: int | None = Field(
@@ -42,19 +50,30 @@ class Parameters(FrozenModel):
     explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
 
 
-class JsonInput(FrozenModel):
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of an object that may be null, and so may its members."""
+    null = {"type": "null"}
+    members = {name: {"anyOf": [member, null]} for name, member in schema["properties"].items()}
+    return {"anyOf": [{**schema, "properties": members}, null]}
+
+
+class JsonInput(RequestModel):
     """One image of a JSON body."""
 
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
-    b64: str = Field(description="The encoded image, in base64.", json_schema_extra={"format": "byte"})
+    b64: str = Field(
+        description="The encoded image, in base64 or as a data URI; line breaks, the URL-safe alphabet and missing "
+        "padding are fine.",
+        json_schema_extra={"format": "byte"},
+    )
 
 
-class JsonBody(FrozenModel):
+class JsonBody(RequestModel):
     """The JSON body of /v1/classify."""
 
-    inputs: list[JsonInput] = Field(min_length=1)
-    parameters: Annotated[dict[str, Any], WithJsonSchema(Parameters.model_json_schema())] = Field(
-        default_factory=dict, description="The query parameters."
+    inputs: Annotated[list[JsonInput], FailFast()] = Field(min_length=1)
+    parameters: Annotated[dict[str, Any] | None, WithJsonSchema(_or_null(Parameters.model_json_schema()))] = Field(
+        None, description="The query parameters; null means the default."
     )
 
 
@@ -99,36 +118,59 @@ class LimitedRequest(Request):
         self._max_body_bytes = max_body_bytes
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in pieces.
+        """Yield the body in pieces, without its content coding.
 
         Raises:
-            TooLargeError: The declared or the received length exceeds the limit (413).
-            MalformedRequestError: The client disconnected before the end (400).
+            TooLargeError: The declared, the received or the inflated length exceeds the limit (413).
+            MalformedRequestError: The client disconnected before the end, or the coding is broken (400).
+            UnsupportedCodingError: The content coding is not supported (415).
+            OverloadedError: Too many bytes of request bodies are in memory (503).
         """
+        coding = read_coding(self.headers)
         declared = self.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise TooLargeError(_over("the body", int(declared), self._max_body_bytes))
+            raise TooLargeError.over("the body", int(declared), self._max_body_bytes)
+        if coding is None:
+            async for chunk in self._received():
+                yield chunk
+            return
+        permit: Permit | None = self.scope["state"].get("permit")
+        size = 0
+        async for piece in Inflater(coding).inflate(self._received()):
+            size += len(piece)
+            if size > self._max_body_bytes:
+                raise TooLargeError(f"the body inflates to more than {self._max_body_bytes / 2**20:.1f} MB, the limit")
+            if permit:
+                permit.buffer(len(piece))
+            yield piece
+
+    async def _received(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body as it was sent."""
         size = 0
         try:
             async for chunk in super().stream():
                 size += len(chunk)
                 if size > self._max_body_bytes:
-                    raise TooLargeError(_over("the body", size, self._max_body_bytes))
+                    raise TooLargeError.over("the body", size, self._max_body_bytes)
                 yield chunk
         except ClientDisconnect:  # an ordinary event that needs no traceback in the log
             raise MalformedRequestError(f"the body ended after {size} bytes, before its end") from None
 
 
 def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
-    """Merge and validate parameters, or raise InvalidParameterError (422); later sources override earlier ones."""
+    """Merge and validate parameters, or raise InvalidParameterError (422).
+
+    Later sources override earlier ones; null in JSON means that a parameter is not given.
+    """
+    given = {name: value for source in sources for name, value in source.items() if value is not None}
     try:
-        return Parameters.model_validate({key: value for source in sources for key, value in source.items()})
+        return Parameters.model_validate(given)
     except ValidationError as error:
         raise InvalidParameterError(describe(error, Parameters)) from None
 
 
 async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upload], Parameters]:
-    """Read the images and the parameters of a request.
+    """Read the images and the parameters of a request; unknown parameters become warnings in its state.
 
     Raises:
         MalformedRequestError: The body does not parse, or contains no image (400).
@@ -138,25 +180,33 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
     """
     limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
     query = dict(request.query_params)
-    kind = content_type(request, default=RAW_TYPES[0])
-    if kind.startswith("image/") or kind in RAW_TYPES:
-        parameters = parse_parameters(query)
-        uploads = [Upload(None, await limited.body())]
-        if uploads[0].encoded == b"":
-            raise MalformedRequestError("the body is empty: send the image's bytes")
-    elif kind == "multipart/form-data":
-        uploads, fields = await _read_form(limited)
-        parameters = parse_parameters(query, fields)
-    elif kind == "application/json":
-        body = await read_json(limited, JsonBody)
-        _check_types(body.parameters)
-        parameters = parse_parameters(query, body.parameters)
-        uploads = [Upload(each.id, decode_base64(each.b64)) for each in body.inputs]
-    else:
+    note_unknown_query(request, Parameters.model_fields)
+    kind = content_type(request)
+    if kind == FORM:
+        schema = FormSchema(FILE_FIELDS, Parameters.model_fields, limits.max_images, limits.max_image_bytes)
+        form = await read_form(limited.stream(), request.headers["content-type"], schema)
+        if not form.files:
+            raise MalformedRequestError(f"the form contains no file: use the field {FILE_FIELDS[0]!r}")
+        note_unknown(request, "form field", form.unknown, Parameters.model_fields)
+        # A browser sends empty text for a field that was left blank.
+        parameters = parse_parameters(query, {name: value for name, value in form.fields.items() if value})
+        return [Upload(file.name, file.content) for file in form.files], parameters
+    if not (kind.startswith("image/") or kind in (*RAW_TYPES, *UNTOLD_TYPES) or is_json(kind)):
         raise UnsupportedImageError(
-            f"content type {kind!r}: send image/*, application/octet-stream, multipart/form-data or application/json"
+            f"content type {kind!r:.80}: send image/*, application/octet-stream, multipart/form-data or "
+            "application/json"
         )
-    check_count(len(uploads), limits)
+    body = await limited.body()
+    if is_json(kind) or (kind in UNTOLD_TYPES and looks_like_json(body)):
+        json_body, uploads = await off_loop(len(body), _parse_json_uploads, body, limits)
+        given = json_body.parameters or {}
+        note_unknown_members(request, json_body)
+        note_unknown(request, "JSON parameter", given, Parameters.model_fields)
+        parameters = parse_parameters(query, given)
+    else:
+        if not body:
+            raise MalformedRequestError("the body is empty: send the image's bytes")
+        uploads, parameters = [Upload(None, body)], parse_parameters(query)
     return [check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
 
 
@@ -166,55 +216,30 @@ def content_type(request: Request, default: str = "") -> str:
 
 
 async def read_json(request: LimitedRequest, model: type[Model]) -> Model:
-    """Read a JSON body, or raise MalformedRequestError (400)."""
-    try:
-        return model.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise MalformedRequestError(f"the JSON body: {describe(error, model)}") from None
+    """Read a JSON body without images; unknown members become warnings in the request's state.
+
+    Raises:
+        MalformedRequestError: The body is not JSON or does not fit the model (400).
+        TooLargeError: It has too many values (413).
+    """
+    body = await request.body()
+    parsed = await off_loop(len(body), parse_json, body, model)
+    note_unknown_members(request, parsed)
+    return parsed
 
 
-@asynccontextmanager
-async def parse_form(request: LimitedRequest, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
-    """Parse a multipart form, or raise MalformedRequestError (400); its files are closed at the end of the block."""
-    try:
-        async with request.form(max_files=max_files, max_fields=max_fields) as form:
-            yield form
-    except HTTPException as error:
-        raise MalformedRequestError(f"the multipart body does not parse: {error.detail}") from error
-    except KeyError as error:
-        raise MalformedRequestError("the multipart content type has no boundary") from error
-
-
-async def _read_form(request: LimitedRequest) -> tuple[list[Upload], dict[str, str]]:
-    uploads: list[Upload] = []
-    fields: dict[str, str] = {}
-    # The body is bounded already; these limits bound the number of parts.
-    async with parse_form(request, max_files=4096, max_fields=64) as form:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                fields[name] = value
-            elif name in FILE_FIELDS:
-                uploads.append(Upload(value.filename, await value.read()))
-            else:
-                raise MalformedRequestError(f"file field {name!r}: use {FILE_FIELDS[0]!r}, repeated for many images")
-    if not uploads:
-        raise MalformedRequestError(f"the form contains no file: use the field {FILE_FIELDS[0]!r}")
-    return uploads, fields
+def _parse_json_uploads(body: bytes, limits: LimitsConfig) -> tuple[JsonBody, list[Upload]]:
+    parsed = parse_json(body, JsonBody, max_values(limits))
+    check_count(len(parsed.inputs), limits)
+    _check_types(parsed.parameters or {})
+    return parsed, [Upload(each.id, decode_base64(each.b64)) for each in parsed.inputs]
 
 
 def _check_types(parameters: Mapping[str, Any]) -> None:
     """Refuse text and booleans for numbers in JSON; in a query, where all is text, pydantic converts them."""
     for name, value in parameters.items():
-        if name != "explain" and isinstance(value, bool | str):
-            raise InvalidParameterError(f"{name}: {value!r:.60} is not a number")
-
-
-def decode_base64(text: str) -> bytes | ServiceError:
-    """Decode one image of a JSON body, or return the error."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        return MalformedRequestError(f"b64: {error}")
+        if name in Parameters.model_fields and name != "explain" and isinstance(value, bool | str):
+            raise InvalidParameterError(f"{name}: {short_repr(value)} is not a number")
 
 
 def check_count(images: int, limits: LimitsConfig) -> None:
@@ -226,9 +251,5 @@ def check_count(images: int, limits: LimitsConfig) -> None:
 def check_size(upload: Upload, limit: int) -> Upload:
     """Return the upload, or its error if the file is larger than the limit in bytes."""
     if isinstance(upload.encoded, bytes) and len(upload.encoded) > limit:
-        return Upload(upload.id, TooLargeError(_over("the image", len(upload.encoded), limit)))
+        return Upload(upload.id, TooLargeError.over("the image", len(upload.encoded), limit))
     return upload
-
-
-def _over(what: str, size: int, limit: int) -> str:
-    return f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)"

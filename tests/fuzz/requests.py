@@ -76,6 +76,9 @@ def strange_json(chance: random.Random, data: bytes) -> bytes:
             b"{" + inputs + b',"inputs":[]}',
             b"{" + inputs + b',"parameters":{"top_k":2,"top_k":3}}',
             b'{"inputs":[' + b"{}," * 5000 + b"{}]}",
+            b'{"inputs":[' + b"0," * 500_000 + b"0]}",
+            b"{" + inputs + b',"parameters":{' + b'"a":1,' * 100_000 + b'"b":1}}',
+            b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":[' + b"[]," * 300_000 + b"[]]}]}",
             b"{" + inputs,
             b"\xff\xfe" + data,
             b"null",
@@ -93,6 +96,8 @@ def form(chance: random.Random, data: bytes) -> bytes:
         (
             (part + b"--b--\r\n", "multipart/form-data; boundary=b"),
             (part, "multipart/form-data; boundary=b"),
+            (part + part[:-9], "multipart/form-data; boundary=b"),
+            (part + b"\r\n--bx" * 100_000 + b"\r\n--b--", "multipart/form-data; boundary=b"),
             (part + b"--b--\r\n", "multipart/form-data"),
             (part + b"--b--\r\n", "multipart/form-data; boundary="),
             (part + b"--b--\r\n", "multipart/form-data; boundary=" + "c" * 5000),
@@ -138,6 +143,8 @@ def compressed(chance: random.Random, data: bytes) -> bytes:
         (
             (gzip.compress(body), "gzip"),
             (gzip.compress(body)[:-5], "gzip"),
+            (gzip.compress(body) + gzip.compress(b" "), "gzip"),
+            (gzip.compress(b'{"inputs":[' + b"0," * 2**22 + b"0]}"), "gzip"),
             (gzip.compress(gzip.compress(body)), "gzip, gzip"),
             (zlib.compress(body), "deflate"),
             (bomb, "gzip"),

@@ -126,7 +126,7 @@ def test_results_in_four_formats(http: TestClient, store: JobStore, weights: Wei
             id="JSON with curl's type",
         ),
         pytest.param({"json": {"source": "file:///etc"}}, 403, "not below a prefix", id="local address"),
-        pytest.param({"json": {"sauce": "s3://photos/in"}}, 400, "sauce: unknown name", id="misspelled source"),
+        pytest.param({"json": {"sauce": "s3://photos/in"}}, 400, "source: Field required", id="misspelled source"),
         pytest.param({"json": {"source": "s3://photos/inside"}}, 403, "not below a prefix", id="forbidden source"),
         pytest.param({"json": BUCKET, "params": {"top_k": 0}}, 422, "top_k", id="top_k"),
         pytest.param(

@@ -179,7 +179,7 @@ def test_what_a_client_sends_wrong_is_a_400(http: TestClient) -> None:
     assert "not valid JSON" in error(http.post(INFER, content=b"{"), 400)
     assert "'eight' is not a number" in error(http.post(INFER, content=b"{}", headers={LENGTH: "eight"}), 400)
     br = {"content-encoding": "br"}
-    assert "'br' is not supported; send gzip" in error(http.post(INFER, content=b"{}", headers=br), 400)
+    assert "'br' is not supported; send gzip" in error(http.post(INFER, content=b"{}", headers=br), 415)
 
 
 def test_too_much(http: TestClient) -> None:

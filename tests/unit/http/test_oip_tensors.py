@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import re
 import struct
-import zlib
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 
 from serve_app.config import LimitsConfig
 from serve_app.errors import MalformedRequestError, TooLargeError
-from serve_app.http.oip_tensors import inflate, read_infer
+from serve_app.http.oip_tensors import read_infer
 
 LENGTH = "Inference-Header-Content-Length"
 LIMITS = LimitsConfig(max_image_bytes=200_000, max_images=8, max_body_bytes=500_000)
@@ -52,7 +50,7 @@ ONE = tensor(b"x")
     [
         ({"content": b""}, "the first 0 bytes of the body are not valid JSON"),
         ({"content": b"{"}, "of the body are not valid JSON"),
-        ({"content": b"\xff\xfe"}, "of the body are not valid JSON"),
+        ({"content": b"\xff\xfe"}, "the JSON body is UTF-16 or UTF-32; send it as UTF-8"),
         ({"content": b"[" * 10_000}, "of the body are not valid JSON"),
         ({"content": b"[]"}, "the body: Input should be an object"),
         ({"content": b"{}"}, "inputs: Field required"),
@@ -127,12 +125,3 @@ def test_nothing_that_is_sent_breaks_the_reader(
         except (MalformedRequestError, TooLargeError):
             continue
         assert len(uploads) == request.inputs[0].shape[0]
-
-
-@given(body=st.binary(max_size=60), coding=st.sampled_from(["", "identity", "gzip", "deflate", "br"]))
-def test_no_stream_breaks_the_inflater(body: bytes, coding: str) -> None:
-    for sent in (body, gzip.compress(body)[:40], zlib.compress(body)):
-        try:
-            assert len(inflate(sent, coding, 50)) <= max(50, len(sent) * (coding in ("", "identity")))
-        except (MalformedRequestError, TooLargeError):
-            continue

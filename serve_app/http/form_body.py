@@ -1,0 +1,191 @@
+"""Read a multipart form while it arrives, within limits on its parts and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from serve_app.errors import MalformedRequestError, TooLargeError
+from serve_app.http.form_names import decode_text, read_names
+
+FORM = "multipart/form-data"
+MAX_FIELDS = 64  # parts that are no files
+MAX_FIELD_BYTES = 4096  # of a field whose value is read
+MAX_PREAMBLE_BYTES = 8192  # text before the first boundary (RFC 2046, 5.1.1)
+CHARSET_FIELD = "_charset_"  # browsers fill it in by themselves (RFC 7578, 4.6)
+
+
+@dataclass(frozen=True)
+class FormSchema:
+    """What a form may contain; other fields are skipped and named in ``Form.unknown``.
+
+    Attributes:
+        files: Names of file fields; a part with such a name is a file even if it has no file name.
+        fields: Names of text fields.
+        max_files: Most files.
+        max_file_bytes: Largest file; a larger one is skipped and reported as its error.
+    """
+
+    files: Collection[str]
+    fields: Collection[str]
+    max_files: int
+    max_file_bytes: int
+
+
+@dataclass(frozen=True)
+class FormFile:
+    """A file of a form."""
+
+    name: str | None  # that the client gave
+    content: bytes | TooLargeError
+
+
+@dataclass
+class Form:
+    """A form that has arrived."""
+
+    files: list[FormFile] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)  # names of fields that were skipped
+
+
+async def read_form(chunks: AsyncIterator[bytes], content_type: str, schema: FormSchema) -> Form:
+    """Read a form.
+
+    Args:
+        chunks: The request's body.
+        content_type: The header, which names the boundary.
+        schema: What the form may contain.
+
+    Raises:
+        MalformedRequestError: The form does not parse, ends before its closing boundary, or has a file in another
+            field (400).
+        TooLargeError: The form has too many parts (413).
+    """
+    _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise MalformedRequestError("the multipart content type has no boundary")
+    try:
+        reader = _FormReader(boundary, options.get(b"charset", b"utf-8").decode("latin-1"), schema)
+        async for chunk in chunks:
+            reader.feed(chunk)
+    except FormParserError as error:
+        raise MalformedRequestError(f"the multipart body does not parse: {error}") from None
+    return reader.finish()
+
+
+class _FormReader:
+    """Collects the parts that the parser finds."""
+
+    def __init__(self, boundary: bytes, charset: str, schema: FormSchema) -> None:
+        self._schema, self._charset, self._form = schema, charset, Form()
+        self._delimiter = b"--" + boundary
+        self._preamble: bytearray | None = bytearray()  # None once the first boundary has arrived
+        self._delimiters = 0  # of all data
+        self._is_complete = False
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._field = ""  # of the current part, and so are all below
+        self._file_name: str | None = None
+        self._is_file = self._is_kept = False
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._begin_part,
+                "on_part_data": self._add_data,
+                "on_part_end": self._end_part,
+                "on_end": self._complete,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        """Parse the next bytes of the body."""
+        # The parser takes 2 µs for each boundary, also for one that no line end follows: 15 s for a body of them.
+        self._delimiters += chunk.count(self._delimiter)
+        if self._delimiters > (most := self._schema.max_files + MAX_FIELDS) + 1:
+            raise TooLargeError(f"the form has more than {most} parts, the limit")
+        if self._preamble is not None:
+            chunk = self._skip_preamble(self._preamble, chunk)
+        self._parser.write(chunk)
+
+    def finish(self) -> Form:
+        """Return the form, or raise MalformedRequestError (400) if its end is missing."""
+        if self._preamble is not None:
+            raise MalformedRequestError(f"the multipart body has no line `{self._delimiter.decode('latin-1')}`")
+        if not self._is_complete:
+            raise MalformedRequestError("the multipart body ends before its closing boundary; send it whole")
+        return self._form
+
+    def _skip_preamble(self, preamble: bytearray, chunk: bytes) -> bytes:
+        """Return the bytes from the first boundary on; empty if it has not arrived."""
+        preamble += chunk
+        start = 0 if preamble.startswith(self._delimiter) else preamble.find(b"\n" + self._delimiter) + 1
+        if start or preamble.startswith(self._delimiter):
+            self._preamble = None
+            return bytes(preamble[start:])
+        if len(preamble) > MAX_PREAMBLE_BYTES:
+            raise MalformedRequestError(
+                f"the first {MAX_PREAMBLE_BYTES} bytes of the multipart body have no boundary line"
+            )
+        return b""
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _begin_part(self) -> None:
+        field_name, self._file_name = read_names(self._disposition, self._charset)
+        if field_name is None:
+            raise MalformedRequestError("a part of the form has no field name in its Content-Disposition")
+        self._field, self._disposition = field_name, b""
+        self._is_file = field_name in self._schema.files
+        self._is_kept = self._is_file or field_name in self._schema.fields
+        if self._file_name and not self._is_file:
+            raise MalformedRequestError(
+                f"file field {field_name!r:.60}: send files in the field {next(iter(self._schema.files))!r}"
+            )
+        self._chunks, self._size = [], 0
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._size += end - start
+        if not self._is_kept:
+            return
+        if self._is_file:
+            self._check_count()
+        elif self._size > MAX_FIELD_BYTES:
+            raise MalformedRequestError(f"form field {self._field!r}: longer than {MAX_FIELD_BYTES} bytes")
+        if self._size <= self._schema.max_file_bytes:
+            self._chunks.append(data[start:end])
+        else:
+            self._chunks.clear()
+
+    def _end_part(self) -> None:
+        if self._is_file:
+            if self._file_name or self._size:  # else a browser's file input without a choice
+                self._check_count()
+                limit = self._schema.max_file_bytes
+                content = (
+                    TooLargeError.over("the image", self._size, limit) if self._size > limit else b"".join(self._chunks)
+                )
+                self._form.files.append(FormFile(self._file_name or None, content))
+        elif self._is_kept:
+            self._form.fields[self._field] = decode_text(b"".join(self._chunks), self._charset)
+        elif self._field != CHARSET_FIELD:
+            self._form.unknown.append(self._field)
+
+    def _check_count(self) -> None:
+        if len(self._form.files) >= self._schema.max_files:
+            raise TooLargeError(f"the form has more than {self._schema.max_files} files, the limit")
+
+    def _complete(self) -> None:
+        self._is_complete = True
