@@ -16,7 +16,8 @@ BEFORE_RAY_S = 0.05
 class Deadline:
     """A point in time, ``left_s`` seconds from now, by default ``timeout_s``, which the error names.
 
-    It is pickled as the seconds left, because clocks differ between machines.
+    ``timeout_s`` is the timeout that the client or the configuration set, so that the error names a number that the
+    client knows. It is pickled as the seconds left, because clocks differ between machines.
     """
 
     __slots__ = ("_expires_at", "_timeout_s")
@@ -36,7 +37,8 @@ class Deadline:
 
     def exceeded(self) -> DeadlineExceededError:
         """Build the error for a passed deadline."""
-        return DeadlineExceededError(f"no result within {self._timeout_s:.3g} s")
+        # Rounded to milliseconds, and never to zero.
+        return DeadlineExceededError(f"no result within {max(round(self._timeout_s, 3), 0.001):g} s")
 
     def __reduce__(self) -> tuple[type[Deadline], tuple[float, float]]:
         return Deadline, (self._timeout_s, self.left_s())
@@ -48,11 +50,13 @@ def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
     ``X-Request-Timeout-Ms`` says it, or Ray Serve's ``X-Request-Timeout-Seconds``. A header that is not a positive
     number raises InvalidParameterError (422).
     """
-    timeout_s = max_timeout_s
+    left_s = timeout_s = max_timeout_s
     for name, units_per_s, earlier_s in ((TIMEOUT_MS_HEADER, 1000, 0.0), (TIMEOUT_S_HEADER, 1, BEFORE_RAY_S)):
         if (text := headers.get(name)) is not None:
-            timeout_s = min(timeout_s, _positive(name, text) / units_per_s - earlier_s)
-    return Deadline(timeout_s)
+            client_s = _positive(name, text) / units_per_s
+            if client_s - earlier_s < left_s:
+                left_s, timeout_s = client_s - earlier_s, client_s
+    return Deadline(timeout_s, left_s)
 
 
 def _positive(name: str, text: str) -> float:
