@@ -81,9 +81,9 @@ def test_the_error_names_the_timeout_that_was_asked_for(
     """Never less, negative or zero, although Ray's header expires early; the same after a trip to another process."""
     asked = read_deadline(headers, 30)
     clock.advance(60)
-    for deadline in (asked, pickle.loads(pickle.dumps(asked))):
+    for each in (asked, pickle.loads(pickle.dumps(asked))):
         with pytest.raises(DeadlineExceededError) as caught:
-            deadline.check()
+            each.check()
         assert str(caught.value) == sentence
 
 

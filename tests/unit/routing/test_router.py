@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import IngressConfig, parse
-from serve_app.errors import NotReadyError, OverloadedError, ServiceError, UnknownModelError
+from serve_app.errors import ModelFailedError, NotReadyError, OverloadedError, ServiceError, UnknownModelError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.routing.router import VariantRouter
@@ -40,7 +40,9 @@ class FakeClient:
     Attributes:
         version: Of its weights.
         available: Whether a replica answers.
+        ping_error: Raised by a ping before anything else.
         images: Images that it has classified.
+        pings: Calls of fetch_state.
         error: Returned instead of results.
         open: Calls wait until it is set.
     """
@@ -48,6 +50,8 @@ class FakeClient:
     def __init__(self, version: str, available: bool = True) -> None:
         self.version, self.available, self.images = version, available, 0
         self.error: ServiceError | None = None
+        self.ping_error: Exception | None = None
+        self.pings = 0
         self.open = asyncio.Event()
         self.open.set()
 
@@ -59,6 +63,9 @@ class FakeClient:
         return [self.error or result(self.version) for _ in requests]
 
     async def fetch_state(self) -> ModelState:
+        self.pings += 1
+        if self.ping_error:
+            raise self.ping_error
         if not self.available:
             raise NotReadyError(f"{self.version} is gone")
         return ModelState(card=card(self.version))
@@ -197,6 +204,55 @@ async def test_another_variant_takes_over_from_a_lost_one() -> None:
     assert set(await world.versions()) == {"blue", "green"}
 
 
+@pytest.mark.parametrize(
+    "refusal", [OverloadedError("the queue of the preprocess stage is full"), RuntimeError("Ray is gone")], ids=repr
+)
+@in_virtual_time
+async def test_a_lost_variant_is_tried_again_after_any_answer_to_a_ping(refusal: Exception) -> None:
+    """A full queue or an unknown error answers the pings for a minute; afterwards the variant has its share again."""
+    world = World()
+    await world.configure(traffic={"blue": 1, "green": 1})
+    green = world.clients["green"]
+    green.available, green.ping_error = False, refusal
+    assert await world.versions() == {"blue": 50}
+    before = green.pings
+    await asyncio.sleep(60)
+    assert 10 <= green.pings - before <= 20  # with growing pauses: every ping takes a place in the queue
+    green.available, green.ping_error = True, None
+    await asyncio.sleep(5)
+    assert set(await world.versions()) == {"blue", "green"}
+
+
+@in_virtual_time
+async def test_a_variant_that_is_lost_while_it_takes_over_is_tried_again() -> None:
+    """Both variants are lost, one of them during a failover; both come back without a call of check_ready."""
+    world = World()
+    await world.configure(traffic={"blue": 1, "green": 1})
+    for name in ("blue", "green"):
+        world.clients[name].available = False
+    for _ in range(10):
+        with pytest.raises(NotReadyError):
+            await world.classify()
+    for name in ("blue", "green"):
+        world.clients[name].available = True
+    await asyncio.sleep(2)
+    assert set(await world.versions()) == {"blue", "green"}
+
+
+@in_virtual_time
+async def test_another_variant_takes_an_image_on_which_the_model_failed() -> None:
+    """The variant keeps its share, because its other replicas may be sound; a named variant is not replaced."""
+    world = World()
+    await world.configure(traffic={"blue": 1, "green": 1})
+    world.clients["green"].error = ModelFailedError("scores are not finite numbers")
+    assert await world.versions() == {"blue": 50}
+    assert (await world.status())["variants"]["green"]["unavailable_reason"] is None
+    with pytest.raises(ModelFailedError):
+        await world.classify("green")
+    world.clients["green"].error = None
+    assert set(await world.versions()) == {"blue", "green"}
+
+
 @in_virtual_time
 async def test_overload_stays_with_its_variant() -> None:
     """Only unavailability moves images to another variant; overload does not."""
@@ -260,3 +316,20 @@ async def test_a_slow_or_failing_shadow_delays_no_result() -> None:
     await asyncio.sleep(1)
     assert (await world.status())["traffic"]["shadow"]["failed"] == MAX_IN_FLIGHT
     assert await world.classify() == "blue"
+
+
+@pytest.mark.parametrize("error", [ModelFailedError("not finite"), RuntimeError("a crash in the stage")], ids=repr)
+@in_virtual_time
+async def test_a_shadow_that_fails_in_any_way_gets_later_copies(error: Exception) -> None:
+    """Each failed copy is counted and gives its place back, so that copies are compared again afterwards."""
+    world = World()
+    await world.configure(traffic={"blue": 1}, shadow="green", shadow_fraction=1)
+    world.clients["green"].error = error  # type: ignore[assignment] # a stage may return no other, but may raise one
+    for _ in range(2 * MAX_IN_FLIGHT):
+        assert await world.classify() == "blue"
+        await asyncio.sleep(0.1)
+    shadow = (await world.status())["traffic"]["shadow"]
+    assert (shadow["failed"], shadow["in_flight"], shadow["dropped"]) == (2 * MAX_IN_FLIGHT, 0, 0)
+    world.clients["green"].error = None
+    await world.classify()
+    await until(lambda: world.metrics.calls["comparison", "green", "True"] == 1)
