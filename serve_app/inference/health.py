@@ -32,7 +32,7 @@ class ModelHealth:
         self._probe, self._stuck_s, self._recent_s = probe, stuck_s, recent_s
         self._succeeded_at = -math.inf
         self._failure: str | None = None  # why a batch failed since the last check
-        self._suspect = False  # a batch has failed, and no probe has succeeded since
+        self._suspect = False  # a batch or a probe has failed, and no probe has succeeded since
 
     def batch_succeeded(self) -> None:
         """Record that a batch has succeeded; runs in the event loop."""
@@ -58,7 +58,8 @@ class ModelHealth:
                 return
             raise NotReadyError(f"the model has given no result for {self._stuck_s:.0f} s") from None
         except Exception as error:
+            self._suspect = True  # the probe's own batch may have succeeded, with wrong scores
             raise NotReadyError(f"the model fails: {error}") from error
-        if not all(map(math.isfinite, result.scores)):
+        self._suspect = not all(map(math.isfinite, result.scores))
+        if self._suspect:
             raise NotReadyError(f"the model's scores are not finite numbers: {result.scores}")
-        self._suspect = False

@@ -150,3 +150,19 @@ async def test_a_device_that_fails_now_and_then_is_replaced() -> None:
         with pytest.raises(NotReadyError):
             await device.health.check()
         await asyncio.sleep(RECENT_S)
+
+
+@in_virtual_time
+async def test_a_probe_with_wrong_scores_is_no_recent_success() -> None:
+    """The batch of a probe that fails succeeds as such; the next check must probe again."""
+    device = Device()
+
+    async def probe() -> ClassifyResult:
+        await device.probe()
+        raise RuntimeError("wrong scores")
+
+    health = device.health = ModelHealth(probe)
+    for _ in range(3):
+        with pytest.raises(NotReadyError, match="wrong scores"):
+            await health.check()
+    assert device.batches == 3
