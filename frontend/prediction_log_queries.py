@@ -138,7 +138,8 @@ class PredictionLogQueries:
             # DuckDB must not download an extension while a page is being drawn.
             db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
             quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
-            db.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet([{quoted}])")
+            # By name: days written by older versions have fewer columns.
+            db.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet([{quoted}], union_by_name = true)")
             return db.execute(query, values).df()
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serve_app.config import BatchConfig
+from serve_app.errors import ModelFailedError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +41,12 @@ class BatchRecord:
     size: int
     queue_s: tuple[float, ...]
     run_s: float
-    failed: int
+    errors: tuple[Exception, ...]  # of the items that failed
+
+    @property
+    def failed(self) -> int:
+        """How many items failed."""
+        return len(self.errors)
 
 
 @dataclass(slots=True)
@@ -148,8 +154,8 @@ class MicroBatcher(Generic[Item, Result]):
                 queued.future.set_exception(result)
             else:
                 queued.future.set_result(ItemResult(result, len(batch), waited_s, run_s))
-        failed = sum(isinstance(result, Exception) for result in results)
-        self._on_batch(BatchRecord(len(batch), queue_s, run_s, failed))
+        errors = tuple(result for result in results if isinstance(result, Exception))
+        self._on_batch(BatchRecord(len(batch), queue_s, run_s, errors))
 
     async def _form_batch(self) -> list[_Queued[Item, Result]]:
         """Wait for a free worker and enough items; take them from the queue."""
@@ -194,10 +200,7 @@ class MicroBatcher(Generic[Item, Result]):
 
 
 class ThreadRunner(Generic[Item, Result]):
-    """Runs a blocking function as a MicroBatcher's ``run``: one thread per worker, the event loop stays free.
-
-    A batch that raises runs again in halves, so that only the items at fault fail.
-    """
+    """Runs a blocking function as a MicroBatcher's ``run``: one thread per worker, the event loop stays free."""
 
     def __init__(self, run: Callable[[list[Item]], Sequence[Result]], threads: int = 1) -> None:
         self._run = run
@@ -205,23 +208,34 @@ class ThreadRunner(Generic[Item, Result]):
 
     async def __call__(self, items: list[Item]) -> Sequence[Result | Exception]:
         """Run a batch; an item at fault gets its exception as the result."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run_isolated, items)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run_isolated, self._run, items)
 
     def close(self) -> None:
         """Wait for running batches and end the threads."""
         self._threads.shutdown(wait=True)
 
-    def _run_isolated(self, items: list[Item]) -> list[Result | Exception]:
-        try:
-            results = self._run(items)
-            if len(results) != len(items):
-                raise RuntimeError(f"{len(items)} items gave {len(results)} results")
-        except Exception as error:
-            if len(items) == 1:
-                return [error]
-            half = len(items) // 2
-            return self._run_isolated(items[:half]) + self._run_isolated(items[half:])
+
+def run_isolated(run: Callable[[list[Item]], Sequence[Result]], items: list[Item]) -> list[Result | Exception]:
+    """Run a batch; if it raises, run it again in halves, so that only the items at fault fail.
+
+    A batch that needs too much memory is thus split as well. ModelFailedError is no item's fault and fails the batch.
+
+    Returns:
+        One result per item in the same order, or the exception of an item at fault.
+    """
+    try:
+        results = run(items)
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(items)} items gave {len(results)} results")
         return list(results)
+    except ModelFailedError as error:
+        return [error] * len(items)
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+    # Outside of the block above: the exception's traceback keeps the batch's arrays in memory.
+    half = len(items) // 2
+    return run_isolated(run, items[:half]) + run_isolated(run, items[half:])
 
 
 def _now() -> float:

@@ -16,7 +16,8 @@ FORWARDED_TIMEOUT_S_HEADER = "x-forwarded-request-timeout-seconds"
 class Deadline:
     """A point in time, ``left_s`` seconds from now, by default ``timeout_s``, which the error names.
 
-    It is pickled as the seconds left, because clocks differ between machines.
+    ``timeout_s`` is the timeout that the client or the configuration set, so that the error names a number that the
+    client knows. It is pickled as the seconds left, because clocks differ between machines.
     """
 
     __slots__ = ("_expires_at", "_timeout_s")
@@ -36,7 +37,8 @@ class Deadline:
 
     def exceeded(self) -> DeadlineExceededError:
         """Build the error for a passed deadline."""
-        return DeadlineExceededError(f"no result within {self._timeout_s:.3g} s")
+        # Rounded to milliseconds, and never to zero.
+        return DeadlineExceededError(f"no result within {max(round(self._timeout_s, 3), 0.001):g} s")
 
     def __reduce__(self) -> tuple[type[Deadline], tuple[float, float]]:
         return Deadline, (self._timeout_s, self.left_s())

@@ -119,6 +119,12 @@ class InvalidImageError(ServiceError, status=422, code="invalid_image", title="I
     """The content starts like an image of an accepted format but cannot be decoded."""
 
 
+class UnclassifiableImageError(
+    ServiceError, status=422, code="unclassifiable_image", title="Image cannot be classified"
+):
+    """A sound model gives this image scores that are not finite numbers: its values overflow half precision."""
+
+
 class ArchiveError(ServiceError, status=422, code="invalid_archive", title="Invalid archive"):
     """The zip contains an entry that is not accepted."""
 
@@ -137,6 +143,10 @@ class RateLimitedError(OverloadedError, status=429, code="rate_limited", title="
 
 class NotReadyError(ServiceError, status=503, code="not_ready", title="Not ready", retryable=True):
     """A stage of the graph is not available, or not yet."""
+
+
+class ModelFailedError(ServiceError, status=503, code="model_failed", title="Model failed", retryable=True):
+    """A model replica gives wrong results, or scores that are not finite numbers; Ray Serve replaces it."""
 
 
 class DeadlineExceededError(

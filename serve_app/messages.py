@@ -6,6 +6,7 @@ are used inside one process and between processes, where they are pickled.
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -25,10 +26,11 @@ Image = TypeVar("Image", bytes, np.ndarray)
 class RequestContext:
     """The HTTP request that an image came with."""
 
-    request_id: str  # names the request in logs, errors and the prediction log
+    request_id: str  # names the request in logs, errors and the prediction log; a client may send its own, or the same
     index: int  # place of the image in the request, from 0
     deadline: Deadline  # when the client stops waiting
     traceparent: str | None = None  # W3C trace context of the request's span; None when the request is not traced
+    request_uuid: str = field(default_factory=lambda: uuid.uuid4().hex)  # this server's own id of the request
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,12 @@
     raw/         files of the service; deleted once their rows are in days/
     days/        one file per day (UTC), each row once, sorted by time
     summary/     counts per hour, one folder per table; the analytics page draws from them
-    rejected/    files that are no prediction log, and rows without a time, request id, image number or status
+    rejected/    files that are no prediction log or cannot be read, and rows without a time, request id, image number
+                 or status
 
-A second run, or a run after a crash, gives the same rows.
+A row's key is the server's own id of the request and the image's number, so a raw file that is processed twice counts
+once. The request id is no key: a gateway may send the same one with every request. Files of before that column have the
+time in its place. A second run, or a run after a crash, gives the same rows.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from serve_app.observability.prediction_log import RAW, SCHEMA
 
 DAYS, SUMMARY, REJECTED = "days", "summary", "rejected"
 SPILL = ".spill"  # DuckDB's temporary files
+KEY = "request_uuid, request_id, image, time"
+OLD_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("request_uuid"))  # of raw files of older versions
 COMPLETE = "time IS NOT NULL AND request_id IS NOT NULL AND image IS NOT NULL AND status IS NOT NULL"
 # Histogram bins that add up over hours and days: SQL for the lower and upper end of the bin that holds x.
 BIN_GROWTH, BIN_FLOOR = 1.1, 0.01
@@ -47,12 +52,12 @@ BINS = {
 KEYS = "date_trunc('hour', time) AS hour, variant, version"
 HISTOGRAMS = " UNION ALL ".join(
     f"SELECT {KEYS}, '{name}' AS metric, {low} AS low, {high} AS high, count(*) AS images "
-    f"FROM (SELECT *, {name}::DOUBLE AS x FROM day WHERE {name} IS NOT NULL) GROUP BY ALL"
+    f"FROM (SELECT *, {name}::DOUBLE AS x FROM day WHERE isfinite({name}::DOUBLE)) GROUP BY ALL"
     for name, (low, high) in BINS.items()
 )
 TABLES = {
     "hours": f"SELECT {KEYS}, status, count(*) AS images, sum(bytes) AS bytes FROM day GROUP BY ALL",
-    "classes": f"SELECT {KEYS}, label, count(*) AS images, sum(score) AS score_sum FROM day "
+    "classes": f"SELECT {KEYS}, label, count(*) AS images, sum(score) FILTER (isfinite(score)) AS score_sum FROM day "
     "WHERE label IS NOT NULL GROUP BY ALL",
     "histograms": HISTOGRAMS,
 }
@@ -71,6 +76,7 @@ class Report:
     rejected_files: list[str] = field(default_factory=list)
     rejected_rows: int = 0
     duplicates: int = 0
+    late_rows: int = 0  # rows of days that ``keep_days`` has deleted; they are deleted too
     days: list[str] = field(default_factory=list)
     expired: list[str] = field(default_factory=list)
 
@@ -125,21 +131,37 @@ def _valid_files(folder: Path, report: Report) -> Iterator[Path]:
         try:
             schema = pq.read_schema(path)
             differences = ", ".join(sorted(set(schema.names) ^ set(SCHEMA.names))) or "types"
-            reason = "" if schema.equals(SCHEMA) else f"columns differ from the prediction log's: {differences}"
+            known = any(schema.equals(each) for each in (SCHEMA, OLD_SCHEMA))
+            reason = _damage(path) if known else f"columns differ from the prediction log's: {differences}"
         except (OSError, ArrowException) as error:
             reason = " ".join(str(error).split())
-        if not reason:
+        if reason is None:
             yield path
-            continue
-        path.rename(folder / REJECTED / path.name)
-        with (folder / REJECTED / "reasons.jsonl").open("a") as reasons:
-            reasons.write(json.dumps({"file": path.name, "reason": reason}) + "\n")
-        report.rejected_files.append(f"{path.name}: {reason}")
+        else:
+            _reject(folder, path, reason, report)
+
+
+def _damage(path: Path) -> str | None:
+    """Return why the rows of a Parquet file cannot be read, checksums included; None if they can."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for _ in file.iter_batches():
+                pass
+    except (OSError, ArrowException) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def _reject(folder: Path, path: Path, reason: str, report: Report) -> None:
+    path.rename(folder / REJECTED / path.name)
+    with (folder / REJECTED / "reasons.jsonl").open("a") as reasons:
+        reasons.write(json.dumps({"file": path.name, "reason": reason}) + "\n")
+    report.rejected_files.append(f"{path.name}: {reason}")
 
 
 def _merge(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], report: Report) -> None:
     """Merge raw rows into the files of their days, and write the summaries of these days anew."""
-    raw = db.read_parquet([str(path) for path in files])
+    raw = _read(db, files)
     complete, rejected = raw.filter(COMPLETE), raw.filter(f"NOT ({COMPLETE})")
     report.raw_files, report.raw_rows, report.rejected_rows = len(files), len(raw), len(rejected)
     if report.rejected_rows:
@@ -147,16 +169,31 @@ def _merge(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], repor
     for (day,) in complete.project("strftime(time, '%Y-%m-%d') AS day").distinct().order("day").fetchall():
         path = folder / DAYS / f"{day}.parquet"
         rows = complete.filter(f"strftime(time, '%Y-%m-%d') = '{day}'")
+        summaries = [folder / SUMMARY / table / path.name for table in TABLES]
+        if path.exists() and (damage := _damage(path)):
+            for summary in summaries:  # else the day would count as deleted by ``keep_days``
+                summary.unlink(missing_ok=True)
+            _reject(folder, path, damage, report)
         if path.exists():
-            rows = rows.union(db.read_parquet(str(path)))  # UNION ALL
+            rows = rows.union(_read(db, [path]))  # UNION ALL
+        elif all(summary.exists() for summary in summaries):
+            report.late_rows += len(rows)  # a summary of these rows alone would replace the day's counts
+            continue
         before = len(rows.create_view("rows"))
-        once = "QUALIFY row_number() OVER (PARTITION BY request_id, image ORDER BY time) = 1"
-        _write(db.sql(f"SELECT * FROM rows {once} ORDER BY time, request_id, image"), path)
+        once = f"QUALIFY row_number() OVER (PARTITION BY {KEY}) = 1"
+        _write(db.sql(f"SELECT * FROM rows {once} ORDER BY time, request_id, request_uuid, image"), path)
         written = db.read_parquet(str(path)).create_view("day")
         report.duplicates += before - len(written)
         report.days.append(day)
-        for table, query in TABLES.items():
-            _write(db.sql(f"SELECT * FROM ({query}) ORDER BY ALL"), folder / SUMMARY / table / f"{day}.parquet")
+        for summary, query in zip(summaries, TABLES.values(), strict=True):
+            _write(db.sql(f"SELECT * FROM ({query}) ORDER BY ALL"), summary)
+
+
+def _read(db: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.DuckDBPyRelation:
+    """Read Parquet files with the log's columns; columns that old files lack are NULL."""
+    rows = db.read_parquet([str(path) for path in files], union_by_name=True)
+    columns = (name if name in rows.columns else f"NULL::VARCHAR AS {name}" for name in SCHEMA.names)
+    return rows.project(", ".join(columns))
 
 
 def _write(rows: duckdb.DuckDBPyRelation, path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,10 +16,20 @@ from serve_app.batch.outages import describe_outage
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import CompletedShard, ResultsFolder
 from serve_app.batch.sources import open_source
-from serve_app.errors import ServiceError, SourceError, SourceUnavailableError, TooLargeError
+from serve_app.batcher import run_isolated
+from serve_app.errors import (
+    ModelFailedError,
+    OverloadedError,
+    ServiceError,
+    SourceError,
+    SourceUnavailableError,
+    TooLargeError,
+)
 from serve_app.inference.card import load_card
-from serve_app.messages import ClassifyRequest, ClassifyResult
+from serve_app.messages import ClassifyRequest, ClassifyResult, Outcome
 from serve_app.preprocessing.transform import preprocess
+
+log = logging.getLogger("serve_app")
 
 
 class DecodedShard(NamedTuple):
@@ -50,16 +61,25 @@ class Decoder:
         errors: list[tuple[str, str] | None] = []
         decoded = 0
         for encoded in self._read(names):
-            try:
-                if isinstance(encoded, ServiceError):
-                    raise encoded
-                crops[decoded] = preprocess(encoded, self._transform, self._limits.max_pixels).pixels
-            except ServiceError as error:
-                errors.append((error.code, str(error)))
+            crop = encoded if isinstance(encoded, ServiceError) else self._decode(encoded)
+            if isinstance(crop, ServiceError):
+                errors.append((crop.code, str(crop)))
             else:
+                crops[decoded] = crop
                 errors.append(None)
                 decoded += 1
         return DecodedShard(shard, names, crops[:decoded], errors)
+
+    def _decode(self, encoded: bytes) -> np.ndarray | ServiceError:
+        try:
+            return preprocess(encoded, self._transform, self._limits.max_pixels).pixels
+        except ServiceError as error:
+            return error
+        except MemoryError:
+            return OverloadedError("there is no memory to decode this image")
+        except Exception:
+            log.exception("an image of a batch job")
+            return ServiceError("this image could not be decoded; the server's log has the reason")
 
     def _read(self, names: Sequence[str]) -> Iterator[bytes | ServiceError]:
         """Yield the files in order, with up to ``read_ahead`` reads in flight."""
@@ -108,19 +128,20 @@ class Predictor:
         """Classify a shard and write its part."""
         crops, size = decoded.crops, self._batch_size
         batches = [crops[start : start + size] for start in range(0, len(crops), size)]
-        answers = (answer for batch in self._threads.map(self._classify, batches) for answer in batch)
+        outcomes = (outcome for batch in self._threads.map(self._classify, batches) for outcome in batch)
         rows = [
-            self._row(name, error, None if error else next(answers))
+            self._row(name, error, None if error else next(outcomes))
             for name, error in zip(decoded.names, decoded.errors, strict=True)
         ]
         return self._results.write_part(decoded.shard, rows)
 
-    def _classify(self, crops: np.ndarray) -> list[ClassifyResult]:
-        return self._engine.classify([ClassifyRequest(crop, self._top_k) for crop in crops])
+    def _classify(self, crops: np.ndarray) -> list[Outcome]:
+        return classify_each(self._engine.classify, [ClassifyRequest(crop, self._top_k) for crop in crops])
 
-    def _row(self, name: str, error: tuple[str, str] | None, result: ClassifyResult | None) -> dict[str, Any]:
+    def _row(self, name: str, error: tuple[str, str] | None, outcome: Outcome | None) -> dict[str, Any]:
         """Return a row of results.SCHEMA."""
-        code, detail = error or (None, None)
+        result = outcome if isinstance(outcome, ClassifyResult) else None
+        code, detail = (outcome.code, str(outcome)) if isinstance(outcome, ServiceError) else error or (None, None)
         return {
             "path": name.encode(errors="surrogateescape").decode(errors="replace"),
             "labels": result and list(result.labels),
@@ -132,3 +153,21 @@ class Predictor:
             "detail": detail,
             "version": self._version,
         }
+
+
+def classify_each(
+    classify: Callable[[list[ClassifyRequest[np.ndarray]]], Sequence[ClassifyResult]],
+    requests: list[ClassifyRequest[np.ndarray]],
+) -> list[Outcome]:
+    """Classify a batch; an image at fault gets its error in place of a result.
+
+    Raises:
+        ModelFailedError: The model is broken. The shard stays unwritten, and another run of the job goes on from it.
+        Exception: Anything else that is not a ServiceError.
+    """
+    outcomes: list[Outcome] = []
+    for outcome in run_isolated(classify, requests):
+        if isinstance(outcome, ModelFailedError) or not isinstance(outcome, ClassifyResult | ServiceError):
+            raise outcome
+        outcomes.append(outcome)
+    return outcomes

@@ -17,7 +17,7 @@ from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, Weight
 from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
-from serve_app.errors import NotReadyError, ServiceError
+from serve_app.errors import EngineError, ModelFailedError, NotReadyError, OverloadedError, ServiceError
 from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
@@ -47,12 +47,18 @@ class Classifier:
         # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
         from serve_app.inference.hot_swap import HotSwapModel
 
-        remembered = _node_file(f"{engine.runtime}-{engine.precision}.json")
-        if remembered.exists():  # `auto` takes 4 s of CPU, and under load it could choose another runtime
-            engine = EngineConfig.model_validate_json(remembered.read_text())
-        self._model = HotSwapModel(weights, engine, cores())
+        chosen_file = _node_file(f"{engine.runtime}-{engine.precision}.json")
+        # `auto` takes 4 s of CPU, and under load it could choose another runtime
+        chosen = _read_engine(chosen_file) or engine
+        try:
+            self._model = HotSwapModel(weights, chosen, cores())
+        except EngineError as error:
+            if chosen == engine:
+                raise
+            log.warning("%s; this replica chooses another runtime", error)
+            self._model = HotSwapModel(weights, engine, cores())
         self._loading_lock = _node_file("loading.lock")
-        with atomic_write(remembered) as path:
+        with atomic_write(chosen_file) as path:
             path.write_text(self._model.config.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images per batch.", BATCH_SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)
@@ -66,7 +72,7 @@ class Classifier:
             self._model.engine.workers_are_cores,
             self._record,
         )
-        self._health = ModelHealth(self._classify_blank)
+        self._health = ModelHealth(self._classify_probe)
         self._applied: ClassifierConfig | None = None  # the settings that were applied or refused last
         self._target: ClassifierConfig | None = None
         self._changing: asyncio.Task[None] | None = None
@@ -116,10 +122,12 @@ class Classifier:
         self._check_ray()
         await self._health.check()
 
-    async def _classify_blank(self) -> ClassifyResult:
-        crop_px = self._model.engine.card.transform.crop_px
-        blank = ClassifyRequest(np.zeros((crop_px, crop_px, 3), np.uint8), top_k=1)
-        return (await self._batcher.submit(blank)).value
+    async def _classify_probe(self) -> ClassifyResult:
+        engine = self._model.engine
+        result = (await self._batcher.submit(engine.probe)).value
+        if engine is self._model.engine:  # else the weights were replaced meanwhile, and the new ones are checked next
+            engine.check_probe(result)
+        return result
 
     async def _change(self) -> None:
         """Apply the target settings, and those that arrive meanwhile."""
@@ -155,6 +163,8 @@ class Classifier:
             return context.deadline.exceeded() if context else ServiceError("the model timed out")
         except ServiceError as error:
             return error
+        except MemoryError:
+            return OverloadedError("the model's replica has no memory for this image; retry later")
         except Exception:
             if context:
                 set_request_id(context.request_id)
@@ -173,10 +183,21 @@ class Classifier:
         self._model_ms.observe(batch.run_s * 1000, version)
         for queue_s in batch.queue_s:
             self._queue_ms.observe(queue_s * 1000, version)
+        if failures := [error for error in batch.errors if isinstance(error, ModelFailedError)]:
+            log.error("the model failed on a batch of %d images: %s", batch.size, failures[0])
+            self._health.model_failed(str(failures[0]))
         if batch.failed < batch.size:
             self._health.batch_succeeded()
         if batch.failed:
             self._failed.inc(batch.failed, version)
+
+
+def _read_engine(file: Path) -> EngineConfig | None:
+    """Return the runtime that an earlier replica chose; None if there is no such file or it cannot be read."""
+    try:
+        return EngineConfig.model_validate_json(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _node_file(name: str) -> Path:

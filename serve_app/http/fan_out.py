@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Sequence
 
 from starlette.datastructures import State
@@ -42,8 +43,9 @@ class FanOut:
         permit: Permit = state.permit
         permit.add_images(len(uploads))
         tasks = []
+        request_uuid = uuid.uuid4().hex  # a gateway may send the same X-Request-ID with every request
         for index, upload in enumerate(uploads):
-            context = RequestContext(state.id, index, permit.deadline, state.traceparent)
+            context = RequestContext(state.id, index, permit.deadline, state.traceparent, request_uuid)
             tasks.append(asyncio.create_task(self._classify(upload, context, parameters, choice, permit)))
         return tasks
 

@@ -3,7 +3,7 @@
 Rows are buffered in memory. A thread writes them every ``flush_s`` seconds, or as soon as there are ``rows_per_file``.
 No request waits for its row. A killed process loses the buffered rows: at most ``flush_s`` of traffic and the file in
 progress. A process that stops writes all rows. When the writer falls behind, or its folder is not writable, rows over
-``max_buffered_rows`` are dropped and counted.
+``max_buffered_rows`` are dropped and counted. No error ends the thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ RAW = "raw"  # subfolder of the log's folder
 SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
-        ("request_id", pa.string()),
+        ("request_uuid", pa.string()),  # the server's own id of the request; with ``image`` it is the row's key
+        ("request_id", pa.string()),  # the client's X-Request-ID, which need not be unique, or else the server's
         ("image", pa.int32()),  # index in the request
         ("status", pa.string()),  # ok, or the code of the error
         ("variant", pa.string()),
@@ -55,6 +56,7 @@ SCHEMA = pa.schema(
         ("batch_size", pa.int32()),
     ]
 )
+VALUE_ERRORS = (ValueError, TypeError, OverflowError)  # a value does not fit its column; ArrowInvalid is a ValueError
 log = logging.getLogger("serve_app")
 
 
@@ -89,7 +91,8 @@ class PredictionLog:
             self.dropped += 1
             return
         now_us = time.time_ns() // 1000
-        start = (now_us, request.context.request_id, request.context.index)
+        context = request.context
+        start = (now_us, context.request_uuid, context.request_id, context.index)
         size = len(request.image)
         if isinstance(outcome, ServiceError):
             row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None)
@@ -114,35 +117,68 @@ class PredictionLog:
             self._wake.wait(self._config.flush_s)
             self._wake.clear()
             self._flush()
-            self._on_flush(self.snapshot())
+            try:
+                self._on_flush(self.snapshot())
+            except Exception:
+                log.exception("prediction log: its counts cannot be reported")
         self._flush()
         self.dropped += len(self._rows)
 
     def _flush(self) -> None:
-        """Write the rows that are buffered now, one file at a time; after an error they stay buffered."""
-        for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
-            rows = [self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))]
-            try:
-                write_rows(self._fs, f"{self._folder}/{RAW}/{self._writer}-{self._files:06d}.parquet", rows)
-            except OSError as error:
-                log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
-                return
-            for _ in rows:
-                self._rows.popleft()
-            self._files += 1
-            self.written += len(rows)
+        """Write the rows that are buffered now, one file at a time; after an error they stay buffered.
+
+        An error of any type ends this flush and not the thread: without the thread all later rows would be dropped.
+        """
+        try:
+            for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
+                self._write_file([self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))])
+        except OSError as error:
+            log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
+        except Exception:
+            log.exception("prediction log: cannot write, %d rows stay buffered", len(self._rows))
+
+    def _write_file(self, rows: list[tuple[Any, ...]]) -> None:
+        """Write the oldest rows to one file and remove them from the buffer.
+
+        A row that the schema cannot hold is dropped and counted. It would keep all later rows in the buffer.
+        """
+        path, valid = f"{self._folder}/{RAW}/{self._writer}-{self._files:06d}.parquet", rows
+        try:
+            write_rows(self._fs, path, rows)
+        except VALUE_ERRORS as error:
+            log.error("prediction log: rows that the schema cannot hold are dropped (%s)", error)
+            valid = [row for row in rows if _fits(row)]
+            if valid:
+                write_rows(self._fs, path, valid)
+        for _ in rows:
+            self._rows.popleft()
+        self._files += 1
+        self.written += len(valid)
+        self.dropped += len(rows) - len(valid)
 
 
 def write_rows(filesystem: fs.FileSystem, path: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Write rows as one Parquet file; readers see the complete file or none."""
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(column, each.type) for column, each in zip(columns, SCHEMA, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    """Write rows as one Parquet file with checksums; readers see the complete file or none."""
+    table = _table(rows)
     if not isinstance(filesystem, fs.LocalFileSystem):  # an object in a bucket appears when it is complete
-        pq.write_table(table, path, filesystem=filesystem)
+        pq.write_table(table, path, filesystem=filesystem, write_page_checksum=True)
         return
     with atomic_write(Path(path)) as unfinished:
-        pq.write_table(table, unfinished)
+        pq.write_table(table, unfinished, write_page_checksum=True)
+
+
+def _table(rows: Iterable[tuple[Any, ...]]) -> pa.Table:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(column, each.type) for column, each in zip(columns, SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _fits(row: tuple[Any, ...]) -> bool:
+    try:
+        _table([row])
+    except VALUE_ERRORS:
+        return False
+    return True
 
 
 def _columns(result: ClassifyResult, size: int) -> tuple[Any, ...]:

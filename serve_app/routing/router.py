@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from serve_app.config import IngressConfig
-from serve_app.errors import NotReadyError, ServiceError, UnknownModelError
+from serve_app.errors import ModelFailedError, NotReadyError, OverloadedError, ServiceError, UnknownModelError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
 from serve_app.model_card import ModelCard
 from serve_app.routing.shadow import Comparison, ShadowStats
 from serve_app.routing.traffic_split import TrafficSplit, VariantChoice, pick_variant
-from serve_app.routing.variant import RETRY_S, Variant, VariantClient
+from serve_app.routing.variant import MAX_RETRY_S, RETRY_S, Variant, VariantClient
 
 log = logging.getLogger("serve_app")
 
@@ -72,9 +71,7 @@ class VariantRouter:
         """Return when a variant with a share answers; raise NotReadyError (503) if none does."""
         serving = [self._variant(name) for name in self._split.serving]
         outcomes = await asyncio.gather(*(each.ensure_alive() for each in serving), return_exceptions=True)
-        for variant in serving:
-            if variant.unavailable_reason:
-                self._start(self._recover(variant))
+        self._recover_unavailable(serving)
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if len(errors) == len(serving):
             raise errors[0]
@@ -112,11 +109,14 @@ class VariantRouter:
         return await self._variant(name).fetch_state()
 
     async def classify(self, request: ClassifyRequest[bytes], choice: VariantChoice) -> ClassifyResult:
-        """Classify one image, or raise ServiceError; another variant takes over if the chosen one is unavailable."""
+        """Classify one image, or raise ServiceError.
+
+        Another variant takes over if the chosen one is unavailable, or if its model failed on this image. In the second
+        case the chosen variant keeps its share: its other replicas may be sound, and Ray Serve replaces the broken one.
+        """
         try:
             result = await self._classify(choice.variant, request)
-        except NotReadyError:
-            self._start(self._recover(self._variant(choice.variant)))
+        except (NotReadyError, ModelFailedError):
             others = {name: share for name, share in self._available().items() if name != choice.variant}
             if choice.named_by_client or not others:
                 raise
@@ -131,6 +131,7 @@ class VariantRouter:
         """Return ``traffic`` and ``variants`` for GET /v1/status."""
         variants = [self._variant(name) for name in self._split.names]
         await asyncio.gather(*(each.fetch_state() for each in variants), return_exceptions=True)
+        self._recover_unavailable(variants)
         total = sum(self._split.shares.values())
         shadow = self._split.shadow and {
             "variant": self._split.shadow,
@@ -189,26 +190,44 @@ class VariantRouter:
         except ServiceError as error:
             variant.counts[error.code] += 1
             self._metrics.add_error(name, error.code)
+            self._recover_unavailable((variant,))
             raise
         variant.counts["ok"] += 1
         self._metrics.add_result(name, result, time.perf_counter() - start)
         return result
+
+    def _recover_unavailable(self, variants: Iterable[Variant]) -> None:
+        for variant in variants:
+            if variant.unavailable_reason and variant.name not in self._recovering:
+                self._start(self._recover(variant))
 
     async def _recover(self, variant: Variant) -> None:
         """Ask an unavailable variant for its state until it answers; then it gets requests again."""
         if variant.name in self._recovering:
             return
         self._recovering.add(variant.name)
-        while variant.unavailable_reason and self._variants.get(variant.name) is variant:
-            with contextlib.suppress(NotReadyError):
-                await variant.fetch_state()
-            await asyncio.sleep(RETRY_S)
-        self._recovering.discard(variant.name)
+        retry_s = RETRY_S
+        try:
+            while variant.unavailable_reason and self._variants.get(variant.name) is variant:
+                try:
+                    await variant.fetch_state()
+                except NotReadyError:
+                    retry_s = RETRY_S
+                except OverloadedError:
+                    retry_s = min(2 * retry_s, MAX_RETRY_S)
+                except Exception:  # it must be tried again whatever happens, or it never gets requests again
+                    log.exception("variant %s: its state cannot be fetched", variant.name)
+                    retry_s = MAX_RETRY_S
+                await asyncio.sleep(retry_s)
+        finally:
+            self._recovering.discard(variant.name)
 
     async def _shadow(self, name: str, request: ClassifyRequest[bytes], returned: ClassifyResult) -> None:
         try:
             shadowed = await self._classify(name, request)
-        except ServiceError:
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.exception("shadow %s: a copy failed", name)
             self._shadow_stats.add_error()
             return
         comparison = self._shadow_stats.add_result(returned, shadowed)

@@ -16,6 +16,7 @@ from serve_app.observability import tracing
 
 MAX_CALL_BYTES = 32 * MiB  # half of the largest gRPC message that configs/ray.env allows
 RETRY_S = 0.5
+MAX_RETRY_S = 4.0  # between pings of a variant whose queue is full: each ping takes a place in it
 RECENT_S = 1.0  # a result within this time proves more than a ping, which a busy stage may answer too late
 
 
@@ -31,7 +32,13 @@ class VariantClient(Protocol):
         """
 
     async def fetch_state(self) -> ModelState:
-        """Ask one of its replicas for its state, or raise NotReadyError."""
+        """Ask one of its replicas for its state.
+
+        Raises:
+            NotReadyError: No replica answers (503).
+            OverloadedError: The queue is full (503). It may be full of calls that wait for a replica, so this does not
+                tell whether there is one.
+        """
 
 
 class Variant:
@@ -80,7 +87,7 @@ class Variant:
             await self.fetch_state()
 
     async def fetch_state(self) -> ModelState:
-        """Return its current state, or raise NotReadyError; concurrent callers share one call."""
+        """Return its current state, or raise what VariantClient.fetch_state raises; concurrent callers share a call."""
         return await asyncio.shield(self.refresh())
 
     def refresh(self) -> asyncio.Task[ModelState]:

@@ -36,7 +36,7 @@ def log_day(
             labeled AS (SELECT *, [{names}][1 + floor(u * {len(CLASSES) + bool(doubled)})::INT] AS name FROM n)
             SELECT
                 make_timestamptz(({day_us} + n * 86400000000 // {images})::BIGINT) AS time,
-                '{day}-{version}-' || n AS request_id, 0 AS image,
+                md5('{day}-{version}-' || n) AS request_uuid, '{day}-{version}-' || n AS request_id, 0 AS image,
                 CASE WHEN bad THEN 'invalid_image' ELSE 'ok' END AS status, 'main' AS variant,
                 CASE WHEN bad THEN NULL ELSE '{version}' END AS version,
                 CASE WHEN bad THEN NULL ELSE n % 10 END AS class_id,

@@ -10,6 +10,7 @@ import pytest
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig
+from serve_app.errors import ModelFailedError
 from tests.support.clock import in_virtual_time
 
 
@@ -189,4 +190,46 @@ async def test_the_event_loop_stays_free() -> None:
     await first
     await batcher.submit(2)
     assert names == ["model_0", "model_0"]
+    await batcher.close()
+
+
+async def test_a_batch_that_does_not_fit_into_memory_runs_in_parts() -> None:
+    """The failed batch's memory is free before its halves run, and only an item that does not fit alone fails."""
+    alive: set[int] = set()
+
+    class Block:
+        def __init__(self, items: Sequence[int]) -> None:
+            self.key = id(self)
+            alive.add(self.key)
+
+        def __del__(self) -> None:
+            alive.discard(self.key)
+
+    def run(items: list[int]) -> list[int]:
+        assert not alive, "an earlier batch is still in memory"
+        block = Block(items)
+        if len(items) > 2 or 7 in items:
+            raise MemoryError(f"{block.key}")
+        return [2 * item for item in items]
+
+    batcher = MicroBatcher(ThreadRunner(run), BatchConfig(max_batch_size=8))
+    results = await asyncio.gather(*(batcher.submit(i, 8) for i in range(8)), return_exceptions=True)
+    assert [r.value for r in results[:7]] == [2 * i for i in range(7)]  # type: ignore[union-attr] # no error
+    assert isinstance(results[7], MemoryError)
+    await batcher.close()
+
+
+async def test_a_broken_model_is_not_asked_again() -> None:
+    """ModelFailedError is no item's fault: the batch fails at once, and its record has the errors."""
+    batches: list[int] = []
+    records: list[BatchRecord] = []
+
+    def run(items: list[int]) -> list[int]:
+        batches.append(len(items))
+        raise ModelFailedError("not finite")
+
+    batcher = MicroBatcher(ThreadRunner(run), BatchConfig(max_batch_size=8), on_batch=records.append)
+    results = await asyncio.gather(*(batcher.submit(i, 8) for i in range(8)), return_exceptions=True)
+    assert {type(result) for result in results} == {ModelFailedError}
+    assert (batches, records[0].failed) == ([8], 8)
     await batcher.close()

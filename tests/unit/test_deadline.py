@@ -63,3 +63,30 @@ def test_an_invalid_timeout_is_refused(text: str) -> None:
     """Anything but a positive number is a 422 that names the header."""
     with pytest.raises(InvalidParameterError, match=r"x-request-timeout-ms: .* is not a positive number"):
         read_deadline({"x-request-timeout-ms": text}, 30)
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"x-request-timeout-seconds": "0.01"}, "no result within 0.01 s"),
+        ({"x-request-timeout-seconds": "4"}, "no result within 4 s"),
+        ({"x-request-timeout-ms": "0.0001"}, "no result within 0.001 s"),
+        ({"x-request-timeout-ms": "70"}, "no result within 0.07 s"),
+        ({"x-request-timeout-ms": "1500", "x-request-timeout-seconds": "1.5"}, "no result within 1.5 s"),
+        ({"x-request-timeout-ms": "1234567"}, "no result within 30 s"),
+    ],
+)
+def test_the_error_names_the_timeout_that_was_asked_for(
+    clock: FakeClock, headers: dict[str, str], sentence: str
+) -> None:
+    """Never less, negative or zero, although Ray's header expires early; the same after a trip to another process."""
+    asked = read_deadline(headers, 30)
+    clock.advance(60)
+    for each in (asked, pickle.loads(pickle.dumps(asked))):
+        with pytest.raises(DeadlineExceededError) as caught:
+            each.check()
+        assert str(caught.value) == sentence
+
+
+def test_a_long_timeout_is_a_plain_number() -> None:
+    assert str(Deadline(7200).exceeded()) == "no result within 7200 s"

@@ -6,6 +6,7 @@ A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, f
 - folding.py: merges each batch norm into the convolution before it
 - onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime and MNN read
 - int8.py: calibrates that graph and quantizes it
+- parity.py: compares the runtime with PyTorch before it serves
 - base.py: the interface of a runtime
 - parallel.py: distributes batches over one runtime per core
 - torch.py, onnxruntime.py, mnn.py: runtimes that call a library

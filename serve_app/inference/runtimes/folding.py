@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock
 
 
 def fold(model: ResNet) -> ResNet:
-    """Merge each batch norm into the convolution before it, in place.
+    """Merge each batch norm into the convolution before it, in place. Nothing happens to a folded model.
 
     In eval mode a batch norm is an affine map per channel, so scaling the convolution's weights and shifting its bias
     gives the same result up to float32 rounding (Jacob et al. 2018, arXiv:1712.05877, section 3.2, as torch does it).
@@ -28,5 +28,7 @@ def fold(model: ResNet) -> ResNet:
 
 
 def _merge(parent: nn.Module, conv: str, norm: str) -> None:
+    if isinstance(getattr(parent, norm), nn.Identity):
+        return
     setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
     setattr(parent, norm, nn.Identity())

@@ -1,11 +1,14 @@
-"""Build the runtime that the config names; ``auto`` times every runtime on this CPU and takes the fastest."""
+"""Build the runtime that the config names; ``auto`` times every runtime on this CPU and takes the fastest.
+
+Every runtime is compared with PyTorch before it serves, see parity.py.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -16,22 +19,55 @@ from torchvision.models import ResNet
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
-from serve_app.inference.runtimes.cuda.runtime import DTYPES, build_cuda_runtime, gpu_available
+from serve_app.inference.runtimes.cuda.runtime import DTYPES, CudaRuntime, build_cuda_runtime, gpu_available
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.int8 import int8_factory
 from serve_app.inference.runtimes.mnn import MnnRuntime, to_mnn
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.runtimes.parallel import ParallelRuntime
+from serve_app.inference.runtimes.parity import FLOAT_TOLERANCE, Reference, relative_error
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.model_card import ImageTransform, ModelCard
 
 log = logging.getLogger("serve_app")
-TOLERANCE = 1e-3  # largest error of a feature, relative to the largest feature
 ROUNDS = 4
 DROP_RATIO = 1.5  # a runtime that takes this many times the best time so far is timed in one round only
 TIMED_BATCH_SIZES = (1, 8)  # a single request, and a batch under load
 PAUSE_RATIO = 1.0  # pause after building a runtime, relative to the time that building took
+
+
+def build_runtime(
+    model: ResNet,
+    card: ModelCard,
+    config: EngineConfig,
+    cores: int,
+    serving: bool = False,
+    batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
+) -> Runtime:
+    """Build the runtime that a config asks for and compare its features with PyTorch's; see select_runtime.
+
+    Where ``auto`` takes a CPU runtime that differs, the next fastest takes its place. ``build_cuda_runtime`` compares
+    a GPU with the CPU itself.
+
+    Raises:
+        EngineError: The weights are broken, this machine cannot run that runtime or precision, or its features differ.
+    """
+    reference = Reference(model, card.transform)
+    unfit: list[str] = []
+    while True:
+        runtime = select_runtime(model, card, config, cores, serving, batch_sizes, unfit)
+        if isinstance(runtime, CudaRuntime):
+            return runtime
+        try:
+            reference.check(runtime)
+        except EngineError as error:
+            if config.runtime != "auto" or config.precision == "int8" or runtime.name == "torch":
+                raise
+            log.warning("%s", error)
+            unfit.append(runtime.name)
+        else:
+            return runtime
 
 
 def select_runtime(
@@ -41,6 +77,7 @@ def select_runtime(
     cores: int,
     serving: bool = False,
     batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
+    unfit: Collection[str] = (),
 ) -> Runtime:
     """Build the runtime that a config asks for.
 
@@ -51,6 +88,7 @@ def select_runtime(
         cores: CPU cores that the runtime's batches share.
         serving: Another engine of this process answers requests meanwhile, so building pauses between the runtimes.
         batch_sizes: Sizes that ``auto`` times.
+        unfit: Runtimes that ``auto`` leaves out.
 
     Raises:
         EngineError: This machine cannot run that runtime or precision.
@@ -67,7 +105,8 @@ def select_runtime(
     else:
         factories, name = runtime_factories(model, card.transform), config.runtime
         if name == "auto":
-            name = fastest_runtime(_worth_timing(factories), card.transform.crop_px, batch_sizes)
+            fit = {name: build for name, build in _worth_timing(factories).items() if name not in unfit}
+            name = fastest_runtime(fit, card.transform.crop_px, batch_sizes)
         build = factories[name]
     if serving:
         build = _with_pauses(build)
@@ -107,18 +146,15 @@ def fastest_runtime(
         for name, build in factories.items():
             try:
                 runtime = reference if name == "torch" else build(1)
+                features = expected if runtime is reference else [runtime(sample) for sample in samples]
             except ImportError as error:
                 log.info("engine %s: cannot run here (%s)", name, error)
                 continue
-            except EngineError as error:
-                log.warning("%s", error)
+            except Exception as error:
+                log.warning("engine %s: not used, it fails: %s", name, error)
                 continue
-            features = expected if runtime is reference else [runtime(sample) for sample in samples]
-            deviation = max(
-                float((actual - correct).abs().max() / correct.abs().max())
-                for actual, correct in zip(features, expected, strict=True)
-            )
-            if not deviation < TOLERANCE:  # NaN fails too
+            deviation = max(relative_error(*pair) for pair in zip(features, expected, strict=True))
+            if not deviation < FLOAT_TOLERANCE:  # NaN fails too
                 log.warning("engine %s: not used, its features differ from torch's by %.1e", name, deviation)
                 continue
             seconds[name] = _time_per_image(runtime, samples, 1)

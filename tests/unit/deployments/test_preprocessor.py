@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from serve_app.deadline import Deadline
 from serve_app.deployments import preprocessor
-from serve_app.errors import DeadlineExceededError
+from serve_app.errors import DeadlineExceededError, OverloadedError, ServiceError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RequestContext
 from serve_app.model_card import ImageTransform, ModelCard
 from tests.support.photos import make_photo
@@ -96,3 +97,58 @@ async def test_a_cancelled_call_decodes_no_further_image(
     (outcome,) = await stage([request(9)], 1)  # runs after what the only thread still has to do
     assert isinstance(outcome, ClassifyResult)
     assert decoded == [make_photo(0), make_photo(9)]
+
+
+@pytest.mark.parametrize("calls_without_memory", [1, 2])
+async def test_an_image_without_memory_leaves_the_others_alone(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, calls_without_memory: int
+) -> None:
+    """It is decoded again after the others; if it does not fit then either, it alone gets a retryable 503."""
+    requests, order = [request(seed) for seed in range(3)], []
+    real = preprocessor.preprocess
+
+    def hungry(encoded: bytes, *rest: Any) -> Any:
+        order.append(next(i for i, each in enumerate(requests) if each.image == encoded))
+        if order[-1] == 1 and order.count(1) <= calls_without_memory:
+            raise MemoryError
+        return real(encoded, *rest)
+
+    monkeypatch.setattr(preprocessor, "preprocess", hungry)
+    outcomes = await stage(requests, 3)
+    expected = ClassifyResult if calls_without_memory == 1 else OverloadedError
+    assert [type(outcome) for outcome in outcomes] == [ClassifyResult, expected, ClassifyResult]
+    assert order == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug in the decoder"), RecursionError(), OSError(5, "/srv/secret")])
+async def test_an_unexpected_error_stays_with_its_image(
+    stage: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Any other exception fails one image, and its text stays in the log."""
+    requests = [request(seed) for seed in range(3)]
+    real = preprocessor.preprocess
+
+    def failing(encoded: bytes, *rest: Any) -> Any:
+        if encoded == requests[1].image:
+            raise error
+        return real(encoded, *rest)
+
+    monkeypatch.setattr(preprocessor, "preprocess", failing)
+    outcomes = await stage(requests, 3)
+    assert [type(outcome) for outcome in outcomes] == [ClassifyResult, ServiceError, ClassifyResult]
+    assert str(outcomes[1]) == "this image could not be decoded; the server's log has the reason"
+
+
+async def test_statistics_without_memory_leave_the_others_alone(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the crop for the prediction log needs memory too."""
+    calls: list[int] = []
+
+    def hungry(pixels: np.ndarray) -> Any:
+        calls.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(preprocessor, "image_stats", hungry)
+    measured = dataclasses.replace(request(1), measure_stats=True)
+    outcomes = await stage([request(0), measured], 2)
+    assert [type(outcome) for outcome in outcomes] == [ClassifyResult, OverloadedError]
+    assert len(calls) == 2

@@ -17,7 +17,7 @@ from serve_app.http.app import create_app
 from serve_app.http.oip_tensors import InferRequest
 from serve_app.http.proxy_middleware import proxy_middleware
 from serve_app.http.uploads import JsonBody, body_schema
-from tests.fuzz.requests import KINDS, broken
+from tests.fuzz.kinds import KINDS, broken
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
 

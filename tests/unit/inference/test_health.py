@@ -109,3 +109,60 @@ async def test_scores_that_are_not_finite_are_detected() -> None:
     device.score = math.nan
     with pytest.raises(NotReadyError, match="not finite"):
         await device.health.check()
+
+
+@in_virtual_time
+async def test_a_good_batch_does_not_hide_a_failed_one() -> None:
+    """The check after a failed batch fails, although batches succeeded before and after it."""
+    device = Device()
+    device.health.batch_succeeded()
+    device.health.model_failed("scores are not finite numbers")
+    device.health.batch_succeeded()
+    with pytest.raises(NotReadyError, match="the model fails: scores are not finite numbers"):
+        await device.health.check()
+
+
+@in_virtual_time
+async def test_only_the_probe_proves_health_after_a_failed_batch() -> None:
+    """Recent traffic counts again only once a probe has succeeded; a single failure does not cost the replica."""
+    device = Device()
+    device.health.model_failed("not finite")
+    with pytest.raises(NotReadyError):
+        await device.health.check()
+    device.health.batch_succeeded()
+    device.score = math.inf
+    with pytest.raises(NotReadyError):
+        await device.health.check()
+    device.score = 1.0
+    await device.health.check()
+    probes = device.batches
+    await device.health.check()
+    assert device.batches == probes
+
+
+@in_virtual_time
+async def test_a_device_that_fails_now_and_then_is_replaced() -> None:
+    """Three checks in a row fail, after which Ray Serve replaces the replica, although each probe would succeed."""
+    device = Device()
+    for _ in range(3):
+        device.health.model_failed("not finite")
+        device.health.batch_succeeded()
+        with pytest.raises(NotReadyError):
+            await device.health.check()
+        await asyncio.sleep(RECENT_S)
+
+
+@in_virtual_time
+async def test_a_probe_with_wrong_scores_is_no_recent_success() -> None:
+    """The batch of a probe that fails succeeds as such; the next check must probe again."""
+    device = Device()
+
+    async def probe() -> ClassifyResult:
+        await device.probe()
+        raise RuntimeError("wrong scores")
+
+    health = device.health = ModelHealth(probe)
+    for _ in range(3):
+        with pytest.raises(NotReadyError, match="wrong scores"):
+            await health.check()
+    assert device.batches == 3

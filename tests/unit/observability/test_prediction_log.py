@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
@@ -21,6 +24,7 @@ from serve_app.errors import InvalidImageError
 from serve_app.http.app import create_app
 from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, Outcome, RequestContext
 from serve_app.model_card import ModelRef
+from serve_app.observability import prediction_log
 from serve_app.observability.prediction_log import RAW, PredictionLog
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
@@ -58,6 +62,7 @@ def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
     good, bad = rows(tmp_path)
     assert abs(good.pop("time").timestamp() - time.time()) < 60
     assert good.pop("total_ms") == 33.5
+    assert re.fullmatch("[0-9a-f]{32}", good.pop("request_uuid"))
     assert good == {
         **{"request_id": "req_1", "image": 0, "status": "ok", "variant": "main", "version": "demo-1"},
         **{"class_id": 3, "label": "cat", "score": 0.75, "margin": 0.625, "entropy": 0.5},
@@ -153,3 +158,81 @@ def test_the_api_logs_each_image(weights: WeightsConfig, tmp_path: Path) -> None
 def test_knobs() -> None:
     with pytest.raises(ValueError, match=r"folder: Field required"):
         parse(PredictionLogConfig, {"flush_s": 1})
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("a bug in the library"), pa.ArrowInvalid("odd")], ids=repr
+)
+def test_no_error_ends_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """The first write fails with anything but OSError: the rows stay, and the next flush writes them."""
+    flushed, attempts = threading.Event(), []
+    real = prediction_log.write_rows
+
+    def failing_once(*arguments: Any) -> None:
+        attempts.append(arguments)
+        if len(attempts) <= 2:  # ArrowInvalid has a second attempt, without the rows that do not fit
+            raise error
+        real(*arguments)
+
+    monkeypatch.setattr(prediction_log, "write_rows", failing_once)
+    config = PredictionLogConfig(folder=str(tmp_path), flush_s=0.05)
+    log = PredictionLog(config, on_flush=lambda counts: flushed.set() if counts["written"] == 3 else None)
+    for number in range(3):
+        add(log, number)
+    assert flushed.wait(60)
+    log.close()
+    assert log.snapshot() == {"written": 3, "buffered": 0, "dropped": 0}
+    assert [row["request_id"] for row in rows(tmp_path)] == ["req_0", "req_1", "req_2"]
+
+
+def test_metrics_that_fail_do_not_end_the_writer(tmp_path: Path) -> None:
+    """on_flush raises each time; rows are written all the same."""
+    twice, calls = threading.Event(), []
+
+    def on_flush(counts: dict[str, int]) -> None:
+        calls.append(counts)
+        if len(calls) == 2:
+            twice.set()
+        raise RuntimeError("the metrics agent is gone")
+
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=0.05), on_flush)
+    assert twice.wait(60)
+    add(log, 1)
+    log.close()
+    assert log.snapshot() == {"written": 1, "buffered": 0, "dropped": 0}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"class_ids": (2**40, 1)}, {"labels": ("\ud800", "car")}, {"scores": ("high", 0.1)}], ids=str
+)
+def test_a_row_that_does_not_fit_is_dropped_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A value that its column cannot hold costs one row, and not all rows after it."""
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=3600))
+    for number in range(4):
+        add(log, number, dataclasses.replace(RESULT, **changes) if number == 1 else RESULT)
+    log.close()
+    assert log.snapshot() == {"written": 3, "buffered": 0, "dropped": 1}
+    assert [row["request_id"] for row in rows(tmp_path)] == ["req_0", "req_2", "req_3"]
+
+
+def test_a_file_of_nothing_that_fits_is_not_written(tmp_path: Path) -> None:
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=3600))
+    add(log, 1, dataclasses.replace(RESULT, labels=("\ud800", "car")))
+    log.close()
+    assert log.snapshot() == {"written": 0, "buffered": 0, "dropped": 1}
+    assert rows(tmp_path) == []
+
+
+def test_requests_with_one_id_have_keys_of_their_own(weights: WeightsConfig, tmp_path: Path) -> None:
+    """A gateway sends the same X-Request-ID twice: the images of a request share the server's id, requests do not."""
+    service = LocalService(weights)
+    service.prediction_log = log = PredictionLog(PredictionLogConfig(folder=str(tmp_path)))
+    client = TestClient(create_app(service))
+    for _ in range(2):
+        files = [("images", (name, make_photo(), "image/jpeg")) for name in ("a", "b")]
+        client.post("/v1/classify", files=files, headers={"X-Request-ID": "gateway"})
+    log.close()
+    found = rows(tmp_path)
+    assert {row["request_id"] for row in found} == {"gateway"}
+    assert len({row["request_uuid"] for row in found}) == 2
+    assert len({(row["request_uuid"], row["image"]) for row in found}) == 4
