@@ -31,7 +31,7 @@ from serve_app.http.responses import problem_response, response_model, retry_hea
 from serve_app.http.schemas import Problem
 from serve_app.http.service import Service
 from serve_app.http.uploads import LimitedRequest, Parameters, body_schema
-from serve_app.preprocessing.decode import FORMATS
+from serve_app.preprocessing.formats import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 DESCRIPTIONS = {

@@ -12,7 +12,7 @@ from serve_app.http.admission import AdmissionController
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.service import Service
 from serve_app.observability.stats import Stats
-from serve_app.preprocessing.decode import FORMATS
+from serve_app.preprocessing.formats import FORMATS
 
 
 def create_router(service: Service, admission: AdmissionController, stats: Stats) -> APIRouter:

@@ -19,7 +19,7 @@ from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.weights import load_model, republish, sha256
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ImageTransform, Int8Calibration, Int8Cost, ModelCard
-from serve_app.preprocessing.decode import SUFFIXES
+from serve_app.preprocessing.formats import SUFFIXES
 from serve_app.preprocessing.transform import preprocess
 
 BATCH = 16

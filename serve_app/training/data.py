@@ -19,7 +19,7 @@ from serve_app.config import LimitsConfig
 from serve_app.errors import DatasetError, ServiceError
 from serve_app.inference.weights import sha256
 from serve_app.model_card import ImageTransform
-from serve_app.preprocessing.decode import SUFFIXES
+from serve_app.preprocessing.formats import SUFFIXES
 from serve_app.preprocessing.transform import preprocess
 
 LabeledFiles = list[tuple[Path, int]]  # path and class id

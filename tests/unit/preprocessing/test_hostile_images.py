@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serve_app.preprocessing.decode import MAX_READS, MAX_SCANS
-from serve_app.preprocessing.transform import preprocess, to_rgb
+from serve_app.preprocessing.color import to_rgb
+from serve_app.preprocessing.transform import preprocess
 from tests.fuzz import bombs
 from tests.fuzz.mutate import mutate, valid_files
 from tests.fuzz.watch import IMAGENET, decode, in_a_child
@@ -26,7 +27,7 @@ SMALL = 4_000_000  # pixels that a test can afford
     ("make", "outcome"),
     [
         (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xE1, b"Exif\0\0" + bytes(20)) * 20_000), "422 invalid_image"),
-        (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xE1, b"Exif\0\0" + bytes(60_000)) * 80), "422 invalid_image"),
+        (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xE1, b"Exif\0\0" + bytes(60_000)) * 80), "jpeg ok"),
         (lambda: bombs.jpeg_with(bombs.jpeg_segment(0xFE, b"") * 1_000_000), "422 invalid_image"),
         (lambda: bombs.jpeg_with(b"\xff" * 1_000_000), "422 invalid_image"),
         (lambda: bombs.jpeg_with(b"\xff" * 1_000_000 + b"\0"), "422 invalid_image"),
@@ -35,7 +36,7 @@ SMALL = 4_000_000  # pixels that a test can afford
         (lambda: bombs.jpeg_of_scans(3000, 400), "422 invalid_image"),
         (lambda: bombs.png_of_tiny_chunks(1_000_000), "422 invalid_image"),
         (lambda: bombs.png_in_tiny_pieces(1_000_000), "422 invalid_image"),
-        (lambda: bombs.png_of_text(200), "422 invalid_image"),
+        (lambda: bombs.png_of_text(200), "png ok"),
         (lambda: bombs.gif(8, 8, bombs.gif_blocks(0xFE, 1_000_000)), "422 invalid_image"),
         (lambda: bombs.gif(8, 8, bombs.gif_blocks(0xFF, 1_000_000)), "422 invalid_image"),
         (lambda: bombs.gif(8, 8, frame=(9000, 9000)), "413 image_too_large"),
@@ -130,7 +131,7 @@ def test_converting_in_squares_changes_nothing(mode: str, monkeypatch: pytest.Mo
     gray = mode in ("I", "I;16", "F")
     picture = (make_picture(300, 200).convert("L") if gray else make_picture(300, 200)).convert(mode)
     at_once = np.asarray(to_rgb(picture))
-    monkeypatch.setattr("serve_app.preprocessing.transform.TILE_PX", 64)
+    monkeypatch.setattr("serve_app.preprocessing.color.TILE_PX", 64)
     assert np.array_equal(np.asarray(to_rgb(picture)), at_once)
 
 
