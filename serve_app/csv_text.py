@@ -1,7 +1,8 @@
 """Write lines of CSV whose text no spreadsheet runs as a formula; the only home of that rule.
 
-Excel, LibreOffice and Google Sheets run a cell that starts with ``=``, ``+``, ``-`` or ``@``, and file names, labels and
-error texts come from anyone. Such text gets a single quote in front, which makes the cell text. Numbers stay numbers.
+Excel, LibreOffice and Google Sheets run a cell that starts with ``=``, ``+``, ``-`` or ``@``, and file names, labels
+and error texts come from anyone. Such text gets a single quote in front, which makes the cell text. Numbers stay
+numbers.
 
 Source:
     OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterable
 from numbers import Number
 
-# Spreadsheets drop spaces, control characters and byte order marks in front; the wide forms are those of Japanese input.
+# Spreadsheets drop spaces, control characters and byte order marks in front; the wide forms are of Japanese input.
 FORMULA = re.compile("[\\s\\x00-\\x1f\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\\t\\r\\n]")
 QUOTED = re.compile('[",;|\x00-\x1f\x7f-\x9f\u2028\u2029]')  # semicolon and tab separate cells in many locales
 

@@ -63,6 +63,11 @@ class ConflictError(ServiceError, status=409, code="conflict", title="Conflict")
 class TooLargeError(ServiceError, status=413, code="too_large", title="Too large"):
     """The body, an image in it or the number of images exceeds a limit."""
 
+    @classmethod
+    def over(cls, what: str, size: int, limit: int) -> TooLargeError:
+        """Return the error for something of ``size`` bytes."""
+        return cls(f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)")
+
 
 class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too large"):
     """The image's header declares more pixels than the limit; nothing has been decoded."""

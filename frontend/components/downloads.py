@@ -30,4 +30,4 @@ def offer_csv_and_json(table: pd.DataFrame, document: Any, name: str) -> None:
 def to_csv(table: pd.DataFrame) -> str:
     """Return a table without its index as CSV."""
     rows = table.astype(object).where(table.notna(), None).itertuples(index=False, name=None)
-    return "".join(map(csv_line, [table.columns, *rows]))
+    return csv_line(table.columns) + "".join(map(csv_line, rows))

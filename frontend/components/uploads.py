@@ -8,13 +8,9 @@ from typing import Any
 import streamlit as st
 
 from frontend.api_client import Photo
+from serve_app.preprocessing.formats import SUFFIXES
 
-OTHER_SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # formats with a second common suffix
-
-
-def suffixes(formats: Iterable[str]) -> list[str]:
-    """Return the file suffixes, without a dot, of the formats that ``GET /v1/models`` lists."""
-    return [suffix for name in formats for suffix in (name, OTHER_SUFFIXES.get(name)) if suffix]
+ACCEPTED = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)  # of file names in a folder
 
 
 def read_photo(file: Any) -> list[Photo]:

@@ -65,6 +65,7 @@ class JobRequest(FrozenModel):
     """What a client submitted, with the model that served at that moment; the content of ``job.json``."""
 
     caller: str | None  # name of the API key
+    owner: str | None = None  # whom the caller named in X-Job-Owner
     source: str  # what clients see
     location: str | None  # folder or bucket prefix to read; None for an uploaded zip
     body_sha256: str  # of the zip, or of the location

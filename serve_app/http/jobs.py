@@ -28,6 +28,7 @@ from serve_app.errors import (
     OverloadedError,
     UnsupportedImageError,
 )
+from serve_app.http.job_owner import check_owner, read_owner, scoped_key, visible_jobs
 from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
@@ -107,8 +108,11 @@ def create_router(service: Service) -> APIRouter:
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
         serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
         Online requests come first.
+
+        A client that serves several people names one of them in `X-Job-Owner`, at most 128 of `[A-Za-z0-9_.-]`;
+        requests with this header see only that owner's jobs.
         """
-        limits, jobs = config(), store()
+        limits, jobs, owner = config(), store(), read_owner(request)
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
         if len(await asyncio.to_thread(jobs.open_jobs)) >= limits.max_queued_jobs:
@@ -123,6 +127,7 @@ def create_router(service: Service) -> APIRouter:
                 images = await _receive(request, draft, limits)
                 job_request = JobRequest(
                     caller=request.state.caller,
+                    owner=owner,
                     source=images.name,
                     location=images.location,
                     body_sha256=images.sha256,
@@ -132,11 +137,11 @@ def create_router(service: Service) -> APIRouter:
                     limits=service.config.limits,
                     model=model.card.ref,
                 )
-                job = await asyncio.to_thread(jobs.submit, draft, job_request, key)
+                job = await asyncio.to_thread(jobs.submit, draft, job_request, scoped_key(key, owner))
             finally:
                 await asyncio.to_thread(shutil.rmtree, draft, True)
         await service.start_jobs()
-        state = await asyncio.to_thread(jobs.state, job)
+        state = await asyncio.to_thread(jobs.state, job, request.state.caller)
         return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
     @router.get("", response_model=JobList, summary="List your jobs, the newest first")
@@ -144,11 +149,12 @@ def create_router(service: Service) -> APIRouter:
         """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        jobs = await asyncio.to_thread(store().jobs, request.state.caller)
+        jobs = await asyncio.to_thread(visible_jobs, store(), request)
         return _json(JobList(jobs=jobs, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
+        await asyncio.to_thread(check_owner, store(), job, request)
         return _json(await asyncio.to_thread(store().state, job, request.state.caller))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
@@ -156,6 +162,7 @@ def create_router(service: Service) -> APIRouter:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
         await asyncio.to_thread(jobs.request, job, request.state.caller)
+        await asyncio.to_thread(check_owner, jobs, job, request)
         await asyncio.to_thread(jobs.cancel, job)
         await service.start_jobs()
         return _json(await asyncio.to_thread(jobs.state, job))
@@ -177,6 +184,7 @@ def create_router(service: Service) -> APIRouter:
     ) -> Response:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         jobs = store()
+        await asyncio.to_thread(check_owner, jobs, job, request)
         state = await asyncio.to_thread(jobs.state, job, request.state.caller)
         if state.status not in ENDED:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")

@@ -107,13 +107,13 @@ class LimitedRequest(Request):
         """
         declared = self.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise TooLargeError(_over("the body", int(declared), self._max_body_bytes))
+            raise TooLargeError.over("the body", int(declared), self._max_body_bytes)
         size = 0
         try:
             async for chunk in super().stream():
                 size += len(chunk)
                 if size > self._max_body_bytes:
-                    raise TooLargeError(_over("the body", size, self._max_body_bytes))
+                    raise TooLargeError.over("the body", size, self._max_body_bytes)
                 yield chunk
         except ClientDisconnect:  # an ordinary event that needs no traceback in the log
             raise MalformedRequestError(f"the body ended after {size} bytes, before its end") from None
@@ -226,9 +226,5 @@ def check_count(images: int, limits: LimitsConfig) -> None:
 def check_size(upload: Upload, limit: int) -> Upload:
     """Return the upload, or its error if the file is larger than the limit in bytes."""
     if isinstance(upload.encoded, bytes) and len(upload.encoded) > limit:
-        return Upload(upload.id, TooLargeError(_over("the image", len(upload.encoded), limit)))
+        return Upload(upload.id, TooLargeError.over("the image", len(upload.encoded), limit))
     return upload
-
-
-def _over(what: str, size: int, limit: int) -> str:
-    return f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)"
