@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import streamlit as st
@@ -11,6 +11,11 @@ from frontend.api_client import Photo
 from serve_app.preprocessing.formats import SUFFIXES
 
 ACCEPTED = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)  # of file names in a folder
+
+
+def max_upload_mb(limits: Mapping[str, Any]) -> int:
+    """Return the largest upload for a widget, which takes whole megabytes; ``api_client.size_problem`` is exact."""
+    return int(-(-limits["max_image_bytes"] // 2**20))
 
 
 def read_photo(file: Any) -> list[Photo]:

@@ -10,7 +10,7 @@ from frontend.api_client import ApiClient, Json, Photo
 from frontend.components.many_photos import show_many
 from frontend.components.markdown import escape_markdown
 from frontend.components.one_photo import show_one
-from frontend.components.uploads import ACCEPTED, read_once, read_photo
+from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo
 
 
 def show_classify(client: ApiClient) -> None:
@@ -34,7 +34,7 @@ def show_classify(client: ApiClient) -> None:
 def _photos(served: Json) -> list[Photo]:
     # A widget with a new key starts empty: Streamlit has no other way to clear an uploader.
     generation = st.session_state.setdefault("upload-generation", 0)
-    max_mb = served["limits"]["max_image_bytes"] // 2**20
+    max_mb = max_upload_mb(served["limits"])
     upload, folder, paste, camera = st.tabs(["Photos", "Folder", "Paste", "Camera"])
     files: list[Any] = []
     label = f"One or more photos: {escape_markdown(', '.join(served['formats']))}, up to {max_mb} MB each"

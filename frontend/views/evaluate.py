@@ -14,7 +14,7 @@ from frontend.components.downloads import offer_csv_and_json
 from frontend.components.many_photos import classify_all
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_picture
-from frontend.components.uploads import ACCEPTED, read_once, read_photo
+from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo
 from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
 
 MAX_MISTAKES, MISTAKE_COLUMNS = 24, 6
@@ -71,7 +71,7 @@ def _photos(served: Json) -> list[Photo]:
     files: list[Any] = from_folder.file_uploader(
         "A folder with a folder of photos per class",
         accept_multiple_files="directory",
-        max_upload_size=served["limits"]["max_image_bytes"] // 2**20,
+        max_upload_size=max_upload_mb(served["limits"]),
     )
     archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
