@@ -33,7 +33,8 @@ def to_rgb(image: Image.Image, layout: depth.Samples | bmp.Masks | None = None) 
     rgb = Image.new("RGB", size)
     for box in _squares(size):
         part = convert(box)
-        rgb.paste(_on_white(part) if part.mode != "RGB" else part, box)
+        opaque = part.mode == "RGB" and "transparency" not in part.info
+        rgb.paste(part if opaque else _on_white(part), box)
     return rgb
 
 

@@ -35,8 +35,17 @@ def open_heif(encoded: bytes, max_pixels: int) -> tuple[ImageFile, Picture]:
     file = io.BytesIO(patched)
     del patched
     if picture.format == "AVIF":
-        return AvifImageFile(file), picture
+        return _AvifReader(file), picture
     return _heif_reader()(file), picture
+
+
+class _AvifReader(AvifImageFile):
+    """An AVIF whose decoder, which keeps up to 8 bytes per pixel, is released once there are pixels."""
+
+    def load(self) -> Any:
+        pixels = super().load()
+        self._decoder = None
+        return pixels
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from serve_app.preprocessing.limits import check_pixels
 MAX_BOXES = 4096  # children of one box
 MAX_ITEMS = 1000  # pictures, tiles and metadata of one file; libheif's own limit
 MAX_EXTENTS = 32  # pieces of one item
+PADDING_PX = 63  # encoders round the sides up to whole blocks of up to 64 pixels
 MAX_PASSES = 4  # over max_pixels, by all slices, tiles, and planes of a picture together
 CODED = {b"av01": "AVIF", b"hvc1": "HEIF"}
 # EXIF orientation of a rotation (quarter turns anticlockwise) and then a mirror axis (ISO/IEC 23008-12, 6.5.10, 6.5.12):
@@ -248,7 +249,7 @@ def _check_pixels(data: bytes, decoded: list[_Item], max_pixels: int) -> None:
         else:
             coded = _read_coded(data, item)
             sizes, passes = [_declared_size(data, item), *coded.sizes], max(coded.passes, 1)
-        pixels = max(width * height for width, height in sizes)
+        pixels = max(max(width - PADDING_PX, 1) * max(height - PADDING_PX, 1) for width, height in sizes)
         if pixels > max_pixels:
             raise ImageTooLargeError(f"the image's data declares {pixels:,} pixels; the limit is {max_pixels:,}")
         total += passes * pixels
