@@ -16,8 +16,8 @@ MAX_EXTENTS = 32  # pieces of one item
 PADDING_PX = 63  # encoders round the sides up to whole blocks of up to 64 pixels
 MAX_PASSES = 4  # over max_pixels, by all slices, tiles, and planes of a picture together
 CODED = {b"av01": "AVIF", b"hvc1": "HEIF"}
-# EXIF orientation of a rotation (quarter turns anticlockwise) and then a mirror axis (ISO/IEC 23008-12, 6.5.10, 6.5.12):
-# None, 0 (top and bottom change places), 1 (left and right do).
+# EXIF orientation of a rotation (quarter turns anticlockwise) and then a mirror axis (ISO/IEC 23008-12, 6.5.10 and
+# 6.5.12): None, 0 (top and bottom change places), 1 (left and right do).
 ORIENTATIONS = {
     **{(0, None): 1, (0, 0): 4, (0, 1): 2, (1, None): 8, (1, 0): 5, (1, 1): 7},
     **{(2, None): 3, (2, 0): 2, (2, 1): 4, (3, None): 6, (3, 0): 7, (3, 1): 5},
@@ -93,13 +93,17 @@ def _read_picture(encoded: bytes, max_pixels: int) -> Picture:
     return Picture(formats.pop(), size, _orientation(encoded, primary), patches)
 
 
-def _patches(data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int) -> tuple[tuple[int, bytes], ...]:
+def _patches(
+    data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int
+) -> tuple[tuple[int, bytes], ...]:
     """Return the bytes that hide sequences, groups, metadata, and the other pictures.
 
     The decoders would copy metadata and color profiles for each picture, and take a sequence's first frame, which has
     sizes of its own, for the picture.
     """
-    patches = [(start - 4, b"free") for kind, start, _ in (*top.values(), *boxes.values()) if kind in (b"moov", b"grpl")]
+    patches = [
+        (start - 4, b"free") for kind, start, _ in (*top.values(), *boxes.values()) if kind in (b"moov", b"grpl")
+    ]
     _, start, end = top[b"ftyp"]
     patches.append((start, data[start:end].replace(b"avis", b"avif")))
     if b"iref" in boxes:
@@ -179,7 +183,7 @@ def _read_places(data: bytes, boxes: dict[bytes, Box], items: dict[int, _Item]) 
             raise InvalidImageError("the image is stored in too many pieces, or in other items; save it again")
         limit, shift = len(data), 0
         if method == 1:
-            _, shift, limit = boxes[b"idat"] if b"idat" in boxes else (b"", 0, 0)
+            _, shift, limit = boxes.get(b"idat", (b"", 0, 0))
         for _ in range(extents):
             at += index_size
             start = shift + base + number(offset_size)
@@ -213,7 +217,7 @@ def _read_properties(data: bytes, iprp: Box, items: dict[int, _Item]) -> None:
 
 
 def _read_references(data: bytes, boxes: dict[bytes, Box], items: dict[int, _Item], primary: int) -> list[_Item]:
-    """Read the box ``iref``: give grids their tiles, and return the alpha planes and the like of the primary picture."""
+    """Read the box ``iref``: give grids their tiles, and return the alpha plane and the like of the primary picture."""
     auxiliary: list[_Item] = []
     if b"iref" not in boxes:
         return auxiliary

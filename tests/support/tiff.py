@@ -47,7 +47,9 @@ def make_tiff(
     height, width, channels = samples.shape
     planes = [samples[..., i : i + 1] for i in range(channels)] if planar else [samples]
     pieces = [
-        _encode(piece, order, predictor, deflate) for plane in planes for piece in (_tiles(plane, tile) if tile else _strips(plane))
+        _encode(piece, order, predictor, deflate)
+        for plane in planes
+        for piece in (_tiles(plane, tile) if tile else _strips(plane))
     ]
     kind = NUMBER_FORMATS[samples.dtype.kind]
     entries: dict[int, tuple[int, tuple[float, ...]]] = {

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve_app.preprocessing.decode import MAX_READS, MAX_SCANS
 from serve_app.preprocessing.color import to_rgb
+from serve_app.preprocessing.decode import MAX_READS, MAX_SCANS
 from serve_app.preprocessing.transform import preprocess
 from tests.fuzz import bombs
 from tests.fuzz.mutate import mutate, valid_files
