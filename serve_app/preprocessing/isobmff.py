@@ -89,12 +89,13 @@ def _read_picture(encoded: bytes, max_pixels: int) -> Picture:
     _check_pixels(encoded, decoded, max_pixels)
     size = _declared_size(encoded, primary)
     check_pixels(size, max_pixels)
-    patches = _patches(encoded, top, boxes, primary_id)
-    return Picture(formats.pop(), size, _orientation(encoded, primary), patches)
+    (format_,) = formats
+    patches = _patches(encoded, top, boxes, primary_id, format_)
+    return Picture(format_, size, _orientation(encoded, primary), patches)
 
 
 def _patches(
-    data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int
+    data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int, format_: str
 ) -> tuple[tuple[int, bytes], ...]:
     """Return the bytes that hide sequences, groups, metadata, and the other pictures.
 
@@ -105,7 +106,8 @@ def _patches(
         (start - 4, b"free") for kind, start, _ in (*top.values(), *boxes.values()) if kind in (b"moov", b"grpl")
     ]
     _, start, end = top[b"ftyp"]
-    patches.append((start, data[start:end].replace(b"avis", b"avif")))
+    if format_ == "AVIF":  # libavif wants its brand, and a sequence behind the brand of sequences
+        patches.append((start, b"avif" + data[start + 4 : end].replace(b"avis", b"avif")))
     if b"iref" in boxes:
         _, start, end = boxes[b"iref"]
         patches += [(body - 4, b"free") for kind, body, _ in _boxes(data, start + 4, end) if kind in (b"cdsc", b"thmb")]

@@ -18,6 +18,7 @@ from tests.fuzz import bombs
 from tests.fuzz.mutate import mutate, valid_files
 from tests.fuzz.watch import IMAGENET, decode, in_a_child
 from tests.support.photos import encode, make_picture
+from tests.support.tiff import make_tiff
 
 LIMIT = 50_000_000
 SMALL = 4_000_000  # pixels that a test can afford
@@ -74,6 +75,15 @@ FATTEST = {
     "tiff, 32-bit": lambda: bombs.flat("I", SMALL, "TIFF", compression="tiff_deflate"),
     "tiff, float": lambda: bombs.flat("F", SMALL, "TIFF", compression="tiff_deflate"),
     "tiff, CMYK": lambda: bombs.flat("CMYK", SMALL, "TIFF", compression="tiff_deflate"),
+    "tiff, float of 64 bits": lambda: make_tiff(np.zeros((2000, 2000)), deflate=True),
+    "tiff, gray + alpha of 16 bits": lambda: make_tiff(np.zeros((2000, 2000, 2), np.uint16), deflate=True, extra=2),
+    "png, 16-bit RGB with a transparent color": lambda: bombs.png(
+        2000, 16, 2, 12000, bombs.png_chunk(b"tRNS", bytes(6))
+    ),
+    "bmp, masks": lambda: bombs.bmp_of_masks(2000, 2000, 32, (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000)),
+    "jpeg, without an end": lambda: bombs.flat("RGB", SMALL, "JPEG", subsampling=0)[:-2],
+    "avif": lambda: bombs.flat("RGBA", SMALL, "AVIF", speed=10, subsampling="4:4:4"),
+    "heic": lambda: bombs.flat("RGBA", SMALL, "HEIF", chroma=444),
     "tiff, RGBA, turned": lambda: bombs.turned_tiff(SMALL),
 }
 
