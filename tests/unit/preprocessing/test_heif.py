@@ -112,6 +112,24 @@ def test_the_limit_on_pixels_holds_whatever_the_boxes_say(kind: str) -> None:
         pixels(huge)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_of_many_slices_or_frames_is_refused(kind: str) -> None:
+    """Each can visit the whole picture; decoders take as many as there are in a few bytes."""
+    encoded = FILES[kind]
+    start = encoded.index(b"mdat") + 4
+    coded = encoded[start:]
+    for copies, refused in ((3, False), (20, True)):
+        repeated = encoded[: start - 8] + struct.pack(">L4s", 8 + copies * len(coded), b"mdat") + coded * copies
+        extent = struct.pack(">LL", start, len(coded))
+        assert extent in repeated
+        repeated = repeated.replace(extent, struct.pack(">LL", start, copies * len(coded)))
+        if refused:
+            with pytest.raises(ImageTooLargeError, match="tiles, planes and slices"):
+                pixels(repeated, 100_000)
+        else:
+            read_picture(repeated, 100_000)
+
+
 def test_the_limit_on_pixels_holds_for_a_grid() -> None:
     grid = encode_heic_grid(PICTURE)
     with pytest.raises(ImageTooLargeError):
