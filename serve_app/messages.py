@@ -50,7 +50,7 @@ class ClassifyRequest(Generic[Image]):
 class ImageInfo(FrozenModel):
     """What the header of an uploaded file says."""
 
-    format: str = Field(description="jpeg, png, webp, gif, bmp or tiff; detected from the content.")
+    format: str = Field(description="jpeg, png, webp, gif, bmp, tiff, avif or heif; detected from the content.")
     width: int = Field(description="Stored width in px, before the EXIF orientation is applied.")
     height: int = Field(description="Stored height in px, before the EXIF orientation is applied.")
     orientation: int = Field(description="EXIF orientation, 1-8; the service has applied it.")

@@ -1,4 +1,4 @@
-"""Picture sizes that HEVC and AV1 bitstreams declare: decoders allocate by these, whatever the file around them says."""
+"""Picture sizes that HEVC and AV1 bitstreams declare: decoders allocate by these, not by the file around them."""
 
 from __future__ import annotations
 

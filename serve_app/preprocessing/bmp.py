@@ -23,7 +23,12 @@ COMPRESSIONS = {
     **dict.fromkeys((11, 12, 13), "CMYK colors"),
 }
 # Masks without alpha that Pillow decodes.
-KNOWN = {(32, 0xFF0000, 0xFF00, 0xFF), (24, 0xFF0000, 0xFF00, 0xFF), (16, 0xF800, 0x7E0, 0x1F), (16, 0x7C00, 0x3E0, 0x1F)}
+KNOWN = {
+    (32, 0xFF0000, 0xFF00, 0xFF),
+    (24, 0xFF0000, 0xFF00, 0xFF),
+    (16, 0xF800, 0x7E0, 0x1F),
+    (16, 0x7C00, 0x3E0, 0x1F),
+}
 
 
 class Masks(NamedTuple):
@@ -96,14 +101,16 @@ def converter(image: Image.Image, masks: Masks) -> Callable[[tuple[int, int, int
     As in browsers, an alpha channel that is 0 everywhere counts as no alpha: many programs declare it and leave it
     empty.
     """
-    dtype, signed = (np.uint32, np.int32) if image.mode == "I" else (np.uint16, np.uint16)
-    # The extremes of signed numbers don't tell whether a bit is set anywhere, so rows are searched until one has it.
-    rows = (np.asarray(image.crop((0, top, image.width, top + 64))) for top in range(0, image.height, 64))
-    opaque = not masks.alpha or not any((row.astype(signed).view(dtype) & dtype(masks.alpha)).any() for row in rows)
+
+    def numbers_in(box: tuple[int, int, int, int]) -> np.ndarray:
+        return np.asarray(image.crop(box)).astype(np.int64)
+
+    rows = (numbers_in((0, top, image.width, min(top + 64, image.height))) for top in range(0, image.height, 64))
+    opaque = not masks.alpha or not any((row & masks.alpha).any() for row in rows)
     channels = masks[:3] if opaque else masks
 
     def convert(box: tuple[int, int, int, int]) -> Image.Image:
-        numbers = np.asarray(image.crop(box)).astype(signed).view(dtype)
+        numbers = numbers_in(box)
         return Image.fromarray(np.stack([_level(numbers, mask) for mask in channels], -1))
 
     return convert
@@ -114,5 +121,5 @@ def _level(numbers: np.ndarray, mask: int) -> np.ndarray:
     if not mask:
         return np.zeros(numbers.shape, np.uint8)
     shift = (mask & -mask).bit_length() - 1
-    values = (numbers & numbers.dtype.type(mask)) >> shift
-    return np.round(values * (255 / (mask >> shift))).astype(np.uint8)
+    levels: np.ndarray = np.round(((numbers & mask) >> shift) * (255 / (mask >> shift))).astype(np.uint8)
+    return levels

@@ -31,9 +31,11 @@ def to_rgb(image: Image.Image, layout: depth.Samples | bmp.Masks | None = None) 
     if isinstance(layout, depth.Samples):
         size = (image.width // layout.numbers_per_pixel, image.height)
     rgb = Image.new("RGB", size)
-    for box in _squares(size):
+    side = TILE_PX if layout is None else TILE_PX // 4  # numbers are converted in float64, several copies of it
+    for box in _squares(size, side):
         part = convert(box)
-        rgb.paste(_on_white(part) if part.mode != "RGB" else part, box)
+        opaque = part.mode == "RGB" and "transparency" not in part.info
+        rgb.paste(part if opaque else _on_white(part), box)
     return rgb
 
 
@@ -41,11 +43,11 @@ def _has_transparency(image: Image.Image) -> bool:
     return "transparency" in image.info or getattr(image, "transparent", None) is not None
 
 
-def _squares(size: tuple[int, int]) -> Iterator[Box]:
+def _squares(size: tuple[int, int], side: int) -> Iterator[Box]:
     width, height = size
-    for top in range(0, height, TILE_PX):
-        for left in range(0, width, TILE_PX):
-            yield left, top, min(left + TILE_PX, width), min(top + TILE_PX, height)
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield left, top, min(left + side, width), min(top + side, height)
 
 
 def _converter(image: Image.Image, layout: depth.Samples | bmp.Masks | None) -> Callable[[Box], Image.Image]:

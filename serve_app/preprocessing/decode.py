@@ -23,8 +23,8 @@ from serve_app.preprocessing.orientation import read_orientation
 # image for every scan, however few bytes the piece or the scan has.
 MAX_READS = 100_000  # a GIF block takes about two reads
 MAX_SCANS = 20  # for a JPEG of max_pixels; a smaller JPEG may have more
-# Exceptions of Pillow's decoders for broken data.
-DECODER_ERRORS = (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError)
+# Exceptions of the decoders for broken data; libavif's and libheif's raise RuntimeError.
+DECODER_ERRORS = (OSError, ValueError, SyntaxError, ArithmeticError, LookupError, EOFError, TypeError, RuntimeError)
 # Pillow warns about odd metadata and large images; this package decides on both. The filter is set once per process:
 # `warnings.catch_warnings` is not safe in threads and left filters behind.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -27,9 +27,14 @@ class Samples(NamedTuple):
     black: float | None = None  # None: estimate from the pixels
     white: float | None = None
     largest: float | None = None  # what the file calls its largest value, instead of an estimate of it
-    alpha: bool = False  # the last channel is opacity
+    alpha: bool = False  # the channel behind the colors is opacity; otherwise it is left out
     transparent: int | None = None  # gray value of transparent pixels
     high_word_first: bool = False  # the order of the two numbers that make one sample of 64 bits
+
+    @property
+    def colors(self) -> int:
+        """Return how many channels are colors."""
+        return 1 if self.channels < 3 else 3
 
     @property
     def numbers_per_pixel(self) -> int:
@@ -45,10 +50,10 @@ def converter(image: Image.Image, samples: Samples) -> Callable[[tuple[int, int,
     def convert(box: tuple[int, int, int, int]) -> Image.Image:
         left, top, right, bottom = box
         values = _pixels(image.crop((left * width, top, right * width, bottom)), samples)
+        values = values[..., : samples.colors + samples.alpha]
         scaled = (values.astype(np.float64) - black) * (255 / (white - black))
-        color = scaled[..., :-1] if samples.alpha else scaled
         if samples.inverted:
-            np.subtract(255, color, out=color)
+            scaled[..., : samples.colors] = 255 - scaled[..., : samples.colors]
         levels = np.clip(np.round(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)), 0, 255).astype(np.uint8)
         if samples.transparent is not None:
             opacity = np.where(values == samples.transparent, 0, 255).astype(np.uint8)
@@ -102,7 +107,7 @@ def _percentiles(image: Image.Image, samples: Samples) -> tuple[float, float]:
         _pixels(image.crop((0, top, image.width, top + 1)), samples)[:, ::step_x] for top in range(0, height, step_y)
     ]
     values = np.concatenate(rows)
-    values = (values[..., :-1] if samples.alpha else values).astype(np.float64)
+    values = values[..., : samples.colors].astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 0.0

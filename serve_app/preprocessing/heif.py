@@ -35,27 +35,28 @@ def open_heif(encoded: bytes, max_pixels: int) -> tuple[ImageFile, Picture]:
     file = io.BytesIO(patched)
     del patched
     if picture.format == "AVIF":
-        return AvifImageFile(file), picture
-    return _heif_reader()(file), picture
+        return _AvifReader(file), picture
+    return heif_reader()(file), picture
+
+
+class _AvifReader(AvifImageFile):
+    """An AVIF whose decoder, which keeps up to 8 bytes per pixel, is released once there are pixels."""
+
+    def load(self) -> Any:
+        pixels = super().load()
+        self._decoder = None
+        return pixels
 
 
 @functools.cache
-def _heif_reader() -> Any:
+def heif_reader() -> Any:
     """Return the class that reads HEIF; imported at the first such image."""
     try:
-        import pillow_heif  # noqa: PLC0415
+        import pillow_heif
     except ModuleNotFoundError as error:
         raise UnsupportedImageError(
             "HEIC is not supported here (the package pillow-heif is not installed); save the image as JPEG"
         ) from error
     pillow_heif.options.DECODE_THREADS = 1
     pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
-
-    class HeifReader(pillow_heif.HeifImageFile):  # type: ignore[misc]
-        def load(self) -> Any:
-            try:
-                return super().load()
-            except RuntimeError as error:
-                raise OSError(str(error)) from error
-
-    return HeifReader
+    return pillow_heif.HeifImageFile

@@ -13,10 +13,11 @@ from serve_app.preprocessing.limits import check_pixels
 MAX_BOXES = 4096  # children of one box
 MAX_ITEMS = 1000  # pictures, tiles and metadata of one file; libheif's own limit
 MAX_EXTENTS = 32  # pieces of one item
+PADDING_PX = 63  # encoders round the sides up to whole blocks of up to 64 pixels
 MAX_PASSES = 4  # over max_pixels, by all slices, tiles, and planes of a picture together
 CODED = {b"av01": "AVIF", b"hvc1": "HEIF"}
-# EXIF orientation of a rotation (quarter turns anticlockwise) and then a mirror axis (ISO/IEC 23008-12, 6.5.10, 6.5.12):
-# None, 0 (top and bottom change places), 1 (left and right do).
+# EXIF orientation of a rotation (quarter turns anticlockwise) and then a mirror axis (ISO/IEC 23008-12, 6.5.10 and
+# 6.5.12): None, 0 (top and bottom change places), 1 (left and right do).
 ORIENTATIONS = {
     **{(0, None): 1, (0, 0): 4, (0, 1): 2, (1, None): 8, (1, 0): 5, (1, 1): 7},
     **{(2, None): 3, (2, 0): 2, (2, 1): 4, (3, None): 6, (3, 0): 7, (3, 1): 5},
@@ -88,19 +89,25 @@ def _read_picture(encoded: bytes, max_pixels: int) -> Picture:
     _check_pixels(encoded, decoded, max_pixels)
     size = _declared_size(encoded, primary)
     check_pixels(size, max_pixels)
-    patches = _patches(encoded, top, boxes, primary_id)
-    return Picture(formats.pop(), size, _orientation(encoded, primary), patches)
+    (format_,) = formats
+    patches = _patches(encoded, top, boxes, primary_id, format_)
+    return Picture(format_, size, _orientation(encoded, primary), patches)
 
 
-def _patches(data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int) -> tuple[tuple[int, bytes], ...]:
+def _patches(
+    data: bytes, top: dict[bytes, Box], boxes: dict[bytes, Box], primary: int, format_: str
+) -> tuple[tuple[int, bytes], ...]:
     """Return the bytes that hide sequences, groups, metadata, and the other pictures.
 
     The decoders would copy metadata and color profiles for each picture, and take a sequence's first frame, which has
     sizes of its own, for the picture.
     """
-    patches = [(start - 4, b"free") for kind, start, _ in (*top.values(), *boxes.values()) if kind in (b"moov", b"grpl")]
+    patches = [
+        (start - 4, b"free") for kind, start, _ in (*top.values(), *boxes.values()) if kind in (b"moov", b"grpl")
+    ]
     _, start, end = top[b"ftyp"]
-    patches.append((start, data[start:end].replace(b"avis", b"avif")))
+    if format_ == "AVIF":  # libavif wants its brand, and a sequence behind the brand of sequences
+        patches.append((start, b"avif" + data[start + 4 : end].replace(b"avis", b"avif")))
     if b"iref" in boxes:
         _, start, end = boxes[b"iref"]
         patches += [(body - 4, b"free") for kind, body, _ in _boxes(data, start + 4, end) if kind in (b"cdsc", b"thmb")]
@@ -178,7 +185,7 @@ def _read_places(data: bytes, boxes: dict[bytes, Box], items: dict[int, _Item]) 
             raise InvalidImageError("the image is stored in too many pieces, or in other items; save it again")
         limit, shift = len(data), 0
         if method == 1:
-            _, shift, limit = boxes[b"idat"] if b"idat" in boxes else (b"", 0, 0)
+            _, shift, limit = boxes.get(b"idat", (b"", 0, 0))
         for _ in range(extents):
             at += index_size
             start = shift + base + number(offset_size)
@@ -212,7 +219,7 @@ def _read_properties(data: bytes, iprp: Box, items: dict[int, _Item]) -> None:
 
 
 def _read_references(data: bytes, boxes: dict[bytes, Box], items: dict[int, _Item], primary: int) -> list[_Item]:
-    """Read the box ``iref``: give grids their tiles, and return the alpha planes and the like of the primary picture."""
+    """Read the box ``iref``: give grids their tiles, and return the alpha plane and the like of the primary picture."""
     auxiliary: list[_Item] = []
     if b"iref" not in boxes:
         return auxiliary
@@ -248,7 +255,7 @@ def _check_pixels(data: bytes, decoded: list[_Item], max_pixels: int) -> None:
         else:
             coded = _read_coded(data, item)
             sizes, passes = [_declared_size(data, item), *coded.sizes], max(coded.passes, 1)
-        pixels = max(width * height for width, height in sizes)
+        pixels = max(max(width - PADDING_PX, 1) * max(height - PADDING_PX, 1) for width, height in sizes)
         if pixels > max_pixels:
             raise ImageTooLargeError(f"the image's data declares {pixels:,} pixels; the limit is {max_pixels:,}")
         total += passes * pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from PIL import TiffImagePlugin
 from PIL.ImageFile import ImageFile
@@ -25,7 +25,8 @@ FAX = (2, 3, 4)
 WIDTH, HEIGHT, BITS, COMPRESSION, COLORS, ORIENTATION, CHANNELS = 256, 257, 258, 259, 262, 274, 277
 STRIPS, TILES, TILE_WIDTH, TILE_HEIGHT, PLANES, PREDICTOR, EXTRA, FORMAT = 273, 324, 322, 323, 284, 317, 338, 339
 LARGEST, BLACK, WHITE, XMP = 281, 340, 341, 700
-# Tag -> the largest number of values. ROWSPERSTRIP, byte counts, fill order, fax options, YCbCr, JPEG tables, color map.
+# Tag -> the largest number of values. The numbers are rows per strip, byte counts, fill order, fax options, YCbCr,
+# JPEG tables and the color map.
 KEPT = {
     **dict.fromkeys((WIDTH, HEIGHT, COMPRESSION, COLORS, CHANNELS, PLANES, PREDICTOR, TILE_WIDTH, TILE_HEIGHT), 1),
     **dict.fromkeys((266, 278, 292, 293, 332), 1),
@@ -35,11 +36,30 @@ KEPT = {
 }
 READ = {**KEPT, **dict.fromkeys((ORIENTATION, LARGEST, BLACK, WHITE), MAX_VALUES), XMP: 1 << 18}
 # TIFF type -> bytes and struct's code of one value; the codes that are missing are not needed as numbers.
-TYPES = {1: (1, "B"), 2: (1, ""), 3: (2, "H"), 4: (4, "L"), 5: (8, ""), 6: (1, "b"), 7: (1, "B"), 8: (2, "h"), 9: (4, "l")}
+TYPES = {
+    1: (1, "B"),
+    2: (1, ""),
+    3: (2, "H"),
+    4: (4, "L"),
+    5: (8, ""),
+    6: (1, "b"),
+    7: (1, "B"),
+    8: (2, "h"),
+    9: (4, "l"),
+}
 TYPES |= {10: (8, ""), 11: (4, "f"), 12: (8, "d"), 13: (4, "L"), 16: (8, "Q"), 17: (8, "q"), 18: (8, "Q")}
 INTEGER, SIGNED, FLOAT = 1, 2, 3
 NUMBERS = {INTEGER: "u", 4: "u", SIGNED: "i", FLOAT: "f"}  # SampleFormat -> numpy's kind
-COLOR_NAMES = {0: "grayscale", 1: "grayscale", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "Lab", 32803: "camera raw"}
+COLOR_NAMES = {
+    0: "grayscale",
+    1: "grayscale",
+    2: "RGB",
+    3: "palette",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "Lab",
+    32803: "camera raw",
+}
 FORMAT_NAMES = {INTEGER: "", SIGNED: "signed ", FLOAT: "float ", 5: "complex ", 6: "complex "}
 MAX_PIXEL_BYTES = 8  # of samples that become one band of numbers; the memory bound of a decode rests on it
 
@@ -112,6 +132,8 @@ def open_tiff(encoded: bytes, max_pixels: int) -> tuple[ImageFile, Samples | Non
     if compression not in COMPRESSIONS:
         raise UnsupportedImageError(f"a TIFF with compression {compression} is not supported; save it with LZW")
     _check_tiles(tags, width, height, max_pixels)
+    if not 0 < tags.one(CHANNELS, 1) <= TiffImagePlugin.MAX_SAMPLESPERPIXEL:
+        raise _unsupported(tags)
     samples, changes = _samples(tags, compression, max_pixels)
     if COLORS not in tags.values:  # libtiff's rule: gray with 0 = black, but fax with 0 = white
         changes.setdefault(COLORS, 0 if compression in FAX else 2 if tags.one(CHANNELS, 1) > 2 else 1)
@@ -230,6 +252,6 @@ class _TiffReader(TiffImageFile):
     def _setup(self) -> None:
         super()._setup()
         for index, tile in enumerate(self.tile):
-            rawmode, *rest = tile.args
+            rawmode, *rest = cast("tuple[Any, ...]", tile.args)
             native = rawmode.replace(";32BF", ";32NF").replace(";32BS", ";32NS")
             self.tile[index] = tile._replace(args=(native, *rest))

@@ -162,3 +162,14 @@ def turned_tiff(pixels: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return flat("RGBA", pixels, "TIFF", compression="tiff_deflate", exif=exif)
+
+
+def bmp_of_masks(
+    width: int, height: int, bits: int, masks: tuple[int, int, int, int], pixel: int = 0x5AA55AA5
+) -> bytes:
+    """Return a BMP (V5) of one color, with color masks and an alpha mask."""
+    row = (pixel & ((1 << bits) - 1)).to_bytes(bits // 8, "little") * width
+    data = (row + bytes(-len(row) % 4)) * height
+    header = struct.pack("<IiiHHIIiiII", 124, width, height, 1, bits, 3, len(data), 0, 0, 0, 0)
+    header += struct.pack("<4I", *masks) + bytes(124 - 56)
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(data), 0, 0, 14 + len(header)) + header + data

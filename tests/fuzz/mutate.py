@@ -6,10 +6,12 @@ import random
 import struct
 import zlib
 
+import numpy as np
 from PIL import Image
 
 from tests.fuzz import bombs
-from tests.support.photos import encode, make_picture
+from tests.support.photos import encode, encode_heic_16, encode_heic_grid, make_picture
+from tests.support.tiff import make_tiff
 
 ODD_NUMBERS = (0, 1, 2, 3, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -38,7 +40,37 @@ def valid_files() -> list[bytes]:
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I", "I;16", "F", "LAB"):
         of_mode = picture.convert("L").convert(mode) if mode in ("I", "I;16", "F") else picture
         files.append(encode(of_mode if mode in ("I", "I;16", "F", "LAB") else picture.convert(mode), "TIFF"))
-    return [*files, encode(picture.convert("1"), "TIFF", compression="group4"), bombs.tiff_of_one_tile(64)]
+    files += [encode(picture.convert("1"), "TIFF", compression="group4"), bombs.tiff_of_one_tile(64)]
+    return [*files, *_deep_files(np.asarray(picture)), *_heif_files(picture)]
+
+
+def _deep_files(pixels: np.ndarray) -> list[bytes]:
+    """Return TIFF and BMP files that are decoded as plain numbers."""
+    gray = pixels[..., 0] / 255
+    files = [
+        make_tiff((gray * 60_000).astype(kind), **layout) for kind in ("u2", "u4", "f4", "f8") for layout in LAYOUTS
+    ]
+    files += [make_tiff(gray.astype(np.float32), deflate=True, predictor=3)]
+    files += [make_tiff((pixels / 255).astype(kind), 2) for kind in ("f2", "f4")]
+    files += [make_tiff(pixels.astype(np.uint16) * 257, 2, planar=True, deflate=deflate) for deflate in (False, True)]
+    masks = (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000), (0xF00, 0xF0, 0xF, 0xF000)
+    return files + [bombs.bmp_of_masks(40, 30, bits, mask) for bits, mask in zip((32, 16), masks, strict=True)]
+
+
+LAYOUTS = ({}, {"order": ">", "deflate": True}, {"tile": 16, "big": True})
+
+
+def _heif_files(picture: Image.Image) -> list[bytes]:
+    """Return AVIF and HEIC files: plain, turned, gray, transparent, tiled, deep, and of several pictures."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    for kind in ("AVIF", "HEIF"):
+        files += [encode(picture.convert(mode), kind, exif=exif.tobytes()) for mode in ("L", "RGB", "RGBA")]
+        files += [encode(picture, kind, save_all=True, append_images=[picture.rotate(9)])]
+    large = picture.resize((160, 120))
+    deep = np.asarray(picture.convert("RGBA")).astype(np.uint16) * 257
+    return [*files, encode_heic_grid(large), encode(large, "AVIF", tile_cols=1), encode_heic_16(deep, chroma=444)]
 
 
 def mutate(files: list[bytes], chance: random.Random) -> bytes:

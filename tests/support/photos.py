@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 # EXIF orientation -> how to store an upright picture so that the tag turns it back.
@@ -30,11 +31,31 @@ def make_picture(width: int = 320, height: int = 240, seed: int = 0) -> Image.Im
     return Image.fromarray((np.clip(0.6 * base + 0.4 * blocks, 0, 1) * 255).astype(np.uint8))
 
 
+pillow_heif.register_heif_opener()
+
+
 def encode(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    """Encode a picture; ``kind`` and ``options`` are those of ``Image.save``."""
+    """Encode a picture; ``kind`` and ``options`` are those of ``Image.save``, and HEIF is there as well."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
     return buffer.getvalue()
+
+
+def encode_heic_16(pixels: np.ndarray, **options: object) -> bytes:
+    """Encode (height, width, 3 or 4) samples of 16 bits as a HEIC of 10 bits."""
+    mode = "RGB;16" if pixels.shape[2] == 3 else "RGBA;16"
+    buffer = io.BytesIO()
+    pillow_heif.from_bytes(mode, pixels.shape[1::-1], pixels.tobytes()).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def encode_heic_grid(picture: Image.Image, tile_px: int = 64) -> bytes:
+    """Encode a picture as a HEIC of tiles, as phones do."""
+    pillow_heif.options.GRID_TILE_SIZE = tile_px
+    try:
+        return encode(picture, "HEIF")
+    finally:
+        pillow_heif.options.GRID_TILE_SIZE = 0
 
 
 def make_photo(seed: int = 0, width: int = 320, height: int = 240) -> bytes:
