@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,8 @@ from typing import IO, Any
 from urllib.parse import quote
 
 import httpx2
+
+from serve_app.errors import TooLargeError
 
 DEFAULT_API_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 60.0
@@ -66,6 +69,13 @@ class ApiClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=transport)
         self._http.event_hooks = {"response": [_raise_problem]}
+        self._owner: dict[str, str] = {}  # header of requests about jobs
+
+    def for_user(self, user: str) -> ApiClient:
+        """Return a client that starts jobs for one of the page's users, and sees only that user's jobs."""
+        client = copy.copy(self)
+        client._owner = {"X-Job-Owner": user}
+        return client
 
     def models(self) -> Json:
         """Return the served models, the limits of a request, the accepted formats and the feedback settings."""
@@ -99,7 +109,7 @@ class ApiClient:
         try:
             response = self._json("POST", "/v1/classify", params=params, files=[("images", (photo.name, photo.data))])
         except ProblemError as error:
-            return _failed(0, photo, error.problem)
+            return failed(0, photo, error.problem)
         return {**response["results"][0], "request_id": response["id"]}
 
     def classify_many(self, photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[Json]:
@@ -123,7 +133,7 @@ class ApiClient:
                 problem = error.problem
             except ServerDownError as error:
                 problem = _problem("No response", "server_down", str(error))
-            yield from (_failed(i, photos[i], problem) for i in sorted(missing))
+            yield from (failed(i, photos[i], problem) for i in sorted(missing))
 
     def feedback(self, request_id: str, correct: bool, label: str | None = None, photo: Photo | None = None) -> None:
         """Vote on the most likely class of a request's only photo; the service keeps ``photo`` under ``label``."""
@@ -136,33 +146,35 @@ class ApiClient:
 
     def jobs(self) -> Json:
         """Return the batch jobs, newest first, and the sources and limits of a new one."""
-        return self._json("GET", "/v1/jobs")
+        return self._json("GET", "/v1/jobs", headers=self._owner)
 
     def job(self, job: str) -> Json:
         """Return a batch job's state."""
-        return self._json("GET", _job_path(job))
+        return self._json("GET", _job_path(job), headers=self._owner)
 
     def submit_zip(self, name: str, file: IO[bytes]) -> Json:
         """Start a batch job over a zip; return its state."""
-        return self._json("POST", "/v1/jobs", files={"file": (name, file, "application/zip")})
+        files = {"file": (name, file, "application/zip")}
+        return self._json("POST", "/v1/jobs", files=files, headers=self._owner)
 
     def submit_prefix(self, source: str) -> Json:
         """Start a batch job over the images below a folder or prefix; return its state."""
-        return self._json("POST", "/v1/jobs", json={"source": source})
+        return self._json("POST", "/v1/jobs", json={"source": source}, headers=self._owner)
 
     def cancel(self, job: str) -> Json:
         """Cancel a batch job; return its state."""
-        return self._json("DELETE", _job_path(job))
+        return self._json("DELETE", _job_path(job), headers=self._owner)
 
     def results(self, job: str, format: str) -> bytes:
         """Return all rows of a batch job as a json, jsonl, csv or parquet file."""
         with self._errors():
-            return self._http.get(f"{_job_path(job)}/results", params={"format": format}).content
+            return self._http.get(f"{_job_path(job)}/results", params={"format": format}, headers=self._owner).content
 
     def failed_files(self, job: str, max_rows: int) -> list[Json]:
         """Return the first rows of a batch job that have an error."""
         params = {"format": "jsonl", "only": "failed"}
-        return list(islice(self._lines("GET", f"{_job_path(job)}/results", params=params), max_rows))
+        lines = self._lines("GET", f"{_job_path(job)}/results", params=params, headers=self._owner)
+        return list(islice(lines, max_rows))
 
     def curl(self, name: str) -> str:
         """Return a command that classifies a file."""
@@ -209,7 +221,19 @@ def _problem(title: str, code: str, detail: str) -> Json:
     return {"title": title, "detail": detail, "code": code, "retryable": True}
 
 
-def _failed(index: int, photo: Photo, problem: Json) -> Json:
+def size_problem(photo: Photo, limits: Mapping[str, Any]) -> Json | None:
+    """Return the API's problem with a photo that is too large for it, or None; such a photo need not be sent.
+
+    ``limits`` are those of ``GET /v1/models``.
+    """
+    if len(photo.data) <= limits["max_image_bytes"]:
+        return None
+    error = TooLargeError.over("the image", len(photo.data), limits["max_image_bytes"])
+    return {"title": error.title, "detail": str(error), "status": error.status, "code": error.code, "retryable": False}
+
+
+def failed(index: int, photo: Photo, problem: Json) -> Json:
+    """Return the result of a photo that was not classified."""
     return {"index": index, "id": photo.name, "status": "error", "error": problem}
 
 

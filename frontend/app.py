@@ -7,6 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from frontend.api_client import ApiClient, ProblemError, ServerDownError
+from frontend.components.markdown import escape_markdown
 from frontend.components.problems import show_problem
 from frontend.components.sign_in import require_sign_in, show_sign_out
 from frontend.views.analytics import show_analytics
@@ -31,14 +32,14 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
             return
         except ServerDownError as error:
             st.error(
-                f"**The classification service is not responding.** {error}. "
+                f"**The classification service is not responding.** {escape_markdown(error)}. "
                 "Start it with `make run`, or set API_URL to the service's address.",
                 icon=":material/power_off:",
             )
         except ProblemError as error:
             if error.problem.get("status") == 401:
                 st.error(
-                    f"**The API rejected this page's key.** {error}. "
+                    f"**The API rejected this page's key.** {escape_markdown(error)}. "
                     "Set API_KEY to a valid key, in the page's environment or secrets.",
                     icon=":material/key_off:",
                 )

@@ -19,5 +19,5 @@ Around them:
     cli/            the command line
 
 ``messages.py`` holds the two types that travel between the stages, ``config.py`` every setting, ``errors.py`` every
-error, ``zip_entries.py`` the names of the files in a zip.
+error, ``zip_entries.py`` the names of the files in a zip, ``csv_text.py`` the rule for text in a CSV.
 """

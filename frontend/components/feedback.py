@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from frontend.api_client import ApiClient, Json, Photo, ProblemError
+from frontend.components.markdown import escape_markdown
 
 DOWN, UP = 0, 1  # values of st.feedback("thumbs")
 
@@ -18,7 +19,7 @@ def show_feedback(client: ApiClient, photo: Photo, result: Json, model: Json, se
     best = result["predictions"][0]["label"]
     question, right_class = st.columns([1, 2], vertical_alignment="center")
     with question:
-        st.markdown(f"**Is it {best}?**")
+        st.markdown(f"**Is it {escape_markdown(best)}?**")
         thumb = st.feedback("thumbs", key=f"{key}-thumb-{photo.key}")
     label = best if thumb == UP else None
     with right_class:
@@ -39,7 +40,7 @@ def _send(client: ApiClient, photo: Photo | None, request_id: str, correct: bool
         try:
             client.feedback(request_id, correct, label, photo)
         except ProblemError as error:
-            st.error(f"Your feedback was not saved: {error}", icon=":material/warning:")
+            st.error(f"Your feedback was not saved: {escape_markdown(error)}", icon=":material/warning:")
             return
         sent[request_id] = (correct, label)
     st.caption("Thank you." + (" The photo is saved with your feedback." if photo else ""))

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 # Color map of the heat map: matplotlib's "inferno" at 0, 0.25, 0.5, 0.75 and 1. Its lightness rises steadily, so the
 # map can be read in grayscale too.
 COLOR_STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
-
-
-def open_upright(data: bytes, max_pixels: int, display_px: int = 640) -> Image.Image | None:
-    """Decode a photo for the screen: upright, RGB, on white where it is transparent, ``display_px`` a side at most.
-
-    Return None where Pillow cannot decode the file, for which the API's error gives the reason, and where the file's
-    header declares more than ``max_pixels``.
-    """
-    try:
-        file = Image.open(io.BytesIO(data))
-        if file.width * file.height > max_pixels:
-            return None
-        file.draft("RGB", (display_px, display_px))
-        image = ImageOps.exif_transpose(file)
-        image.thumbnail((display_px, display_px))
-        if "transparency" in image.info or "A" in image.mode:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return image.convert("RGB")
-    except Exception:
-        return None  # a broken file can raise almost anything in Pillow; the page shows the result without a picture
 
 
 def overlay(photo: Image.Image, values: list[list[float]], crop_fraction: float, opacity: float) -> Image.Image:

@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from frontend.api_client import ApiClient, Json, Photo
+from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
 from frontend.components.downloads import offer_csv_and_json
+from frontend.components.markdown import escape_markdown
 from frontend.components.one_photo import show_one
+from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_picture
 from frontend.components.problems import show_problem
-from frontend.components.thumbnails import data_url, grid, thumbnail
 
 CARDS_PER_PAGE, CARD_COLUMNS = 24, 4
 ALL, SURE, UNSURE, FAILED = "All", "Sure", "Not sure", "Failed"
@@ -33,13 +34,13 @@ def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     """
     results = classify_all(client, photos, served)
     rows = _rows(photos, results)
-    failed = rows[rows["state"] == FAILED]
+    refused = rows[rows["state"] == FAILED]
     columns = st.columns(4)
     columns[0].metric("Photos", len(rows))
-    columns[1].metric("Classified", len(rows) - len(failed))
+    columns[1].metric("Classified", len(rows) - len(refused))
     columns[2].metric("Not sure", int((rows["state"] == UNSURE).sum()))
-    columns[3].metric("Failed", len(failed))
-    retryable = [photos[i] for i in failed.index if results[i]["error"].get("retryable")]
+    columns[3].metric("Failed", len(refused))
+    retryable = [photos[i] for i in refused.index if results[i]["error"].get("retryable")]
     if retryable and st.button("Retry failed photos", icon=":material/refresh:"):
         for photo in retryable:
             _cache(served).pop(photo.key, None)
@@ -62,15 +63,19 @@ def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> li
     A progress bar shows how many results have arrived. The API's limits decide how many requests are sent.
     """
     cache, limits = _cache(served), served["limits"]
-    if missing := list({photo.key: photo for photo in photos if photo.key not in cache}.values()):
-        start, failed = time.monotonic(), 0
+    new = {photo.key: photo for photo in photos if photo.key not in cache}
+    for key, photo in new.items():
+        if problem := size_problem(photo, limits):
+            cache[key] = failed(0, photo, problem)
+    if missing := [photo for key, photo in new.items() if key not in cache]:
+        start, errors = time.monotonic(), 0
         bar = st.progress(0.0, f"0 of {len(missing)}")
         results = client.classify_many(missing, limits["max_images"], limits["max_body_bytes"])
         for done, result in enumerate(results, 1):
             cache[missing[result["index"]].key] = result
-            failed += result["status"] == "error"
+            errors += result["status"] == "error"
             rate = done / (time.monotonic() - start)
-            bar.progress(done / len(missing), f"{done} of {len(missing)} · {failed} failed · {rate:.0f} images/s")
+            bar.progress(done / len(missing), f"{done} of {len(missing)} · {errors} failed · {rate:.0f} images/s")
         bar.empty()
     return [cache[photo.key] for photo in photos]
 
@@ -121,27 +126,29 @@ def _show_cards(
     for column, i in grid(list(rows.index), CARD_COLUMNS):
         row = rows.loc[i]
         with column.container(border=True):
-            if picture := thumbnail(photos[i], served["limits"]["max_pixels"]):
-                st.image(picture, width="stretch")
+            picture = make_picture(photos[i], served["limits"], THUMBNAIL_PX)
             if row["state"] == FAILED:
+                if picture.jpeg:
+                    show_picture(picture)
                 show_problem(results[i]["error"], row["name"])
                 continue
+            show_picture(picture)
             not_sure = " · not sure" if row["state"] == UNSURE else ""
-            st.progress(row["score"], f"**{row['class']}** · {row['score']:.0%}{not_sure}")
-            st.caption(row["name"])
+            st.progress(row["score"], f"**{escape_markdown(row['class'])}** · {row['score']:.0%}{not_sure}")
+            st.caption(escape_markdown(row["name"]))
             if st.button("Details", key=f"details-{i}", type="tertiary"):
                 _show_details(client, photos[i], served)
 
 
 @st.dialog("Details", width="large")
 def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
-    st.caption(photo.name)
+    st.caption(escape_markdown(photo.name))
     show_one(client, photo, served, key="details")
 
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:
     table = shown.assign(score=shown["score"] * 100, reason=shown["reason"].fillna(""))
-    table.insert(0, "photo", [data_url(thumbnail(photos[i], served["limits"]["max_pixels"])) for i in shown.index])
+    table.insert(0, "photo", [make_picture(photos[i], served["limits"], THUMBNAIL_PX).data_url for i in shown.index])
     columns: dict[str, Any] = {
         "photo": st.column_config.ImageColumn("Photo", width="small"),
         "name": "Name",

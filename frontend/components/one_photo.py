@@ -8,11 +8,12 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import streamlit as st
-from PIL import Image
 
-from frontend.api_client import ApiClient, Json, Photo
+from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
 from frontend.components.feedback import show_feedback
-from frontend.components.heat_map import open_upright, overlay
+from frontend.components.heat_map import overlay
+from frontend.components.markdown import escape_markdown
+from frontend.components.pictures import Picture, make_picture, show_picture
 from frontend.components.problems import show_problem
 
 PHASES = ("decode", "queue", "model")
@@ -26,22 +27,26 @@ def show_one(client: ApiClient, photo: Photo, served: Json, key: str = "one") ->
     """
     model = served["models"][0]
     chart_key = f"{key}-bars-{photo.key}"
-    result = _result(client, photo, model, _clicked_class(chart_key))
-    picture = open_upright(photo.data, served["limits"]["max_pixels"])
+    if problem := size_problem(photo, served["limits"]):
+        result = failed(0, photo, problem)
+    else:
+        result = _result(client, photo, model, _clicked_class(chart_key))
+    picture = make_picture(photo, served["limits"])
     if result["status"] == "error":
         show_problem(result["error"], photo.name)
-        if picture:
-            st.image(picture, caption=photo.name, width=320)
+        if picture.jpeg:
+            show_picture(picture, escape_markdown(photo.name), width=320)
         return
     best = result["predictions"][0]
+    label = escape_markdown(best["label"])
     if result["uncertainty"]["abstain"]:
         st.warning(
-            f"**Not sure.** The most likely class, {best['label']}, has a confidence of only {best['score']:.0%}. "
+            f"**Not sure.** The most likely class, {label}, has a confidence of only {best['score']:.0%}. "
             "The photo may show something that the model has no class for.",
             icon=":material/help:",
         )
     else:
-        st.success(f"**{best['label']}** · {best['score']:.1%}", icon=":material/check_circle:")
+        st.success(f"**{label}** · {best['score']:.1%}", icon=":material/check_circle:")
     pictures, predictions = st.columns([3, 2], gap="large")
     with pictures:
         _show_pictures(picture, result, model, key)
@@ -73,17 +78,21 @@ def _clicked_class(chart_key: str) -> int | None:
     return int(selected[0]["class_id"]) if selected else None
 
 
-def _show_pictures(picture: Image.Image | None, result: Json, model: Json, key: str) -> None:
-    if picture is None:
-        st.info("This page cannot display the picture. The predictions are not affected.")
+def _show_pictures(picture: Picture, result: Json, model: Json, key: str) -> None:
+    if (shown := picture.open()) is None:
+        show_picture(picture)
         return
     explanation, info = result["explanation"], result["image"]
     crop_fraction = model["transform"]["crop_px"] / model["transform"]["resize_px"]
     opacity = st.slider("Heat map opacity", 0.0, 1.0, 0.6, 0.05, key=f"{key}-opacity")
     plain, heat = st.columns(2)
-    plain.image(picture, caption=f"{info['format'].upper()} · {info['width']} × {info['height']} px", width="stretch")
-    caption = f"Heat map for “{explanation['label']}” · the faded border is outside the model's crop"
-    heat.image(overlay(picture, explanation["values"], crop_fraction, opacity), caption, width="stretch")
+    plain.image(
+        shown,
+        caption=f"{escape_markdown(info['format'].upper())} · {info['width']} × {info['height']} px",
+        width="stretch",
+    )
+    caption = f"Heat map for “{escape_markdown(explanation['label'])}” · the faded border is outside the model's crop"
+    heat.image(overlay(shown, explanation["values"], crop_fraction, opacity), caption, width="stretch")
 
 
 def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:

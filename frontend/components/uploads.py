@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import streamlit as st
 
 from frontend.api_client import Photo
+from serve_app.preprocessing.formats import SUFFIXES
 
-OTHER_SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}  # formats with a second common suffix
+ACCEPTED = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)  # of file names in a folder
 
 
-def suffixes(formats: Iterable[str]) -> list[str]:
-    """Return the file suffixes, without a dot, of the formats that ``GET /v1/models`` lists."""
-    return [suffix for name in formats for suffix in (name, OTHER_SUFFIXES.get(name)) if suffix]
+def max_upload_mb(limits: Mapping[str, Any]) -> int:
+    """Return the largest upload for a widget, which takes whole megabytes; ``api_client.size_problem`` is exact."""
+    return int(-(-limits["max_image_bytes"] // 2**20))
 
 
 def read_photo(file: Any) -> list[Photo]:

@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.components.downloads import offer_csv
+from frontend.components.markdown import escape_markdown
 from frontend.prediction_log_queries import LEVELS, NOISE_FACTOR, QUANTILES, DateRange, PredictionLogQueries
 
 LOG_VARIABLE = "PREDICTION_LOG"
@@ -34,7 +35,10 @@ def show_analytics() -> None:
         return
     queries = PredictionLogQueries(Path(folder))
     if not (days := queries.days()):
-        st.info(f"**{folder} has no summaries yet.** Run `serve-app etl {folder}` to make them.", icon=EMPTY_ICON)
+        st.info(
+            f"**The prediction log has no summaries yet.** Run `serve-app etl` on the folder in {LOG_VARIABLE}.",
+            icon=EMPTY_ICON,
+        )
         return
     selected = _select_days("Days", days, days[-DEFAULT_DAYS:][0], days[-1])
     try:
@@ -44,7 +48,7 @@ def show_analytics() -> None:
         _show_versions(queries, selected)
         _show_drift(queries, selected, days)
     except LookupError as error:
-        st.info(f"{error}. Select other days.", icon=":material/calendar_month:")
+        st.info(f"{escape_markdown(error)}. Select other days.", icon=":material/calendar_month:")
 
 
 def _select_days(label: str, days: list[date], first: date, last: date, key: str | None = None) -> DateRange:
@@ -68,7 +72,9 @@ def _show_traffic(queries: PredictionLogQueries, selected: DateRange) -> None:
         volume, x="hour", y="images", color="status", x_label="", y_label="images per hour", height=CHART_HEIGHT_PX
     )
     if len(errors):
-        st.caption("Errors · " + " · ".join(f"{status} {n:,}" for status, n in errors.itertuples(index=False)))
+        st.caption(
+            "Errors · " + " · ".join(f"{escape_markdown(status)} {n:,}" for status, n in errors.itertuples(index=False))
+        )
 
 
 def _show_times(queries: PredictionLogQueries, selected: DateRange) -> None:

@@ -1,4 +1,8 @@
-"""The Batch jobs page: a zip or a prefix -> a job, its progress, its failed files and its results."""
+"""The Batch jobs page: a zip or a prefix -> a job, its progress, its failed files and its results.
+
+All visitors share the page's API key. With sign-in, a user sees the jobs that he or she started. Without it, a visitor
+sees the jobs that this browser session started or opened by their link; an id has 128 random bits.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import streamlit as st
 
 from frontend.api_client import ApiClient, Json, ProblemError
 from frontend.components.downloads import DOWNLOAD_ICON
+from frontend.components.markdown import escape_markdown
 from frontend.components.problems import show_problem
+from frontend.components.sign_in import user_id
 
 REFRESH_S = 1.0
 MAX_FAILED_ROWS = 1000
@@ -30,17 +36,27 @@ RESULT_FORMATS = {"CSV": "csv", "JSON": "json", "JSON lines": "jsonl", "Parquet"
 def show_batch_jobs(client: ApiClient) -> None:
     """Show the form for a new job, the job that the URL names, and the history."""
     st.title("Batch jobs")
+    user = user_id()
+    if user is not None:
+        client = client.for_user(user)
     try:
         listing = client.jobs()
     except ProblemError as error:
         if error.problem.get("code") != "jobs_off":
             raise
-        st.info(f"**Batch jobs are switched off**: {error}.", icon=":material/toggle_off:")
+        st.info(f"**Batch jobs are switched off**: {escape_markdown(error)}.", icon=":material/toggle_off:")
         return
     _show_form(client, listing)
     if selected := st.query_params.get("job"):
         _show_job(client, selected)
-    _show_history(listing["jobs"], selected)
+    jobs = listing["jobs"] if user else [job for job in listing["jobs"] if job["id"] in _session_jobs()]
+    _show_history(jobs, selected, user is not None)
+
+
+def _session_jobs() -> set[str]:
+    """Return the ids of the jobs that this browser session knows."""
+    jobs: set[str] = st.session_state.setdefault("jobs", set())
+    return jobs
 
 
 def _show_form(client: ApiClient, listing: Json) -> None:
@@ -61,7 +77,7 @@ def _show_form(client: ApiClient, listing: Json) -> None:
             hint = "Allow some with `jobs: {sources: […]}` in the Ingress's `user_config`."
             st.info(f"Jobs may read no folder and no bucket. {hint}")
             return
-        st.caption("Allowed sources: " + " · ".join(f"`{source}`" for source in listing["sources"]))
+        st.caption("Allowed sources: " + " · ".join(escape_markdown(source) for source in listing["sources"]))
         source = st.text_input("Folder or prefix", listing["sources"][0])
         if st.button("Classify its images", icon=":material/play_arrow:"):
             _submit(lambda: client.submit_prefix(source))
@@ -75,6 +91,7 @@ def _submit(send: Callable[[], Json]) -> None:
         show_problem(error.problem)
         return
     st.query_params["job"] = job["id"]
+    _session_jobs().add(job["id"])
     # A file uploader with a new key starts empty.
     st.session_state["submitted-zips"] = st.session_state.get("submitted-zips", 0) + 1
     st.rerun()
@@ -86,13 +103,14 @@ def _show_job(client: ApiClient, job: str) -> None:
     except ProblemError as error:
         show_problem(error.problem, icon=":material/search_off:")
         return
-    st.subheader(state["source"], anchor=False)
+    _session_jobs().add(job)
+    st.subheader(escape_markdown(state["source"]), anchor=False)
     if state["status"] in OPEN:
         _follow(client, job)
         return
     _show_progress(state)
     if state["error"]:
-        st.error(state["error"], icon=":material/error:")
+        st.error(escape_markdown(state["error"]), icon=":material/error:")
     columns = st.columns(len(RESULT_FORMATS) + 2)
     for column, (label, suffix) in zip(columns, RESULT_FORMATS.items(), strict=False):
         load = partial(client.results, job, suffix)  # Streamlit calls it on a click
@@ -114,9 +132,9 @@ def _follow(client: ApiClient, job: str) -> None:
 
 
 def _show_progress(state: Json) -> None:
-    progress = state["progress"]
+    progress, version = state["progress"], escape_markdown(state["model"]["version"])
     done, total = progress["done"], progress["total"]
-    st.markdown(f"{BADGES[state['status']]} · created {_age(state['created'])} · model {state['model']['version']}")
+    st.markdown(f"{BADGES[state['status']]} · created {_age(state['created'])} · model {version}")
     if total:
         eta = f" · about {timedelta(seconds=round(state['eta_s']))} left" if state["eta_s"] else ""
         st.progress(done / total, f"{done:,} of {total:,} images · {progress['failed']:,} failed{eta}")
@@ -132,15 +150,17 @@ def _show_failed(client: ApiClient, job: str, failed: int) -> None:
     st.dataframe(pd.DataFrame(table, columns=["file", "error", "reason"]), hide_index=True)
 
 
-def _show_history(jobs: list[Json], selected: str | None) -> None:
+def _show_history(jobs: list[Json], selected: str | None, signed_in: bool) -> None:
     st.subheader("History", anchor=False)
+    if not signed_in:
+        st.caption("These are the jobs of this browser session. Keep a job's link to find it again later.")
     if not jobs:
         st.info("No jobs yet. Upload a zip of images above.", icon=":material/inbox:")
         return
     for job in jobs[:MAX_HISTORY_ROWS]:
         name, status, images, age = st.columns([4, 2, 3, 2], vertical_alignment="center")
         icon = ":material/arrow_right:" if job["id"] == selected else None
-        if name.button(job["source"], key=job["id"], type="tertiary", icon=icon):
+        if name.button(escape_markdown(job["source"]), key=job["id"], type="tertiary", icon=icon):
             st.query_params["job"] = job["id"]
             st.rerun()
         status.markdown(BADGES[job["status"]])

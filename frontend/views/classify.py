@@ -8,8 +8,9 @@ import streamlit as st
 
 from frontend.api_client import ApiClient, Json, Photo
 from frontend.components.many_photos import show_many
+from frontend.components.markdown import escape_markdown
 from frontend.components.one_photo import show_one
-from frontend.components.uploads import read_once, read_photo, suffixes
+from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo
 
 
 def show_classify(client: ApiClient) -> None:
@@ -17,8 +18,8 @@ def show_classify(client: ApiClient) -> None:
     served = client.models()
     st.title("What is in this photo?")
     model = served["models"][0]
-    notes = f" · {model['notes']}" if model["notes"] else ""
-    st.caption(f"Model {model['name']}, version {model['version']} · {model['classes']} classes{notes}")
+    name, version, notes = (escape_markdown(model[key]) for key in ("name", "version", "notes"))
+    st.caption(f"Model {name}, version {version} · {model['classes']} classes{notes and f' · {notes}'}")
     photos = _photos(served)
     if not photos:
         st.info(
@@ -33,19 +34,18 @@ def show_classify(client: ApiClient) -> None:
 def _photos(served: Json) -> list[Photo]:
     # A widget with a new key starts empty: Streamlit has no other way to clear an uploader.
     generation = st.session_state.setdefault("upload-generation", 0)
-    max_mb = served["limits"]["max_image_bytes"] // 2**20
-    accepted = suffixes(served["formats"])
+    max_mb = max_upload_mb(served["limits"])
     upload, folder, paste, camera = st.tabs(["Photos", "Folder", "Paste", "Camera"])
     files: list[Any] = []
-    label = f"One or more photos: {', '.join(served['formats'])}, up to {max_mb} MB each"
+    label = f"One or more photos: {escape_markdown(', '.join(served['formats']))}, up to {max_mb} MB each"
     files += upload.file_uploader(label, accept_multiple_files=True, key=f"upload-{generation}", max_upload_size=max_mb)
     label = "A folder: its photos and those of its subfolders"
     files += folder.file_uploader(
-        label, accepted, accept_multiple_files="directory", key=f"folder-{generation}", max_upload_size=max_mb
+        label, ACCEPTED, accept_multiple_files="directory", key=f"folder-{generation}", max_upload_size=max_mb
     )
     with paste:
         hint = "Click here, paste a picture (Ctrl+V) and press Enter"
-        pasted = st.chat_input(hint, accept_file="multiple", file_type=accepted)
+        pasted = st.chat_input(hint, accept_file="multiple", file_type=ACCEPTED)
         if pasted and pasted.files:
             st.session_state.setdefault("pasted", []).extend(pasted.files)
         files += st.session_state.get("pasted", [])

@@ -9,11 +9,12 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
-from frontend.api_client import ApiClient, Photo
+from frontend.api_client import ApiClient, Json, Photo
 from frontend.components.downloads import offer_csv_and_json
 from frontend.components.many_photos import classify_all
-from frontend.components.thumbnails import grid, thumbnail
-from frontend.components.uploads import read_once, read_photo
+from frontend.components.markdown import escape_markdown
+from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_picture
+from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo
 from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
 
 MAX_MISTAKES, MISTAKE_COLUMNS = 24, 6
@@ -29,22 +30,24 @@ def show_evaluate(client: ApiClient) -> None:
     served = client.models()
     model = served["models"][0]
     st.title("How good is the model?")
-    st.caption(f"Model {model['name']}, version {model['version']} · {model['classes']} classes")
+    name, version = escape_markdown(model["name"]), escape_markdown(model["version"])
+    st.caption(f"Model {name}, version {version} · {model['classes']} classes")
     try:
-        uploaded = _photos(served["formats"])
+        uploaded = _photos(served)
         if not uploaded:
             st.info(HELP, icon=":material/folder_open:")
             return
-        named = by_folder(uploaded, client.labels(model["name"], model["variant"]), served["formats"])
+        named = by_folder(uploaded, client.labels(model["name"], model["variant"]), ACCEPTED)
     except LabelError as error:
-        st.error(str(error), icon=":material/warning:")
+        st.error(escape_markdown(error), icon=":material/warning:")
         return
     photos = [photo for photo, _ in named]
     results = classify_all(client, photos, served)
     rows = table(named, results)
     if failed := len(named) - len(rows):
         first = next(result["error"] for result in results if result["status"] == "error")
-        st.warning(f"{failed} of {len(named)} photos failed and are not counted; the first error: {first['detail']}.")
+        reason = escape_markdown(first["detail"])
+        st.warning(f"{failed} of {len(named)} photos failed and are not counted; the first error: {reason}.")
     if rows.empty:
         return
     metrics = compute_metrics(rows)
@@ -57,21 +60,23 @@ def show_evaluate(client: ApiClient) -> None:
     st.markdown("**By class**")
     percent = {name: st.column_config.NumberColumn(format="percent") for name in ("precision", "recall")}
     st.dataframe(class_table(metrics), column_config=percent)
-    _show_mistakes(rows, photos, served["limits"]["max_pixels"])
+    _show_mistakes(rows, photos, served["limits"])
     document = {"model": {name: model[name] for name in ("name", "version", "sha256")}, **metrics}
     offer_csv_and_json(rows, document, "evaluation")
 
 
-def _photos(formats: Sequence[str]) -> list[Photo]:
+def _photos(served: Json) -> list[Photo]:
     """Return the uploaded photos. A photo's name is its path in the folder or zip; the page never opens that path."""
     from_folder, from_zip = st.tabs(["Folder", "Zip"])
     files: list[Any] = from_folder.file_uploader(
-        "A folder with a folder of photos per class", accept_multiple_files="directory"
+        "A folder with a folder of photos per class",
+        accept_multiple_files="directory",
+        max_upload_size=max_upload_mb(served["limits"]),
     )
     archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
     if archive:
-        readers.append((archive, lambda file: unzip(file.getvalue(), formats)))
+        readers.append((archive, lambda file: unzip(file.getvalue(), ACCEPTED)))
     return read_once("labeled-photos", readers)
 
 
@@ -111,10 +116,11 @@ def _show_reliability(diagram: list[dict[str, Any]]) -> None:
     st.altair_chart(bars + diagonal.encode(x="x:Q", y="y:Q"), width="stretch")
 
 
-def _show_mistakes(rows: pd.DataFrame, photos: Sequence[Photo], max_pixels: int) -> None:
+def _show_mistakes(rows: pd.DataFrame, photos: Sequence[Photo], limits: Json) -> None:
     wrong = rows[~rows["right"]].sort_values("score", ascending=False, kind="stable")
     st.markdown(f"**Most confident mistakes** · {len(wrong)} mistakes in total")
     for column, i in grid(list(wrong.index[:MAX_MISTAKES]), MISTAKE_COLUMNS):
-        if picture := thumbnail(photos[i], max_pixels):
-            column.image(picture, width="stretch")
-        column.caption(f"{wrong.loc[i, 'label']} → **{wrong.loc[i, 'predicted']}** {wrong.loc[i, 'score']:.0%}")
+        label, predicted = escape_markdown(wrong.loc[i, "label"]), escape_markdown(wrong.loc[i, "predicted"])
+        with column:
+            show_picture(make_picture(photos[i], limits, THUMBNAIL_PX))
+        column.caption(f"{label} → **{predicted}** {wrong.loc[i, 'score']:.0%}")

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.api_client import ApiClient
+from frontend.components.markdown import escape_markdown
 
 REFRESH_S = 2.0
 
@@ -19,15 +20,16 @@ def show_status(client: ApiClient) -> None:
     _show_live(client)
     model, limits = served["models"][0], served["limits"]
     st.subheader("Model")
-    st.markdown(f"**{model['name']}**, version **{model['version']}**, {model['classes']} classes. {model['notes']}")
-    st.caption(f"sha256 {model['sha256']}")
+    name, version, notes, sha256 = (escape_markdown(model[key]) for key in ("name", "version", "notes", "sha256"))
+    st.markdown(f"**{name}**, version **{version}**, {model['classes']} classes. {notes}")
+    st.caption(f"sha256 {sha256}")
     if model["metrics"]:
         st.json(model["metrics"], expanded=1)
     st.subheader("Limits")
     st.markdown(
         f"{limits['max_image_bytes'] / 2**20:.0f} MB per image · {limits['max_images']} images and "
         f"{limits['max_body_bytes'] / 2**20:.0f} MB per request · {limits['max_pixels'] / 1e6:.0f} megapixels · "
-        f"{limits['deadline_s']:.0f} s · formats: {', '.join(served['formats'])}"
+        f"{limits['deadline_s']:.0f} s · formats: {escape_markdown(', '.join(served['formats']))}"
     )
 
 
@@ -37,7 +39,7 @@ def _show_live(client: ApiClient) -> None:
     if not_ready is None:
         st.success("Ready: every stage is up.", icon=":material/check_circle:")
     else:
-        st.error(f"Not ready: {not_ready}", icon=":material/warning:")
+        st.error(f"Not ready: {escape_markdown(not_ready)}", icon=":material/warning:")
     images = status["images"]
     total = images["ok"] + images["failed"]
     columns = st.columns(5)
@@ -61,4 +63,6 @@ def _show_live(client: ApiClient) -> None:
         else:
             st.caption("No image classified yet.")
     if status["errors"]:
-        st.markdown("**Errors** · " + " · ".join(f"{code} {n}" for code, n in status["errors"].items()))
+        st.markdown(
+            "**Errors** · " + " · ".join(f"{escape_markdown(code)} {n}" for code, n in status["errors"].items())
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serve_app.batch.results import SCHEMA, ResultsFolder
+from serve_app.csv_text import csv_line
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
 RowFilter = Literal["all", "ok", "failed"]
@@ -77,22 +77,16 @@ def _json_array(tables: Iterator[pa.Table]) -> Iterator[bytes]:
 
 def _csv(tables: Iterator[pa.Table], top_k: int) -> Iterator[bytes]:
     columns = [f"{name}_{n}" for n in range(1, top_k + 1) for name in ("label", "score")]
-    yield _csv_lines([["path", *columns, "margin", "entropy", "error", "detail", "version"]])
+    yield csv_line(["path", *columns, "margin", "entropy", "error", "detail", "version"]).encode()
     for table in tables:
-        yield _csv_lines([_csv_row(row, len(columns)) for row in table.to_pylist()])
+        yield "".join(csv_line(_csv_row(row, len(columns))) for row in table.to_pylist()).encode()
 
 
 def _csv_row(row: dict[str, Any], width: int) -> list[Any]:
     pairs = zip(row["labels"] or (), row["scores"] or (), strict=True)
-    values = [value for label, score in pairs for value in (label, f"{score:.7g}")]
+    values = [value for label, score in pairs for value in (label, float(f"{score:.7g}"))]
     padding = [None] * (width - len(values))
     return [row["path"], *values, *padding, row["margin"], row["entropy"], row["error"], row["detail"], row["version"]]
-
-
-def _csv_lines(rows: list[list[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:

@@ -53,6 +53,7 @@ class JobSummary(FrozenModel):
     """The part of a request that lists of jobs show; every version of the service can read it."""
 
     caller: str | None  # name of the API key
+    owner: str | None = None  # whom the caller named in X-Job-Owner
     source: str  # what clients see
     top_k: int
     model: ModelRef

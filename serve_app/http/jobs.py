@@ -28,6 +28,7 @@ from serve_app.errors import (
 )
 from serve_app.http.job_errors import hide_server_paths
 from serve_app.http.job_inputs import JobSource, receive_input
+from serve_app.http.job_owner import check_owner, read_owner, scoped_key, visible_jobs
 from serve_app.http.job_quota import UploadSlots, check_queue
 from serve_app.http.job_uploads import FORM
 from serve_app.http.openapi import PROBLEMS
@@ -96,9 +97,12 @@ def create_router(service: Service) -> APIRouter:
         The response's `Location` header is the job's URL. The job classifies with the weights and precision that
         serve now, as `/v1/classify` does; `X-Model` names a variant. The job survives a restart of the service.
         Online requests come first. Unknown parameters are ignored and named in the header `X-Warnings`.
+
+        A client that serves several people names one of them in `X-Job-Owner`, at most 128 of `[A-Za-z0-9_.-]`;
+        requests with this header see only that owner's jobs.
         """
         note_unknown_query(request, JobParameters.model_fields)
-        limits, jobs = config(), store()
+        limits, jobs, owner = config(), store(), read_owner(request)
         choice = service.router.choose(request.headers.get("x-model"))
         model = await service.router.fetch_state(choice.variant)
         caller: str | None = request.state.caller
@@ -109,6 +113,7 @@ def create_router(service: Service) -> APIRouter:
                 images = await receive_input(request, draft, limits)
                 job_request = JobRequest(
                     caller=caller,
+                    owner=owner,
                     source=images.name,
                     location=images.location,
                     body_sha256=images.sha256,
@@ -119,7 +124,7 @@ def create_router(service: Service) -> APIRouter:
                     model=model.card.ref,
                 )
                 await _in_store(check_queue, jobs, caller, limits)  # other uploads may have been faster
-                job = await _in_store(jobs.submit, draft, job_request, key)
+                job = await _in_store(jobs.submit, draft, job_request, scoped_key(key, owner))
                 if not draft.exists():  # the draft became the job; with a known Idempotency-Key it stays a draft
                     request.state.charge.take_images(images.files)
             finally:
@@ -139,18 +144,21 @@ def create_router(service: Service) -> APIRouter:
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
         jobs = store()
-        states = await _in_store(jobs.jobs, request.state.caller)
+        states = await _in_store(visible_jobs, jobs, request)
         visible = [hide_server_paths(state, jobs) for state in states]
         return _json(JobList(jobs=visible, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
-        return _json(await _in_store(_visible_state, store(), job, request.state.caller))
+        jobs = store()
+        await _in_store(check_owner, jobs, job, request)
+        return _json(await _in_store(_visible_state, jobs, job, request.state.caller))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
     async def cancel(request: Request, job: str) -> Response:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
+        await _in_store(check_owner, jobs, job, request)
         await _in_store(jobs.state, job, request.state.caller)
         await _in_store(jobs.cancel, job)
         await _start_jobs(service)
@@ -174,6 +182,7 @@ def create_router(service: Service) -> APIRouter:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         note_unknown_query(request, ("format", "only"))
         jobs = store()
+        await _in_store(check_owner, jobs, job, request)
         await _in_store(jobs.request, job, request.state.caller)
         state = await _in_store(jobs.state, job, request.state.caller)
         if state.status not in ENDED:

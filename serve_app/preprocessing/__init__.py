@@ -10,4 +10,5 @@ heif.py         AVIF and HEIC; isobmff.py reads their boxes, bitstream.py the si
 depth.py        more than 8 bits per sample, floats, signed numbers
 color.py        any mode to RGB
 transform.py    orientation, resize and crop
+thumbnail.py    a small upright picture, for the page; needs nothing else of the service
 """

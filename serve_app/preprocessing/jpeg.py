@@ -113,6 +113,10 @@ class JpegReader(JpegImageFile):
         rawmode = "CMYK;I" if self._mode == "CMYK" and self._header.adobe else self._mode
         self.tile = [ImageFile._Tile("jpeg", (0, 0, *self._size), 0, (rawmode, ""))]
 
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> Any:
+        """Let libjpeg decode at a fraction of the size, unless the end marker is missing: see ``load``."""
+        return super().draft(mode, size) if self._header.ended else None
+
     def load(self) -> Any:
         """Decode; OSError where the data is truncated or corrupt."""
         try:

@@ -5,12 +5,25 @@ from __future__ import annotations
 import re
 import struct
 
+from PIL import Image
+
 TAG = 0x0112
-UPRIGHT = range(1, 9)  # valid values (EXIF 2.32, 4.6.4)
+VALID = range(1, 9)
 INTEGERS = {1: 1, 3: 2, 4: 4}  # EXIF type -> bytes of one value
 MAX_ENTRIES = 4096  # of a directory; cameras write about 20
 MAX_XMP_BYTES = 256 * 1024  # XMP has the orientation near its start
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+# EXIF orientation -> the operation that turns the stored image upright (EXIF 2.32, 4.6.4).
+TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_orientation(exif: bytes | memoryview = b"", xmp: bytes | memoryview = b"") -> int:
@@ -29,7 +42,7 @@ def read_orientation(exif: bytes | memoryview = b"", xmp: bytes | memoryview = b
     value = _from_directory(exif)
     if value is None and (found := XMP_ORIENTATION.search(xmp[:MAX_XMP_BYTES])):
         value = int(found[1])
-    return value if value is not None and value in UPRIGHT else 1
+    return value if value is not None and value in VALID else 1
 
 
 def _from_directory(exif: bytes | memoryview) -> int | None:

@@ -10,17 +10,7 @@ from PIL import Image
 from serve_app.messages import ImageInfo, ImageStats
 from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.decode import open_image
-
-# EXIF orientation -> the operation that turns the stored image upright (EXIF 2.32, 4.6.4).
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+from serve_app.preprocessing.orientation import TO_UPRIGHT
 
 
 class PreprocessedImage(NamedTuple):
@@ -85,4 +75,4 @@ def _resize_and_crop(image: Image.Image, transform: ImageTransform, orientation:
     scale_x, scale_y = width / resized[0], height / resized[1]
     box = (left * scale_x, top * scale_y, min((left + crop) * scale_x, width), min((top + crop) * scale_y, height))
     kept = image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
-    return kept.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else kept
+    return kept.transpose(TO_UPRIGHT[orientation]) if orientation in TO_UPRIGHT else kept

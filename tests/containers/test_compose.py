@@ -120,8 +120,11 @@ def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
         (
             "page",
             [
-                *(".streamlit", "LICENSE", "frontend"),
-                *(f"serve_app/{module}.py" for module in ("__init__", "classification_metrics", "zip_entries")),
+                *(".streamlit", "LICENSE", "frontend", "serve_app/preprocessing"),
+                *(
+                    f"serve_app/{name}.py"
+                    for name in ("__init__", "classification_metrics", "csv_text", "errors", "zip_entries")
+                ),
             ],
         ),
     ],

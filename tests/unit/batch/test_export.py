@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 
@@ -29,3 +30,20 @@ def test_parquet_export_holds_one_part_at_a_time(tmp_path: Path, weights: Weight
     table = pq.read_table(io.BytesIO(b"".join([*chunks, footer])))
     assert table.num_rows == 500
     assert table["path"][0].as_py() == "00-0"
+
+
+def test_csv_export_has_no_formula_in_it(tmp_path: Path, weights: WeightsConfig) -> None:
+    """Paths, labels and error texts come from outside and are escaped; scores and margins stay numbers."""
+    results = ResultsFolder(str(tmp_path))
+    results.begin(BatchJobConfig(source="s", out=str(tmp_path), weights=weights), load_card(weights), ["a"], 2)
+    classes = {"labels": ["@cat", "-dog"], "scores": [0.75, 1e-7], "class_ids": [0, 1], "margin": 0.5, "entropy": 0.25}
+    rows = [
+        {"path": "=cmd|'/c calc'!A0.jpg", "error": None, "detail": None, "version": "+v", **classes},
+        {"path": "-1.jpg", "error": "unreadable", "detail": "\t=x", "version": "v", **dict.fromkeys(classes)},
+    ]
+    results.write_part(0, rows)
+    text = b"".join(stream(results, "csv", "all", 2)).decode()
+    header, first, second = csv.reader(io.StringIO(text, newline=""))
+    assert header[:3] == ["path", "label_1", "score_1"]
+    assert first == ["'=cmd|'/c calc'!A0.jpg", "'@cat", "0.75", "'-dog", "1e-07", "0.5", "0.25", "", "", "'+v"]
+    assert second == ["'-1.jpg", *[""] * 6, "unreadable", "'\t=x", "v"]

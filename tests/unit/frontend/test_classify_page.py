@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from frontend.api_client import ApiClient, Photo
+from frontend.components.markdown import escape_markdown
 from serve_app.config import FeedbackConfig
 from serve_app.errors import OverloadedError
 from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
@@ -42,7 +43,7 @@ def test_one_photo(page: AppTest) -> None:
     assert not page.exception
     (prediction,) = [*page.success, *page.warning]
     result = json.loads(page.code[2].value)
-    assert result["predictions"][0]["label"] in prediction.value
+    assert escape_markdown(result["predictions"][0]["label"]) in prediction.value
     assert "/v1/classify" in page.code[0].value
     assert "requests.post" in page.code[1].value
 
@@ -56,7 +57,8 @@ def test_many_photos(page: AppTest, client: ApiClient) -> None:
     assert not page.exception
     metrics = {metric.label: metric.value for metric in page.metric}
     assert (metrics["Photos"], metrics["Failed"]) == ("6", "1")
-    assert client.classify(Photo("x.txt", b"text"))["error"]["detail"] in page.error[0].value
+    detail = client.classify(Photo("x.txt", b"text"))["error"]["detail"]
+    assert escape_markdown(detail) in page.error[0].value
 
 
 def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalService) -> None:
@@ -65,7 +67,7 @@ def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalS
     service.client.failing = OverloadedError("1024 images are in flight", 7)
     page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
     assert not page.exception
-    assert page.error[0].value == "**cat.jpg** · **Overloaded**: 1024 images are in flight (retry in 7 s)"
+    assert page.error[0].value == r"**cat\.jpg** · **Overloaded**: 1024 images are in flight (retry in 7 s)"
 
 
 def test_feedback_reaches_the_training_set(feedback_page: AppTest, tmp_path: Path) -> None:
@@ -98,3 +100,23 @@ def test_unsaved_feedback_is_reported(feedback_page: AppTest, tmp_path: Path) ->
     (tmp_path / "votes").rmdir()
     feedback_page.feedback[0].set_value(0).run()
     assert "Your feedback was not saved: " in feedback_page.error[0].value
+
+
+@pytest.mark.parametrize("photos", [1, 2])
+def test_a_photo_over_the_limit_is_not_sent(
+    photos: int, page: AppTest, service: LocalService, client: ApiClient
+) -> None:
+    """The page refuses it with the API's sentence, before anything is decoded or sent."""
+    large = Photo("large.jpg", make_photo(0, 900, 900))
+    limits = service.config.limits.model_copy(update={"max_image_bytes": len(large.data) - 1})
+    service.configure(limits=limits)
+    detail = client.classify(large)["error"]["detail"]
+    page.run()
+    for i in range(photos - 1):
+        page.file_uploader[0].upload(f"{i}.jpg", make_photo(i, 100, 100), "image/jpeg")
+    service.client.failing = AssertionError("sent") if photos == 1 else None
+    # The browser's own limit is in whole megabytes; pasted pictures have none.
+    page.file_uploader[0].upload("large.jpg", large.data, "image/jpeg").run()
+    assert not page.exception
+    (error,) = page.error
+    assert error.value == rf"**large\.jpg** · **Too large**: {escape_markdown(detail)}"

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend import labeled_photos
 from frontend.api_client import ApiClient, Photo
+from frontend.components.markdown import escape_markdown
 from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
 from serve_app.config import WeightsConfig
 from serve_app.http.app import create_app
@@ -107,7 +108,7 @@ def test_page_names_folders_that_are_not_classes(page: AppTest) -> None:
     page.run()
     page.file_uploader[1].upload("x.zip", zipped([Photo("tractor/1.jpg", make_photo())]), "application/zip").run()
     assert not page.exception
-    assert "not classes of the model: tractor" in page.error[0].value
+    assert escape_markdown("not classes of the model: tractor") in page.error[0].value
 
 
 def test_broken_and_oversized_zips_are_refused(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
