@@ -13,12 +13,12 @@ import socket
 import sys
 from pathlib import Path
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher.haproxy_edits import ConfigurationError, Options, complete, keep_replicas, replicas
 
 LOOPBACK, LOOPBACK_6 = "127.0.0.1", "::1"
 MODULE = "serve_app.launcher.haproxy"
 MAX_INGRESS_REQUESTS = "SERVE_APP_MAX_INGRESS_REQUESTS"  # environment variable, see configs/ray.env
-API_HOST = "SERVE_APP_API_HOST"  # environment variable: the API's address, on a machine where all else is closed
 MAX_ADDRESS_CONNECTIONS = "SERVE_APP_MAX_ADDRESS_CONNECTIONS"  # environment variable: see docs/security.md
 HEADER = f"# Ray Serve's configuration, completed by {MODULE}\n"
 RELOAD = "-sf"  # argument with which a new HAProxy takes over from a running one
