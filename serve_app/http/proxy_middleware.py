@@ -15,6 +15,7 @@ from serve_app.errors import InvalidParameterError
 from serve_app.http.middleware import JOBS_PATH
 from serve_app.http.oip import app_path, error_response
 from serve_app.http.responses import to_problem
+from serve_app.http.slow_readers import SlowReaderMiddleware
 
 # Headers that Ray Serve decodes as UTF-8 before the request reaches the app; other bytes would give 500.
 DECODED_BY_RAY = (
@@ -77,4 +78,4 @@ class BufferedHeadMiddleware:
 
 def proxy_middleware() -> list[Middleware]:
     """Return the middleware that Ray Serve puts around its application."""
-    return [Middleware(HeaderGuard), Middleware(BufferedHeadMiddleware)]
+    return [Middleware(SlowReaderMiddleware), Middleware(HeaderGuard), Middleware(BufferedHeadMiddleware)]

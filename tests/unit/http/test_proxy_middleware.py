@@ -7,6 +7,7 @@ import re
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.http.proxy_middleware import BufferedHeadMiddleware, HeaderGuard, proxy_middleware
+from serve_app.http.slow_readers import SlowReaderMiddleware
 from tests.support.paths import ROOT
 
 HEAD: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -54,4 +55,5 @@ def test_ray_env_names_the_middleware() -> None:
     """configs/ray.env points Ray Serve to the function that returns both classes."""
     (path,) = re.findall(r"CALLBACK_IMPORT_PATH=(\S+)", (ROOT / "configs" / "ray.env").read_text())
     assert path == f"{proxy_middleware.__module__}:{proxy_middleware.__name__}"
-    assert [middleware.cls for middleware in proxy_middleware()] == [HeaderGuard, BufferedHeadMiddleware]
+    classes = [middleware.cls for middleware in proxy_middleware()]
+    assert classes == [SlowReaderMiddleware, HeaderGuard, BufferedHeadMiddleware]
