@@ -55,6 +55,8 @@ def _pieces(message: Message) -> list[Message]:
     if len(body) <= PIECE_BYTES:
         return [message]
     starts = range(0, len(body), PIECE_BYTES)
-    pieces = [{**message, "body": body[start : start + PIECE_BYTES], "more_body": True} for start in starts]
+    pieces: list[Message] = [
+        {**message, "body": body[start : start + PIECE_BYTES], "more_body": True} for start in starts
+    ]
     pieces[-1]["more_body"] = message.get("more_body", False)
     return pieces

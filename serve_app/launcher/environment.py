@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher import haproxy
 from serve_app.launcher.processes import StartError
 from serve_app.paths import ROOT
@@ -76,7 +77,7 @@ def ray_environment(folder: Path, host: str) -> dict[str, str]:
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     check_ray_reads(variables)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", variables["RAY_SERVE_ENABLE_HA_PROXY"]) == "1":
-        variables[haproxy.API_HOST] = host
+        variables[API_HOST] = host
         variables[haproxy.MAX_ADDRESS_CONNECTIONS] = MAX_ADDRESS_CONNECTIONS
         if program := os.environ.get(HAPROXY_BINARY):  # the image brings the program: its /tmp forbids execution
             _check_program(Path(program))

