@@ -63,11 +63,10 @@ def api_host() -> str:
     """
     if host := os.environ.get(API_HOST):
         return reachable_host(host)
-    try:
-        serve_host: str = serve.context._get_global_client().http_config.host
-    except AttributeError:
-        raise _unknown_ray("Serve's client has no http_config, see ray/serve/_private/client.py") from None
-    return reachable_host(serve_host)
+    options = getattr(serve.context._get_global_client(), "http_config", None)
+    if options is None:
+        raise _unknown_ray("Serve's client has no http_config, see ray/serve/_private/client.py")
+    return reachable_host(str(options.host))
 
 
 def log_with_serve() -> None:
