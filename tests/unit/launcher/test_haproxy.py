@@ -106,7 +106,9 @@ def test_only_the_api_listens_beyond_loopback(
 ) -> None:
     """And only if it was asked to; statistics, metrics and the second pass of requests get Unix sockets."""
     monkeypatch.setattr("serve_app.launcher.haproxy.has_loopback_6", lambda: loopback_6)
-    bound = re.findall(r"^ *bind (\S+)(?: mode 600 name patient)?$", complete(tmp_path, ONE, host=host), re.MULTILINE)
+    bound = re.findall(
+        r"^ *bind (\S+)(?: mode 600 name patient| v6only)?$", complete(tmp_path, ONE, host=host), re.MULTILINE
+    )
     addresses = [f"{address}:8000", *["[::1]:8000"] * loopback_6]
     metrics, patient, stats = (f"unix@{tmp_path / name}" for name in ("metrics", "patient", "stats"))
     assert bound == [metrics, patient, *addresses, stats]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher.haproxy import MAX_ADDRESS_CONNECTIONS, MAX_INGRESS_REQUESTS, has_loopback_6
-from tests.support.haproxy import haproxy, replica
+from tests.support.haproxy import haproxy, reloaded, replica
 from tests.support.haproxy_client import TIMEOUT_S, HeldReplica, answer, connect, get, post, read
 from tests.support.polling import wait_for
 
@@ -130,9 +131,18 @@ def test_this_machine_has_no_limit_per_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not has_loopback_6(), reason="this machine has no ::1")
-def test_both_loopback_addresses_answer(tmp_path: Path) -> None:
-    with replica(answer) as replica_port, haproxy(tmp_path, replica_port) as port:
+@pytest.mark.parametrize("api_host", ["127.0.0.1", "0.0.0.0"])
+def test_both_loopback_addresses_answer(tmp_path: Path, api_host: str) -> None:
+    """Also after a reload, in which one HAProxy takes the sockets over from another."""
+
+    def ask() -> None:
         for host in ("127.0.0.1", "::1"):
             with closing(connect(port, host)) as client:
                 client.sendall(get("/v1/models"))
                 assert read(client)[0] == 200
+
+    host = {API_HOST: api_host}
+    with replica(answer) as replica_port, haproxy(tmp_path, replica_port, environment=host) as port:
+        ask()
+        with reloaded(tmp_path):
+            ask()
