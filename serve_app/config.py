@@ -271,6 +271,11 @@ class IngressConfig(ResponseConfig):
     prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
     feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
+    open: bool = Field(
+        False,
+        description="Let everybody call who reaches the API. An API that listens beyond this machine needs `keys` or "
+        "this, and a live update that removes `keys` needs this.",
+    )
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may call the API from a browser, such as `https://photos.example`."
     )
@@ -285,6 +290,12 @@ class IngressConfig(ResponseConfig):
     def stage_capacity(self) -> int:
         """Images that the other stages take from one ingress replica at a time; further images wait."""
         return self.max_inflight_groups * self.max_group_size
+
+    @model_validator(mode="after")
+    def _require_keys_or_open(self) -> IngressConfig:
+        if self.open and self.keys.required:
+            raise ValueError("open: `keys` are set, so a call needs one; remove `open: true` or `keys`")
+        return self
 
     @model_validator(mode="after")
     def _require_a_share_above_0(self) -> IngressConfig:

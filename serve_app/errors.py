@@ -129,6 +129,10 @@ class ArchiveError(ServiceError, status=422, code="invalid_archive", title="Inva
     """The zip contains an entry that is not accepted."""
 
 
+class LostRequestError(ServiceError, status=502, code="request_lost", title="Request lost"):
+    """The replica that had the request was lost, and the request may have been carried out."""
+
+
 class OverloadedError(ServiceError, status=503, code="overloaded", title="Overloaded", retryable=True):
     """The service is overloaded; the request was not started. A retry makes sense after at least one second."""
 

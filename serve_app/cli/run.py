@@ -18,9 +18,10 @@ def run(
     host: Annotated[Literal["127.0.0.1", "0.0.0.0"], Option(help="Address of API and page.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port of the API.")] = 8000,
     page_port: Annotated[int, Option(help="Port of the page.")] = 8501,
+    is_open: Annotated[bool, Option("--open", help="Let everybody call who reaches the API, without a key.")] = False,
     page: Annotated[bool, Option("--page/--no-page", help="Start the page too.")] = True,
 ) -> None:
     """Start Ray Serve and the page on this machine; Ctrl-C stops both."""
     from serve_app.launcher import local  # imports Ray's clients, which --help does not need
 
-    local.main(config, weights, host, port, page_port if page else None)
+    local.main(config, weights, host, port, page_port if page else None, is_open)

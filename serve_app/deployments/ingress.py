@@ -14,8 +14,9 @@ from serve_app.config import IngressConfig, parse
 from serve_app.deployments.handles import Handle, HandleClient
 from serve_app.deployments.job_actor import JobStarter
 from serve_app.deployments.metrics import IngressMetrics
-from serve_app.deployments.ray_internals import prepare_replica
+from serve_app.deployments.ray_internals import api_host, prepare_replica
 from serve_app.errors import NotReadyError
+from serve_app.exposure import check_access
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys
 from serve_app.observability.feedback_store import Feedback
@@ -76,6 +77,7 @@ class Ingress:
                 raise ValueError(
                     f"traffic: this application has no variant {MAIN!r}; name other variants, such as {{blue: 100}}"
                 )
+            check_access(config, api_host(), self.config.keys.required)
             self._apply(config)
         except ValueError as error:
             if not self._configured:

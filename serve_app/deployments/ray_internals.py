@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import random
 from collections.abc import Callable
-from ipaddress import ip_address
 
 import psutil
 import ray
@@ -29,6 +29,8 @@ from ray.serve.request_router import (
     RequestRouter,
     RunningReplica,
 )
+
+from serve_app.exposure import API_HOST, is_loopback, reachable_host
 
 SERVE_LOG = "ray.serve"
 EMPTY_AFTER_S = 5.0  # Serve's control loop sees the end of an update after half a second
@@ -48,7 +50,23 @@ def prepare_replica() -> Callable[[], None]:
     log_with_serve()
     check_request_id()
     address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call] # Ray leaves it so
-    return bind_to_loopback(address) if ip_address(address).is_loopback else lambda: None
+    return bind_to_loopback(address) if is_loopback(address) else lambda: None
+
+
+def api_host() -> str:
+    """Return the address by which clients reach the API of this node.
+
+    `serve-app run` names it in the environment; with HAProxy, Serve's own setting is then 127.0.0.1.
+
+    Raises:
+        RuntimeError: Serve's client no longer has its HTTP settings.
+    """
+    if host := os.environ.get(API_HOST):
+        return reachable_host(host)
+    options = getattr(serve.context._get_global_client(), "http_config", None)
+    if options is None:
+        raise _unknown_ray("Serve's client has no http_config, see ray/serve/_private/client.py")
+    return reachable_host(str(options.host))
 
 
 def log_with_serve() -> None:
@@ -137,7 +155,7 @@ def bind_to_loopback(address: str) -> Callable[[], None]:
             for connection in psutil.Process().net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port in opened
         }
-        if not addresses or not all(map(_is_loopback, addresses)):
+        if not addresses or not all(map(is_loopback, addresses)):
             raise _unknown_ray(
                 f"the port for calls between stages listens on {', '.join(addresses) or 'an unknown address'}, not on "
                 f"{address}, see Replica._on_initialized in ray/serve/_private/replica.py"
@@ -185,12 +203,6 @@ class StickyReplicaRouter(FIFOMixin, LocalityMixin, RequestRouter):
         else:
             loop = asyncio.get_running_loop()
             self._pending_empty = loop.call_later(EMPTY_AFTER_S, super().update_replicas, [])
-
-
-def _is_loopback(address: str) -> bool:
-    """Return whether an address is loopback, also as a socket for both families shows it (::ffff:127.0.0.1)."""
-    plain = ip_address(address)
-    return (getattr(plain, "ipv4_mapped", None) or plain).is_loopback
 
 
 def _unknown_ray(difference: str) -> RuntimeError:

@@ -11,12 +11,14 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher import haproxy
 from serve_app.launcher.processes import StartError
 from serve_app.paths import ROOT
 
 HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
+MAX_ADDRESS_CONNECTIONS = "256"  # a cluster sets none: there all clients have the load balancer's address
 PORTS = range(20000, 30000)  # below the ports that Linux hands out, of which Ray takes dozens while it starts
 # Files of Ray 2.60.0 that name the environment variables it reads, as string literals.
 RAY_CONSTANTS = (
@@ -75,7 +77,8 @@ def ray_environment(folder: Path, host: str) -> dict[str, str]:
         variables["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
     check_ray_reads(variables)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY", variables["RAY_SERVE_ENABLE_HA_PROXY"]) == "1":
-        variables[haproxy.API_HOST] = host
+        variables[API_HOST] = host
+        variables[haproxy.MAX_ADDRESS_CONNECTIONS] = MAX_ADDRESS_CONNECTIONS
         if program := os.environ.get(HAPROXY_BINARY):  # the image brings the program: its /tmp forbids execution
             _check_program(Path(program))
         else:

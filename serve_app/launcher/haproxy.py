@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 from pathlib import Path
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher.haproxy_edits import ConfigurationError, Options, complete, keep_replicas, replicas
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK, LOOPBACK_6 = "127.0.0.1", "::1"
 MODULE = "serve_app.launcher.haproxy"
 MAX_INGRESS_REQUESTS = "SERVE_APP_MAX_INGRESS_REQUESTS"  # environment variable, see configs/ray.env
-API_HOST = "SERVE_APP_API_HOST"  # environment variable: the API's address, on a machine where all else is closed
+MAX_ADDRESS_CONNECTIONS = "SERVE_APP_MAX_ADDRESS_CONNECTIONS"  # environment variable: see docs/security.md
 HEADER = f"# Ray Serve's configuration, completed by {MODULE}\n"
 RELOAD = "-sf"  # argument with which a new HAProxy takes over from a running one
 PROGRAM = """#!/bin/sh
@@ -68,7 +70,7 @@ def complete_file(path: Path, *, reload: bool) -> None:
         reload: Whether a HAProxy with an earlier configuration runs, whose replicas may still be needed.
 
     Raises:
-        ConfigurationError: Ray's text is not what the edits expect, or the limit is not set.
+        ConfigurationError: Ray's text is not what the edits expect, or a limit is not set or no number.
     """
     config = path.read_text()
     if config.startswith(HEADER):
@@ -87,7 +89,23 @@ def _options(folder: Path) -> Options:
             f"the environment variable {MAX_INGRESS_REQUESTS} is {limit!r}, not a positive number: "
             "start Ray with configs/ray.env in its environment"
         )
-    return Options(folder, int(limit), os.environ.get(API_HOST))
+    connections = os.environ.get(MAX_ADDRESS_CONNECTIONS, "0")
+    if not connections.isdecimal():
+        raise ConfigurationError(
+            f"the environment variable {MAX_ADDRESS_CONNECTIONS} is {connections!r}, not a number: "
+            "set the connections that one address may have, or 0 for no limit"
+        )
+    return Options(folder, int(limit), os.environ.get(API_HOST), has_loopback_6(), int(connections))
+
+
+def has_loopback_6() -> bool:
+    """Return whether this machine has the address ::1."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind((LOOPBACK_6, 0))
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

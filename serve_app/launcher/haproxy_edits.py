@@ -5,12 +5,17 @@ public setting of Ray for extra lines of configuration would replace this file. 
 of Ray's text, and says how often the anchor must be there. Another count stops the start.
 
 - Retries. HAProxy can send a request to another replica only if it has all of the request before it sends the first
-  byte (``option http-buffer-request``). ``timeout http-request`` ends slow senders, for whom HAProxy would wait an
-  hour. ``tune.memory.hot-size`` keeps buffers of one image for the next request: allocating them from the system took
-  0.3 ms of 0.7 ms per request.
-- Overload. HAProxy refuses requests before it reads their bodies. A replica knows better how many images are in
-  flight, but a thousand refusals a second keep the replica from answering health checks, and HAProxy then sends all
-  traffic to Ray's fallback proxy, one Python process.
+  byte (``option http-buffer-request``), and does so only if the request may be repeated (haproxy_answers.py).
+  ``timeout http-request`` ends slow senders, for whom HAProxy would wait an hour. ``tune.memory.hot-size`` keeps
+  buffers of one image for the next request: allocating them from the system took 0.3 ms of 0.7 ms per request.
+- Limits of requests, downloads and addresses (haproxy_limits.py). HAProxy refuses requests before it reads their
+  bodies. A replica knows better how many images are in flight, but a thousand refusals a second keep the replica from
+  answering health checks, and HAProxy then sends all traffic to Ray's fallback proxy, one Python process.
+- Slow readers. HAProxy closes a connection whose client takes nothing for ``RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S``. It
+  notices progress when a third of the socket's send buffer is free again, so ``tune.sndbuf.client`` decides how much
+  the client has to take in that time. docs/security.md has the measured rates.
+- Half-closed connections, see ``patient_backend``.
+- Headers. HAProxy's default, 101 per request, is too few for clients behind several gateways.
 - Errors. HAProxy's own answers become application/problem+json.
 - Replicas. While Ray builds a new version of the application, which takes seconds, its configuration lists no
   replica: those of the previous configuration stay until Ray lists others.
@@ -19,37 +24,27 @@ of Ray's text, and says how often the anchor must be there. Another count stops 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.errors import (
-    DeadlineExceededError,
-    MalformedRequestError,
-    NotReadyError,
-    OverloadedError,
-    ServiceError,
-    SlowBodyError,
+from serve_app.launcher.haproxy_answers import REQUEST_TIMEOUT_S, error_directives, lost_rules, request_id_rule
+from serve_app.launcher.haproxy_limits import (
+    COUNTERS,
+    TABLES,
+    refuse_address,
+    refuse_downloads,
+    refuse_overload,
+    reject_connections,
 )
 
-REQUEST_TIMEOUT_S = 30  # for the head of a request and for the part of its body that fits HAProxy's buffer
 HOT_BYTES = 8 << 20  # memory that each thread keeps for its next buffers
-REDUCED_SHARE = 0.55  # of the limit: requests that are let in while others have to be refused
-OVERLOAD = "overload"  # names the stick table and the variable with which HAProxy counts refusals
-REQUEST_ID = "txn.problem_request_id"  # HAProxy variable: ',"request_id":"…"' if the client sent an id
-OVERLOADED = OverloadedError("too many requests are in flight; try again")
-# What HAProxy answers by itself, by status. A 502, a replica lost with a request that was too large to be sent
-# again, has its own file: it becomes the 503 with which the service answers for lost replicas.
-PROBLEMS: tuple[ServiceError, ...] = (
-    ServiceError("the proxy failed on this request"),
-    MalformedRequestError("this is not a valid HTTP/1.1 request"),
-    SlowBodyError(f"the request did not arrive within {REQUEST_TIMEOUT_S} s"),
-    NotReadyError("no replica of the service took this request; try again"),
-    DeadlineExceededError("the service did not answer in time"),
-)
-LOST_FILE = "502.http"
+PATIENT = "patient"  # names a backend and a socket, see `patient_backend`
+FROM_CLIENT = f"!{{ so_name {PATIENT} }}"
+HANDWRITTEN = ("!{ req.hdr(user-agent) -m found }", "{ req.ver 1.0 }")
+MAX_HEADERS = 2048  # of one request
+SEND_BUFFER_BYTES = 256 << 10  # Linux doubles it
 BACKEND = re.compile(r"^backend (\S+)\n(?:[ #\n].*\n?|\n)*", re.MULTILINE)
 SERVER = re.compile(r"^ *server .*\n", re.MULTILINE)
 Replicas = Mapping[str, Sequence[str]]  # `server` lines by backend
@@ -64,14 +59,18 @@ class Options:
     """What the environment decides about the configuration.
 
     Attributes:
-        folder: Folder of the configuration, for Unix sockets and the file of the 502 answer.
+        folder: Folder of the configuration, for Unix sockets.
         max_requests: Requests that one ingress replica may have at a time.
         api_host: Address on which the API listens while all other ports are closed; None leaves ports as Ray has them.
+        loopback_6: Whether the API listens on ::1 besides ``api_host``.
+        max_address_connections: Connections of one address beyond loopback; 0 sets no limit per address.
     """
 
     folder: Path
     max_requests: int
     api_host: str | None
+    loopback_6: bool = False
+    max_address_connections: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,47 +119,67 @@ def complete(config: str, options: Options) -> str:
     Raises:
         ConfigurationError: An anchor is not there as often as expected.
     """
-    (options.folder / LOST_FILE).write_text(_lost_response())
     for edit in edits(config, options):
         config = edit.apply(config)
-    return config + f"backend {OVERLOAD}\n    stick-table type integer size 1 expire 5s store gpc0_rate(1s)\n"
+    return config + TABLES + patient_backend(options.folder)
 
 
 def edits(config: str, options: Options) -> list[Edit]:
     """Return the edits for a configuration, which decides how often some of them apply."""
     backends = len(BACKEND.findall(config)) - 1  # all but the one that answers 404
     servers = len(SERVER.findall(config))
-    by_status = [f"http-error status {error.status} {_reply(error)}" for error in PROBLEMS]
-    request_id = "%[req.hdr(x-request-id),json(utf8s)]"
-    set_request_id = (
-        f"""set-var-fmt({REQUEST_ID}) ',"request_id":"{request_id}"' if {{ req.hdr(x-request-id) -m found }}"""
+    tuning = (
+        f"tune.memory.hot-size {HOT_BYTES}",
+        f"tune.http.maxhdr {MAX_HEADERS}",
+        f"tune.sndbuf.client {SEND_BUFFER_BYTES}",
+        f"tune.stick-counters {COUNTERS}",
     )
     changes = [
-        Edit(r"tune\.bufsize \d+", (KEEP, f"tune.memory.hot-size {HOT_BYTES}")),
+        Edit(r"tune\.bufsize \d+", (KEEP, *tuning)),
         Edit(r"option abortonclose", (KEEP, f"timeout http-request {REQUEST_TIMEOUT_S}s")),
-        Edit(r"errorfile 502 \S+", (f"errorfile 502 {options.folder / LOST_FILE}", *by_status)),
+        Edit(r"errorfile 502 \S+", tuple(error_directives())),
         Edit(r"errorfile 50[34] \S+", (), 2),
-        Edit(r"frontend http_frontend", (KEEP, f"    http-request {set_request_id}")),
-        Edit(
-            r"use_backend (\S+) if (is_\2)",
-            (*_refuse_overload(r"\3 ", r"(\2)", options.max_requests), KEEP),
-            backends,
-        ),
+        Edit(r"frontend http_frontend", (KEEP, *(f"    {line}" for line in _frontend_lines(options)))),
+        Edit(r"use_backend (\S+) if (is_\2)", (*_routing_lines(options), KEEP), backends),
         Edit(
             r"http-reuse always",
-            (KEEP, "option http-buffer-request", *_refuse_overload("", "", options.max_requests)),
+            (KEEP, "option http-buffer-request", *refuse_overload("", "", options.max_requests)),
             backends,
         ),
         Edit(r"(server .*? check)(.*)", (rf"\2 maxconn {options.max_requests}\3",), servers),
     ]
     if options.api_host:
-        address = "*" if options.api_host == "0.0.0.0" else options.api_host
+        binds = [rf"bind {'*' if options.api_host == '0.0.0.0' else options.api_host}:\2"]
+        # Without v6only a reload closes the IPv4 address: HAProxy then does not recognize the socket that it takes over
+        # and pauses the old process, which shuts the shared sockets down (2.8.25).
+        binds += [r"bind [::1]:\2 v6only"] * options.loopback_6
         changes += [
             Edit(r"bind :\d+", (f"bind unix@{options.folder / 'metrics'}",)),
             Edit(r"bind \*:\d+", (f"bind unix@{options.folder / 'stats'}",)),
-            Edit(r"bind 127\.0\.0\.1:(\d+)", (rf"bind {address}:\2",)),
+            Edit(r"bind 127\.0\.0\.1:(\d+)", tuple(binds)),
         ]
     return changes
+
+
+def patient_backend(folder: Path) -> str:
+    """Return the backend for clients that may close their half of the connection and then wait for the response.
+
+    RFC 9112 (section 9.6) permits that, and HAProxy cannot tell it from a client that left. ``option abortonclose``,
+    which Ray sets, takes both for a client that left: it cancels the work and answers 400. Without that option HAProxy
+    does not notice that a client left. The option belongs to a whole backend, and HAProxy's rules cannot see whether a
+    request says ``Connection: close``. HTTP libraries and browsers name themselves and never half-close; programs that
+    write HTTP by hand do, such as `nc -N`. So requests without User-Agent, and those of HTTP/1.0, pass HAProxy twice:
+    the server of this backend, which has no ``abortonclose``, is HAProxy's own frontend. The second pass writes log
+    line and metrics.
+    """
+    return f"""\
+backend {PATIENT}
+    no option abortonclose
+    option http-buffer-request
+    http-reuse always
+    http-request set-log-level silent
+    server frontend unix@{folder / PATIENT}
+"""
 
 
 def keep_replicas(config: str, previous: Replicas) -> str:
@@ -194,63 +213,20 @@ def _replica_lines(backend: str) -> list[str]:
     return [line for line in SERVER.findall(backend) if " backup" not in line]
 
 
-def _refuse_overload(condition: str, backend: str, limit: int) -> Iterable[str]:
-    """Return rules that refuse requests above the limit.
-
-    The frontend has them before a body is read, the backend once more after it: a request takes no place while its
-    body arrives. A place that is free while requests queue is about to be taken by one of those.
-
-    After a refusal fewer requests are let in, until a second has passed without one: a queue that never empties makes
-    everybody wait and serves nobody faster.
-
-    Args:
-        condition: Of the backend's traffic; empty inside the backend.
-        backend: Argument of HAProxy's counters; empty inside the backend.
-        limit: Requests that one replica may have at a time.
-    """
-    spare = limit - round(REDUCED_SHARE * limit)
-    full = (
-        f"{{ be_conn_free{backend} le 0 }}",
-        f"{{ queue{backend} gt 0 }}",
-        f"{{ sc0_gpc0_rate({OVERLOAD}) gt 0 }} {{ be_conn_free{backend},div(txn.{OVERLOAD}_servers) le {spare} }}",
-    )
-    refused = " or ".join(f"{condition}{reason} !{{ path /healthz /readyz }}" for reason in full)
-    rules = (
-        f"track-sc0 int(1) table {OVERLOAD}",
-        f"set-var(txn.{OVERLOAD}_servers) nbsrv{backend}",
-        f"sc-inc-gpc0(0) if {refused}",
-        f"return status {OVERLOADED.status} {_reply(OVERLOADED)} if {refused}",
-    )
-    return (f"http-request {rule}" for rule in rules)
+def _frontend_lines(options: Options) -> Iterator[str]:
+    """Yield the lines at the head of the frontend."""
+    yield f"bind unix@{options.folder / PATIENT} mode 600 name {PATIENT}"
+    if options.max_address_connections:
+        yield from reject_connections(options.max_address_connections)
+    yield f"http-request {request_id_rule()}"
+    yield from lost_rules()
 
 
-def _reply(error: ServiceError) -> str:
-    """Return the arguments that make HAProxy answer with an error as the service does (http/responses.py)."""
-    body = _problem(error).removesuffix("}") + f"%[var({REQUEST_ID})]}}"
-    retry = f" hdr Retry-After {error.retry_after_s}" if error.retryable else ""
-    return f"content-type application/problem+json{retry} lf-string '{body}'"
-
-
-def _lost_response() -> str:
-    error = NotReadyError("the replica that had this request was lost; try again")
-    head = (
-        "HTTP/1.1 503 Service Unavailable",
-        "Content-Type: application/problem+json",
-        f"Retry-After: {error.retry_after_s}",
-        f"Content-Length: {len(_problem(error))}",
-    )
-    return "".join(f"{line}\r\n" for line in (*head, "")) + _problem(error)
-
-
-def _problem(error: ServiceError) -> str:
-    values: dict[str, object] = {
-        "type": f"/problems/{error.code.replace('_', '-')}",
-        "title": error.title,
-        "status": error.status,
-        "code": error.code,
-        "detail": str(error),
-        "retryable": error.retryable,
-    }
-    if error.retryable:
-        values["retry_after_s"] = error.retry_after_s
-    return json.dumps(values)
+def _routing_lines(options: Options) -> Iterator[str]:
+    r"""Yield the lines before a backend's ``use_backend``; `\2` is the backend, `\3` the condition of its traffic."""
+    condition, backend, limit = r"\3 ", r"(\2)", options.max_requests
+    yield from refuse_overload(condition, backend, limit)
+    yield from refuse_downloads(f"{condition}{FROM_CLIENT} ", backend, limit)
+    if options.max_address_connections:
+        yield from refuse_address(f"{condition}{FROM_CLIENT} ", backend, limit)
+    yield f"use_backend {PATIENT} if " + " or ".join(f"{condition}{each} {FROM_CLIENT}" for each in HANDWRITTEN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -19,8 +20,9 @@ import psutil
 import typer
 
 from serve_app.console import say
+from serve_app.exposure import reachable_host
 from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
-from serve_app.launcher.haproxy import LOOPBACK, error_file
+from serve_app.launcher.haproxy import LOOPBACK, LOOPBACK_6, error_file, has_loopback_6
 from serve_app.launcher.processes import (
     StartError,
     Terminated,
@@ -40,7 +42,7 @@ DRAIN_TIMEOUT_S = 35  # a request may take 30 s (limits.deadline_s of the Ingres
 LOG_TIMEOUT_S = 30
 
 
-def main(config_file: Path, weights: str, host: str, port: int, page_port: int | None) -> None:
+def main(config_file: Path, weights: str, host: str, port: int, page_port: int | None, is_open: bool = False) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
@@ -49,12 +51,16 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
         host: Address on which API and page listen.
         port: Port of the API.
         page_port: Port of the page; None starts no page.
+        is_open: Let everybody call who reaches the API, as ``open: true`` in the config file does.
     """
     raise_on_signals()
     started = time.monotonic()
     try:
         check_ports(PORT=port, **({} if page_port is None else {"PAGE_PORT": page_port}))
         config = read_config(config_file, port, weights)
+        if is_open:
+            open_to_all(config)
+        serve_config.check_access(config, reachable_host(host))
         with contextlib.ExitStack() as stack:
             api, dashboard = stack.enter_context(serving(config, port, host))
             page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
@@ -80,11 +86,12 @@ def check_ports(**ports: int) -> None:
     Raises:
         StartError: Names the port, the program that uses it and the way out.
     """
-    for variable, port in ports.items():
-        with socket.socket() as probe:
+    addresses = {LOOPBACK: socket.AF_INET} | ({LOOPBACK_6: socket.AF_INET6} if has_loopback_6() else {})
+    for (variable, port), (address, family) in itertools.product(ports.items(), addresses.items()):
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, port))
+                probe.bind((address, port))
             except OSError as error:
                 raise StartError(
                     f"port {port} cannot be used ({error.strerror}): stop {listener(port)}, "
@@ -118,6 +125,18 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
         for app in single_variant:
             app["args"] = {**app.get("args", {}), "weights": chosen}
     return config
+
+
+def open_to_all(config: dict[str, Any]) -> None:
+    """Set ``open: true`` for each ingress."""
+    for app in config["applications"]:
+        if app.get("import_path") in (serve_config.APP, serve_config.INGRESS):
+            deployments = app.setdefault("deployments", [])
+            if not any(deployment["name"] == "Ingress" for deployment in deployments):
+                deployments.append({"name": "Ingress"})
+            for deployment in deployments:
+                if deployment["name"] == "Ingress":
+                    deployment["user_config"] = {**(deployment.get("user_config") or {}), "open": True}
 
 
 def choose_weights() -> str:

@@ -16,7 +16,7 @@ from serve_app.console import say
 from serve_app.release.compare import refuse_worse
 from serve_app.release.plan import plan
 from serve_app.release.rollout import DeployError, RefusedError, ServeApi, State, previous_config
-from serve_app.release.serve_config import APP, INGRESS, Config, ConfigError, app_name, check, read
+from serve_app.release.serve_config import APP, INGRESS, Config, ConfigError, app_name, check, check_access, read
 from serve_app.release.smoke import authorization, generate_image, smoke_test
 
 
@@ -72,6 +72,7 @@ def deploy(
     check(config)
     serve = ServeApi(address, token)
     before = serve.state()
+    check_access(config, api_host(before, config), previous_config(before))
     for change in plan(before, config):
         say(str(change))
     api = DeployedApi(api_url or default_api_url(address, before, config), image)
@@ -125,6 +126,11 @@ def roll_back(serve: ServeApi, previous: Config, api: DeployedApi, timeout_s: fl
 def is_running(state: State) -> bool:
     """Return whether any application serves requests."""
     return any(app["status"] == "RUNNING" for app in state["applications"].values())
+
+
+def api_host(state: State, config: Config) -> str:
+    """Return the address on which Serve listens, or will if it does not run; Ray's default is every address."""
+    return str((state.get("http_options") or config.get("http_options") or {}).get("host", "0.0.0.0"))
 
 
 def default_api_url(address: str, state: State, config: Config) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.config import AppConfig, ClassifierConfig, FrozenModel, IngressConfig, parse
+from serve_app import exposure
+from serve_app.config import AppConfig, ClassifierConfig, FrozenModel, IngressConfig, KeysConfig, parse
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 
 Config = dict[str, Any]
@@ -57,6 +58,34 @@ def check(config: Config) -> None:
         if app["import_path"] in BUILDERS:
             _check_settings(app)
             _check_variants(app, config)
+
+
+def check_access(config: Config, host: str, before: Config | None = None) -> None:
+    """Check that a config lets nobody call by mistake, see exposure.check_access.
+
+    Args:
+        config: What shall be deployed.
+        host: Address by which clients reach the API.
+        before: What is deployed now, if anything.
+
+    Raises:
+        ConfigError: An Ingress has neither ``keys`` nor ``open: true``, and needs one of them.
+    """
+    keys_before = any(_requires_keys(app) for app in (before or {}).get("applications", ()))
+    for app in config["applications"]:
+        if app.get("import_path") in (APP, INGRESS):
+            try:
+                exposure.check_access(parse(IngressConfig, user_config(app, "Ingress")), host, keys_before)
+            except ValueError as error:
+                raise ConfigError(f"{app_name(app)}.Ingress.user_config: {error}") from None
+
+
+def _requires_keys(app: Config) -> bool:
+    """Return whether a deployed application requires keys; an unreadable setting counts as one that does."""
+    try:
+        return parse(KeysConfig, user_config(app, "Ingress").get("keys")).required
+    except ValueError:
+        return True
 
 
 def reject_unknown_keys(values: Config, model: type[BaseModel], where: str = "") -> None:

@@ -220,5 +220,5 @@ def _request(url: SplitResult, files: Sequence[Path], field: str | None) -> byte
             for path in files
         )
         body = b"".join(parts) + b"--%s--\r\n" % BOUNDARY
-    head = f"POST {url.path or '/'} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: {kind}\r\n"
+    head = f"POST {url.path or '/'} HTTP/1.1\r\nHost: {url.netloc}\r\nUser-Agent: load\r\nContent-Type: {kind}\r\n"
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body

@@ -68,6 +68,7 @@ def everything_on(folder: Path) -> Config:
         prediction_log={"folder": str(folder / "predictions"), "flush_s": 1},
         feedback={"folder": str(folder / "feedback"), "keep_images": True},
         jobs={"folder": str(folder / "jobs")},
+        open=True,  # it listens on all addresses
     )
     config["logging_config"] = {"encoding": "JSON", "enable_access_log": True, "logs_dir": str(folder / "logs")}
     for app in config["applications"][1:]:

