@@ -15,12 +15,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from serve_app.validation import Model as Model
-from serve_app.validation import describe as describe
-from serve_app.validation import describe_errors as describe_errors
-from serve_app.validation import parse as parse
-from serve_app.validation import short_repr as short_repr
-
 MiB = 1024 * 1024
 
 

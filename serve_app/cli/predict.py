@@ -73,7 +73,8 @@ def predict(
 
 def _job(source: str, out: str, weights: str, engine: str, limits: str, top_k: int, batch_size: int) -> BatchJobConfig:
     from serve_app.batch.plan import BatchJobConfig
-    from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig, parse
+    from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
+    from serve_app.validation import parse
 
     if weights.endswith(".safetensors"):
         from serve_app.inference.weights import spec_of  # imports torch, which nothing else needs in this process

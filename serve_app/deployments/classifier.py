@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.metrics import Counter, Histogram
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
-from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig, parse
+from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
@@ -23,6 +23,7 @@ from serve_app.inference.health import ModelHealth
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.observability import tracing
 from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
+from serve_app.validation import parse
 
 log = logging.getLogger("serve_app")
 BATCH_SIZES = [1.0, 2, 4, 8, 16, 32, 64, 128, 256]  # histogram bounds

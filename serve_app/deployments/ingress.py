@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from serve_app.config import IngressConfig, parse
+from serve_app.config import IngressConfig
 from serve_app.deployments.handles import Handle, HandleClient
 from serve_app.deployments.job_actor import JobStarter
 from serve_app.deployments.metrics import IngressMetrics
@@ -25,6 +25,7 @@ from serve_app.routing.router import VariantRouter
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 from serve_app.routing.variant import RETRY_S, VariantClient
 from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
+from serve_app.validation import parse
 
 LOG_CLOSE_S = 10  # longest wait for the last rows of a prediction log that is switched off
 log = logging.getLogger("serve_app")

@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import compile_path
 
-from serve_app.config import describe_errors
 from serve_app.errors import InvalidParameterError, ServiceError
 from serve_app.http import classify, feedback, jobs, oip, status
 from serve_app.http.accounts import Accounts
@@ -28,6 +27,7 @@ from serve_app.http.responses import to_problem
 from serve_app.http.schemas import Problem
 from serve_app.http.service import Service
 from serve_app.observability.stats import Stats
+from serve_app.validation import describe_errors
 
 log = logging.getLogger("serve_app")
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from serve_app.config import LimitsConfig, describe
+from serve_app.config import LimitsConfig
 from serve_app.errors import (
     FeedbackOffError,
     InvalidParameterError,
@@ -29,6 +29,7 @@ from serve_app.http.unknown_parameters import note_unknown, note_unknown_query
 from serve_app.http.uploads import UNTOLD_TYPES, LimitedRequest, RequestModel, content_type, read_json
 from serve_app.messages import ClassifyRequest, RequestContext
 from serve_app.observability.feedback_store import Vote
+from serve_app.validation import describe
 
 
 class FeedbackBody(RequestModel):

@@ -15,8 +15,9 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from serve_app.config import LimitsConfig, Model, describe
+from serve_app.config import LimitsConfig
 from serve_app.errors import MalformedRequestError, TooLargeError
+from serve_app.validation import Model, describe
 
 P = ParamSpec("P")
 R = TypeVar("R")

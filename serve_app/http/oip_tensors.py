@@ -14,13 +14,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.responses import Response
 
-from serve_app.config import LimitsConfig, short_repr
+from serve_app.config import LimitsConfig
 from serve_app.errors import MalformedRequestError
 from serve_app.http.base64_images import decode_base64
 from serve_app.http.json_body import check_json, max_values
 from serve_app.http.schemas import Prediction
 from serve_app.http.uploads import Upload, check_count, check_size
 from serve_app.model_card import ModelRef
+from serve_app.validation import short_repr
 
 INPUT = "image"
 OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64"}

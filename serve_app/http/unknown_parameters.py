@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from serve_app.config import short_repr
+from serve_app.validation import short_repr
 
 MAX_NAMED = 8  # unknown parameters of one place that are named; further ones are counted
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, Wi
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
-from serve_app.config import LimitsConfig, Model, describe, short_repr
+from serve_app.config import LimitsConfig
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
@@ -26,6 +26,7 @@ from serve_app.http.content_coding import Inflater, read_coding
 from serve_app.http.form_body import FORM, FormSchema, read_form
 from serve_app.http.json_body import is_json, looks_like_json, max_values, off_loop, parse_json
 from serve_app.http.unknown_parameters import note_unknown, note_unknown_members, note_unknown_query
+from serve_app.validation import Model, describe, short_repr
 
 RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is the default of S3
 # Types of clients that set none; the last is the default of curl. The body shows whether it is JSON or an image.

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from serve_app.config import IngressConfig, parse
+from serve_app.config import IngressConfig
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.routing.router import VariantRouter
 from serve_app.routing.shadow import Comparison
 from serve_app.routing.traffic_split import VariantChoice
+from serve_app.validation import parse
 
 REQUEST = ClassifyRequest(b"photo", 2)
 

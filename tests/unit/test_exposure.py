@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.config import IngressConfig, parse
+from serve_app.config import IngressConfig
 from serve_app.exposure import PUBLISHED_ON, check_access, is_loopback, reachable_host
 from serve_app.release.serve_config import APP, INGRESS, MODEL, Config, ConfigError
 from serve_app.release.serve_config import check_access as check_config
+from serve_app.validation import parse
 
 KEYS = {"hashes": {"alice": "0" * 64}}
 KEYLESS: list[dict[str, Any]] = [{}, {"keys": {}}, {"keys": {"images_per_s": 5}}, {"open": False}]

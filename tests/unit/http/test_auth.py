@@ -12,11 +12,12 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from serve_app.cli.main import app
-from serve_app.config import KeysConfig, WeightsConfig, parse
+from serve_app.config import KeysConfig, WeightsConfig
 from serve_app.errors import RateLimitedError, UnauthorizedError
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.rate_limit import TokenBucket
+from serve_app.validation import parse
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
 

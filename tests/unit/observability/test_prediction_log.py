@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.config import PredictionLogConfig, WeightsConfig, parse
+from serve_app.config import PredictionLogConfig, WeightsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import InvalidImageError
 from serve_app.http.app import create_app
@@ -26,6 +26,7 @@ from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, Image
 from serve_app.model_card import ModelRef
 from serve_app.observability import prediction_log
 from serve_app.observability.prediction_log import RAW, PredictionLog
+from serve_app.validation import parse
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo

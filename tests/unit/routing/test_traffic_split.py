@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.config import IngressConfig, parse
+from serve_app.config import IngressConfig
 from serve_app.routing.traffic_split import TrafficSplit, pick_variant
+from serve_app.validation import parse
 
 CLIENTS = [f"client {n}" for n in range(4000)]
 
