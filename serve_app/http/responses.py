@@ -80,12 +80,12 @@ def summarize(results: Sequence[ImageResult]) -> Summary:
 
 
 def request_problem(results: Sequence[ImageResult]) -> Problem | None:
-    """Return the problem that fails the whole request: that of a single image, or overload of all images."""
+    """Return the problem that fails the whole request: that of a single image, or a failure of the service for all."""
     problems = [result.error for result in results if result.error]
     if len(problems) < len(results):
         return None
     single = len(results) == 1
-    return problems[0] if single or all(problem.code == OverloadedError.code for problem in problems) else None
+    return problems[0] if single or all(problem.status == OverloadedError.status for problem in problems) else None
 
 
 def server_timing(results: Sequence[ImageResult], start: float) -> str:

@@ -69,7 +69,7 @@ def test_streams_of_every_kind(coding: str, squeeze: Callable[[bytes], bytes], s
         ("gzip", b"", "ends before the end"),
         ("gzip", two_members(BODY)[:-1], "ends before the end"),
         ("gzip", two_members(BODY)[:-9], "ends before the end"),
-        ("gzip", gzip.compress(BODY)[:10], "ends before the end"),
+        ("gzip", gzip.compress(BODY, mtime=0)[:10], "ends before the end"),
         ("gzip", gzip.compress(BODY) + b"x", "continues after the end"),
         ("gzip", gzip.compress(BODY) + b"\x1fx", "not valid gzip"),
         ("gzip", gzip.compress(BODY)[:-8] + bytes(8), "not valid gzip"),
