@@ -51,7 +51,8 @@ def converter(image: Image.Image, samples: Samples) -> Callable[[tuple[int, int,
         left, top, right, bottom = box
         values = _pixels(image.crop((left * width, top, right * width, bottom)), samples)
         values = values[..., : samples.colors + samples.alpha]
-        scaled = (values.astype(np.float64) - black) * (255 / (white - black))
+        with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one, which nan_to_num replaces
+            scaled = (values.astype(np.float64) - black) * (255 / (white - black))
         if samples.inverted:
             scaled[..., : samples.colors] = 255 - scaled[..., : samples.colors]
         levels = np.clip(np.round(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)), 0, 255).astype(np.uint8)
@@ -107,7 +108,8 @@ def _percentiles(image: Image.Image, samples: Samples) -> tuple[float, float]:
         _pixels(image.crop((0, top, image.width, top + 1)), samples)[:, ::step_x] for top in range(0, height, step_y)
     ]
     values = np.concatenate(rows)
-    values = values[..., : samples.colors].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        values = values[..., : samples.colors].astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 0.0

@@ -72,6 +72,7 @@ TIFFS: dict[str, Callable[[], bytes]] = {
     "f32, infinity": lambda: make_tiff(with_pixel(F32, INF)),
     "f32, negative infinity": lambda: make_tiff(with_pixel(F32, -INF)),
     "f32, NaN": lambda: make_tiff(with_pixel(F32, NAN)),
+    "f32, signaling NaN": lambda: make_tiff(with_pixel(F32.view(np.uint32), 0x7F800001).view(np.float32)),
     "f32 of 0-255": lambda: make_tiff(GRAY.astype(np.float32)),
     "f32 of 0-255, sharpened": lambda: make_tiff(with_pixel(GRAY.astype(np.float32), 275)),
     "f32 of 0-4095": lambda: make_tiff(4095 * F32),
