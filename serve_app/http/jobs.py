@@ -143,9 +143,7 @@ def create_router(service: Service) -> APIRouter:
         """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        jobs = store()
-        states = await _in_store(visible_jobs, jobs, request)
-        visible = [hide_server_paths(state, jobs) for state in states]
+        visible = await _in_store(_visible_states, store(), request)
         return _json(JobList(jobs=visible, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
@@ -195,6 +193,10 @@ def create_router(service: Service) -> APIRouter:
         )
 
     return router
+
+
+def _visible_states(jobs: JobStore, request: Request) -> list[JobState]:
+    return [hide_server_paths(state, jobs) for state in visible_jobs(jobs, request)]
 
 
 def _visible_state(jobs: JobStore, job: str, caller: str | None = None) -> JobState:

@@ -19,8 +19,8 @@ class HeaderGuard:
 
     Ray reads a body into memory as fast as it arrives, to notice a disconnect early. Admission control counts the bytes
     of a POST. For job uploads, which can be 500 MB, and for bodies of other methods, reading ahead is switched off.
-    Ray's own timeout is too short for uploads and results of jobs; ``jobs.max_upload_s`` and ``SlowReaderGuard`` bound
-    them.
+    Ray's own timeout is too short for uploads and results of jobs; ``jobs.max_upload_s`` and
+    ``SlowReaderMiddleware`` bound them.
     """
 
     def __init__(self, app: ASGIApp) -> None:

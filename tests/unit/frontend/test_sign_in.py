@@ -117,7 +117,7 @@ def test_an_address_that_is_not_verified_does_not_count(verified: object) -> Non
 
 
 def test_everyone_needs_no_address() -> None:
-    """`*` leaves the choice to the provider, such as one that serves a single company and sends no address."""
+    """`*` leaves the choice to the provider, such as one that serves a single organization and sends no address."""
     assert refuse({"sub": "1"}, ["*"]) is None
 
 
