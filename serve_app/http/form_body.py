@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
 from serve_app.errors import MalformedRequestError, TooLargeError
 from serve_app.http.form_names import decode_text, read_names
+from serve_app.http.form_parts import FormParts
 
 FORM = "multipart/form-data"
 MAX_FIELDS = 64  # parts that are no files
@@ -78,7 +79,7 @@ async def read_form(chunks: AsyncIterator[bytes], content_type: str, schema: For
     return reader.finish()
 
 
-class _FormReader:
+class _FormReader(FormParts):
     """Collects the parts that the parser finds."""
 
     def __init__(self, boundary: bytes, charset: str, schema: FormSchema) -> None:
@@ -86,25 +87,12 @@ class _FormReader:
         self._delimiter = b"--" + boundary
         self._preamble: bytearray | None = bytearray()  # None once the first boundary has arrived
         self._delimiters = 0  # of all data
-        self._is_complete = False
-        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
         self._field = ""  # of the current part, and so are all below
         self._file_name: str | None = None
         self._is_file = self._is_kept = False
         self._chunks: list[bytes] = []
         self._size = 0
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._begin_part,
-                "on_part_data": self._add_data,
-                "on_part_end": self._end_part,
-                "on_end": self._complete,
-            },
-        )
+        super().__init__(boundary)
 
     def feed(self, chunk: bytes) -> None:
         """Parse the next bytes of the body."""
@@ -114,13 +102,13 @@ class _FormReader:
             raise TooLargeError(f"the form has more than {most} parts, the limit")
         if self._preamble is not None:
             chunk = self._skip_preamble(self._preamble, chunk)
-        self._parser.write(chunk)
+        self.parser.write(chunk)
 
     def finish(self) -> Form:
         """Return the form, or raise MalformedRequestError (400) if its end is missing."""
         if self._preamble is not None:
             raise MalformedRequestError(f"the multipart body has no line `{self._delimiter.decode('latin-1')}`")
-        if not self._is_complete:
+        if not self.is_complete:
             raise MalformedRequestError("the multipart body ends before its closing boundary; send it whole")
         return self._form
 
@@ -137,17 +125,11 @@ class _FormReader:
             )
         return b""
 
-    def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header.clear()
-        self._value.clear()
-
-    def _begin_part(self) -> None:
-        field_name, self._file_name = read_names(self._disposition, self._charset)
+    def begin_part(self) -> None:
+        field_name, self._file_name = read_names(self.headers.get(b"content-disposition", b""), self._charset)
         if field_name is None:
             raise MalformedRequestError("a part of the form has no field name in its Content-Disposition")
-        self._field, self._disposition = field_name, b""
+        self._field = field_name
         self._is_file = field_name in self._schema.files
         self._is_kept = self._is_file or field_name in self._schema.fields
         if self._file_name and not self._is_file:
@@ -156,7 +138,7 @@ class _FormReader:
             )
         self._chunks, self._size = [], 0
 
-    def _add_data(self, data: bytes, start: int, end: int) -> None:
+    def add_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
         if not self._is_kept:
             return
@@ -169,7 +151,7 @@ class _FormReader:
         else:
             self._chunks.clear()
 
-    def _end_part(self) -> None:
+    def end_part(self) -> None:
         if self._is_file:
             if self._file_name or self._size:  # else a browser's file input without a choice
                 self._check_count()
@@ -186,6 +168,3 @@ class _FormReader:
     def _check_count(self) -> None:
         if len(self._form.files) >= self._schema.max_files:
             raise TooLargeError(f"the form has more than {self._schema.max_files} files, the limit")
-
-    def _complete(self) -> None:
-        self._is_complete = True

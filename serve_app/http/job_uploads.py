@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from serve_app.config import JobsConfig, MiB
 from serve_app.errors import MalformedRequestError, OverloadedError
 from serve_app.http.form_names import read_names
+from serve_app.http.form_parts import FormParts
 from serve_app.http.uploads import LimitedRequest, content_type, receive_within
 
 # Browsers and tools know zips under several names; the last four are what clients send that set no type: S3's default,
@@ -79,7 +80,7 @@ async def _write(chunks: AsyncIterator[bytes], path: Path) -> str:
     return digest.hexdigest()
 
 
-class _FormFile:
+class _FormFile(FormParts):
     """Extracts the one file of a form while the form arrives; other fields, such as a submit button, are skipped.
 
     A part is a file if it has a file name, a type that is not text, or the first bytes of a zip: ``curl -F
@@ -90,61 +91,40 @@ class _FormFile:
         if not boundary:
             raise MalformedRequestError("the multipart content type names no boundary")
         self.name = ""  # file name that the client gave; known once the file's first byte has arrived
-        self._is_complete = False
         self._parts, self._skipped_bytes = 0, 0
-        self._header, self._value = bytearray(), bytearray()
-        self._disposition, self._type = b"", b""  # of the current part, and so are the next three
-        self._file_name: str | None = None  # empty for a file without a name; None for a field
+        self._file_name: str | None = None  # of the current part; empty for a file without a name; None for a field
         self._is_file = False  # this part is the file, its first bytes have shown
         self._first = bytearray()
         self._data = bytearray()
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._begin_part,
-                "on_part_data": self._receive,
-                "on_part_end": self._end_part,
-                "on_end": self._complete,
-            },
-        )
+        super().__init__(boundary)
 
     async def extract(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the file's bytes."""
         try:
             async for chunk in body:
-                self._parser.write(chunk)
+                self.parser.write(chunk)
                 yield bytes(self._data)
                 self._data.clear()
-            self._parser.finalize()
+            self.parser.finalize()
         except MultipartParseError as error:
             raise MalformedRequestError(f"the multipart body does not parse: {error}") from None
-        if not self._is_complete:
+        if not self.is_complete:
             raise MalformedRequestError("the multipart body ends before its closing boundary")
         if not self.name:
             raise MalformedRequestError("the form holds no file: send the zip in a field with a file name")
 
-    def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        elif self._header.lower() == b"content-type":
-            self._type = bytes(self._value).lower()
-        self._header.clear()
-        self._value.clear()
-
-    def _begin_part(self) -> None:
+    def begin_part(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise MalformedRequestError(f"the form has more than {MAX_PARTS} parts, the limit; send one zip")
-        _, self._file_name = read_names(self._disposition)
-        if self._file_name is None and self._type and not self._type.startswith(b"text/"):
+        _, self._file_name = read_names(self.headers.get(b"content-disposition", b""))
+        kind = self.headers.get(b"content-type", b"").lower()
+        if self._file_name is None and kind and not kind.startswith(b"text/"):
             self._file_name = ""
-        self._disposition, self._type, self._is_file = b"", b"", False
+        self._is_file = False
         self._first.clear()
 
-    def _receive(self, data: bytes, start: int, end: int) -> None:
+    def add_data(self, data: bytes, start: int, end: int) -> None:
         piece = data[start:end]
         if not self._is_file:
             if self._file_name is None:
@@ -157,7 +137,7 @@ class _FormFile:
             self._begin_file()
         self._data += piece
 
-    def _end_part(self) -> None:
+    def end_part(self) -> None:
         if self._file_name and not self._is_file:  # without a name, a browser's file field in which no file was chosen
             self._begin_file()
 
@@ -172,6 +152,3 @@ class _FormFile:
             raise MalformedRequestError(
                 f"the form has more than {FORM_OVERHEAD_BYTES} bytes beside the zip: send the zip with a file name"
             )
-
-    def _complete(self) -> None:
-        self._is_complete = True
