@@ -104,8 +104,8 @@ def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
 
 def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that pass the user's filters, in the user's order."""
-    state_box, class_box, score_box, order_box = st.columns([3, 3, 2, 2])
-    state = state_box.segmented_control("Show", STATES, default=ALL) or ALL
+    class_box, score_box, order_box = st.columns(3)
+    state = st.segmented_control("Show", STATES, default=ALL) or ALL
     classes = class_box.multiselect("Classes", sorted(rows["class"].dropna().unique()), placeholder="All classes")
     min_score = score_box.slider("Minimum confidence", 0, 100, 0, format="%d %%") / 100
     column, ascending = ORDERS[order_box.selectbox("Order", ORDERS)]

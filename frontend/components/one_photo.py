@@ -116,22 +116,21 @@ def _show_classes(result: Json, select_key: str) -> None:
 
 def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:
     rows = pd.DataFrame(result["predictions"])
-    rows["percent"] = rows["score"].map("{:.1%}".format)
+    # The score stands in the axis label: Streamlit gives labels, but no other text, the color of the theme.
+    rows["text"] = rows["label"] + rows["score"].map("  {:.1%}".format)
     rows["explained"] = rows["class_id"] == result["explanation"]["class_id"]
-    axis = alt.Axis(labelLimit=180, labelFontSize=13)
     base = alt.Chart(rows).encode(
-        alt.X("score:Q", title=None, axis=None, scale=alt.Scale(domain=[0, 1.12])),
-        alt.Y("label:N", sort=None, title=None, scale=alt.Scale(padding=0), axis=axis),
-        tooltip=[alt.Tooltip("label:N"), alt.Tooltip("percent:N", title="score"), alt.Tooltip("class_id:Q")],
+        alt.X("score:Q", title=None, axis=None, scale=alt.Scale(domain=[0, 1])),
+        alt.Y("text:N", sort=None, title=None, axis=alt.Axis(labelLimit=200, labelFontSize=13)),
+        tooltip=[alt.Tooltip("text:N", title="class"), alt.Tooltip("class_id:Q")],
     )
     color = alt.condition("datum.explained", alt.value(ACCENT), alt.value(NEUTRAL))
     bars = base.mark_bar(cornerRadius=3, cursor="pointer", height={"band": 0.7}).encode(color=color)
     # A bar of an unlikely class is a pixel wide; this transparent bar makes its whole line clickable.
     line = base.mark_bar(opacity=0.001, cursor="pointer", height={"band": 1})
     target = line.encode(x=alt.value(0), x2=alt.value("width"))
-    text = base.mark_text(align="left", dx=5, fontSize=12).encode(text="percent:N")
     selection = alt.selection_point("bar", fields=["class_id"], on="click")
-    return alt.layer(bars, text, target.add_params(selection), height=30 * len(rows))
+    return alt.layer(bars, target.add_params(selection), height=30 * len(rows))
 
 
 def _show_timings(result: Json) -> None:
@@ -139,8 +138,8 @@ def _show_timings(result: Json) -> None:
     phases = [f"{phase} {ms:.1f} ms" for phase, ms in zip(PHASES, times, strict=True)]
     rows = pd.DataFrame({"phase": phases, "ms": times, "order": range(len(PHASES))})
     colors = alt.Scale(domain=phases, range=list(PHASES.values()))
-    legend = alt.Legend(orient="bottom", labelFontSize=13)
-    bar = alt.Chart(rows, height=70).mark_bar(height=16)
+    legend = alt.Legend(orient="bottom", columns=2, labelFontSize=13)
+    bar = alt.Chart(rows, height=90).mark_bar(height=16)
     color = alt.Color("phase:N", scale=colors, title=None, legend=legend)
     st.markdown(f"**Time in the service** · {sum(times):.1f} ms, in a batch of {result['batch_size']}")
     chart = bar.encode(alt.X("ms:Q", axis=None), color=color, order="order:Q", tooltip=["phase:N"])
@@ -150,9 +149,10 @@ def _show_timings(result: Json) -> None:
 def _show_snippets(client: ApiClient, photo: Photo, result: Json) -> None:
     st.markdown("**The same by program, and the result to copy**")
     curl, python, raw, table = st.tabs(["curl", "Python", "JSON", "CSV"])
-    curl.code(client.curl(photo.name), language="bash", wrap_lines=True)
-    python.code(client.python(photo.name), language="python", wrap_lines=True)
-    raw.code(json.dumps(result, indent=2), language="json", height=300)
+    # No language: Streamlit's colors for code have too little contrast.
+    curl.code(client.curl(photo.name), language=None, wrap_lines=True)
+    python.code(client.python(photo.name), language=None, wrap_lines=True)
+    raw.code(json.dumps(result, indent=2), language=None, height=300)
     rows = pd.DataFrame(result["predictions"])
     table.code(to_csv(rows), language=None)
     offer_csv_and_json(rows, result, "prediction")

@@ -8,7 +8,7 @@ from frontend.api_client import Json
 from frontend.components.markdown import escape_markdown
 
 ADVICE = {  # what a visitor can do about a problem of one photo; other problems say it themselves
-    "unsupported_image": "Save it as JPEG or PNG and choose it again; a zip of photos goes into the tab Zip.",
+    "unsupported_image": "A zip of photos goes into the tab Zip.",
     "invalid_image": "Open it in a photo program, save it as JPEG and choose it again.",
     "image_too_large": "Make it smaller in a photo program and choose it again.",
     "too_large": "Make it smaller in a photo program and choose it again.",

@@ -15,12 +15,11 @@ from PIL import Image
 from frontend.api_client import Photo
 
 FOLDER = Path(__file__).parents[1] / "samples"
-BUTTON_PX = 256  # side of the square on a button, shown at half of that
+BUTTON_PX = 152  # side of the square on a button, shown at half of that: screens may have two pixels per px
 CHOSEN = "sample"  # key of the chosen photo in the session
 STYLE = f"""<style>
-.st-key-samples button {{padding: 0.25rem; min-height: 0; height: auto}}
+.st-key-samples button {{padding: 0.2rem; min-height: 0; height: auto}}
 .st-key-samples button img {{display: block; width: {BUTTON_PX // 2}px; max-height: none; border-radius: 0.3rem}}
-@media (max-width: 640px) {{.st-key-samples button img {{width: 5.4rem}}}}
 </style>"""
 
 
@@ -41,19 +40,18 @@ def load_samples() -> tuple[Sample, ...]:
     return tuple(_read(**credit) for credit in credits)
 
 
-def choose_sample() -> Photo | None:
-    """Show a button with a picture for each sample; return the photo that was clicked last in this session."""
+def choose_sample() -> list[Photo]:
+    """Show a button with a picture for each sample; return the photo that was clicked last, if any."""
     st.html(STYLE)
-    st.markdown("**No photo at hand?** Click one of these:")
+    st.markdown("**No photo at hand?** Click one:")
     with st.container(horizontal=True, key="samples", gap="small"):
         for sample in load_samples():
             name = sample.photo.name
             st.button(f"![{sample.alt}]({sample.icon})", key=name, on_click=_choose, args=(sample.photo,))
-    with st.expander("Whose photos are these?"):
+    with st.popover("Whose photos are these?", type="tertiary"):
         credits = [f"- [{sample.alt}]({sample.source}): {sample.author}" for sample in load_samples()]
         st.markdown("\n".join(["All are in the public domain (CC0 1.0).", "", *credits]))
-    chosen: Photo | None = st.session_state.get(CHOSEN)
-    return chosen
+    return [st.session_state[CHOSEN]] if CHOSEN in st.session_state else []
 
 
 def forget_sample() -> None:

@@ -69,7 +69,7 @@ def _show_form(client: ApiClient, listing: Json) -> None:
         key = f"zip-{st.session_state.get('submitted-zips', 0)}"
         uploaded = st.file_uploader("A zip of images", "zip", max_upload_size=max_mb, key=key)
         st.caption(f"Send a larger zip, up to {api_mb} MB, directly to the API:")
-        st.code(client.curl_job("photos.zip"), language="bash", wrap_lines=True)
+        st.code(client.curl_job("photos.zip"), language=None, wrap_lines=True)
         if uploaded and st.button("Classify the zip", type="primary", icon=":material/play_arrow:"):
             _submit(lambda: client.submit_zip(uploaded.name, uploaded))
     with from_prefix:

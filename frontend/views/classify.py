@@ -25,15 +25,18 @@ def show_classify(client: ApiClient) -> None:
     name, version = escape_markdown(model["name"]), escape_markdown(model["version"])
     st.caption(f"Model {name}, version {version}, knows {model['classes']:,} classes; the side panel lists them.")
     show_model_card(client, model)
+    inputs, samples = st.columns([3, 2], gap="large")
     try:
-        photos = _photos(served)
+        with inputs:
+            photos = _photos(served)
     except ZipError as error:
         st.error(escape_markdown(error), icon=":material/folder_zip:")
         return
     if photos:
         forget_sample()
-    elif sample := choose_sample():
-        photos = [sample]
+    else:
+        with samples:
+            photos = choose_sample()
     if len(photos) == 1:
         show_one(client, photos[0], served)
     elif photos:

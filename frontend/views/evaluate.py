@@ -102,7 +102,8 @@ def _show_confusion(rows: pd.DataFrame) -> None:
     counts["share"] = counts["photos"] / counts.groupby("label")["photos"].transform("sum")
     x, y = alt.X("predicted:N", title="predicted class"), alt.Y("label:N", title="true class")
     base = alt.Chart(counts).encode(x, y, tooltip=list(counts.columns))
-    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
+    scale = alt.Scale(domain=[0, 1], scheme="blues")  # the same in both themes, as the colors of the numbers are
+    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
     text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
     st.altair_chart(cells + base.mark_text().encode(text="photos:Q", color=text_color), width="stretch")
 

@@ -107,7 +107,7 @@ def test_many_photos(page: AppTest, client: ApiClient) -> None:
     assert (metrics["Photos"], metrics["Failed"]) == ("6", "1")
     detail = client.classify(Photo("x.txt", b"text"))["error"]["detail"]
     assert escape_markdown(detail) in page.error[0].value
-    assert "Save it as JPEG or PNG" in page.error[0].value
+    assert "goes into the tab Zip" in page.error[0].value
 
 
 def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalService) -> None:
