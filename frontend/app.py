@@ -16,7 +16,7 @@ from frontend.views.classify import show_classify
 from frontend.views.evaluate import show_evaluate
 from frontend.views.status import show_status
 
-# Streamlit's default top padding leaves a third of a phone's screen empty, and its gray labels of charts have too little
+# Streamlit's default top padding leaves a third of a phone's screen empty. Its gray labels of charts have too little
 # contrast on white.
 STYLE = """<style>
 .block-container {padding-top: 4rem}
