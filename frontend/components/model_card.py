@@ -19,10 +19,14 @@ def show_model_card(client: ApiClient, model: Json) -> None:
             st.caption(escape_markdown(model["notes"]))
         with st.expander(f"Its {model['classes']:,} classes", icon=":material/list:"):
             _show_classes(client, model)
+        if terms := model.get("licenses"):
+            st.markdown("**License and terms**")
+            lines = [f"- {escape_markdown(what)}: {escape_markdown(text)}" for what, text in terms.items()]
+            st.caption("\n".join(lines))
 
 
 def _facts(model: Json) -> list[str]:
-    """Return name, accuracy on each data set that the card names, date and license, as far as the card has them."""
+    """Return name, accuracy on each data set that the card names, and date, as far as the card has them."""
     name, version = escape_markdown(model["name"]), escape_markdown(model["version"])
     facts = [f"**{name}**, version {version}, {model['classes']:,} classes"]
     for data, metrics in model["metrics"].items():
@@ -32,8 +36,7 @@ def _facts(model: Json) -> list[str]:
             facts.append(f"**{metrics['top1']:.1%}** right{top5} on {escape_markdown(data)}{photos}")
     if date := model["training"].get("date"):
         facts.append(f"trained on {escape_markdown(date)}")
-    terms = model.get("licenses", {}).items()
-    return facts + [f"license of {escape_markdown(what)}: {escape_markdown(text)}" for what, text in terms]
+    return facts
 
 
 @st.fragment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import altair as alt
@@ -152,7 +153,12 @@ def _show_snippets(client: ApiClient, photo: Photo, result: Json) -> None:
     # No language: Streamlit's colors for code have too little contrast.
     curl.code(client.curl(photo.name), language=None, wrap_lines=True)
     python.code(client.python(photo.name), language=None, wrap_lines=True)
-    raw.code(json.dumps(result, indent=2), language=None, height=300)
+    raw.code(_to_json(result), language=None, wrap_lines=True)
     rows = pd.DataFrame(result["predictions"])
-    table.code(to_csv(rows), language=None)
+    table.code(to_csv(rows), language=None, wrap_lines=True)
     offer_csv_and_json(rows, result, "prediction")
+
+
+def _to_json(result: Json) -> str:
+    """Return indented JSON with each list of numbers on one line; texts have no line breaks and stay as they are."""
+    return re.sub(r'\[\n[^][{}"]*\]', lambda numbers: " ".join(numbers[0].split()), json.dumps(result, indent=2))

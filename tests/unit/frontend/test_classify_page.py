@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend.api_client import ApiClient, Photo
 from frontend.components.markdown import escape_markdown
+from frontend.components.one_photo import _to_json
 from serve_app.config import FeedbackConfig
 from serve_app.errors import OverloadedError
 from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
@@ -64,6 +65,14 @@ def test_another_classs_heat_map(page: AppTest) -> None:
     assert f"Heat map for “{second['label']}”" in heat.captions[0]
     assert plain.proto.imgs[0].alt == "Your photo cat.jpg"
     assert heat.proto.imgs[0].alt == f"Your photo with the places marked that speak for {second['label']}"
+
+
+def test_result_as_json() -> None:
+    """The JSON to copy is the result; lists of numbers take a line each, and texts keep their brackets and spaces."""
+    result = {"id": 'a [\n  "1,  2" ].jpg', "values": [[0.5, -1e-9], [2]], "empty": []}
+    text = _to_json(result)
+    assert json.loads(text) == result
+    assert "[ 0.5, -1e-09 ]" in text
 
 
 def test_result_as_csv(page: AppTest) -> None:

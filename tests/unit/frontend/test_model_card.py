@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from frontend.api_client import ApiClient
 from frontend.components import model_card
 from frontend.components.model_card import _facts
 from tests.support.weights import LABELS
@@ -21,7 +22,6 @@ CARD: dict[str, Any] = {
         "own": {"top1": 0.7},
     },
     "training": {"date": "2026-11-30"},
-    "licenses": {"backbone": "MIT", "photos": "research *only*"},
 }
 
 
@@ -32,16 +32,24 @@ def listed(page: AppTest) -> list[str]:
 
 
 def test_facts_of_a_card() -> None:
-    """Name, each accuracy that was measured, date and terms stand in the panel; what the card lacks does not."""
+    """Name, each accuracy that was measured, and date stand in the panel; what the card lacks does not."""
     assert _facts(CARD) == [
         r"**resnet18**, version demo\-2, 130 classes",
         "**81.0%** right, 94.0% among the first five on web photos (1,200 photos)",
         "**70.0%** right on own",
         r"trained on 2026\-11\-30",
-        "license of backbone: MIT",
-        r"license of photos: research \*only\*",
     ]
-    assert len(_facts({**CARD, "metrics": {}, "training": {}, "licenses": {}})) == 1
+    assert len(_facts({**CARD, "metrics": {}, "training": {}})) == 1
+
+
+def test_terms(page: AppTest, client: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terms of photos and weights stand in the panel as text."""
+    served = client.models()
+    served["models"][0]["licenses"] = {"backbone": "MIT", "photos": "research *only*"}
+    monkeypatch.setattr(client, "models", lambda: served)
+    page.run()
+    assert not page.exception
+    assert r"- photos: research \*only\*" in page.sidebar.caption[-1].value
 
 
 def test_all_classes_are_listed(page: AppTest) -> None:
