@@ -24,7 +24,7 @@ import duckdb
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from serve_app.files import atomic_write, exclusive_lock
+from serve_app.files import atomic_write, create_folder, exclusive_lock
 from serve_app.observability.prediction_log import RAW, SCHEMA
 
 DAYS, SUMMARY, REJECTED = "days", "summary", "rejected"
@@ -110,7 +110,7 @@ def run(folder: Path, keep_days: int | None = None, today: datetime.date | None 
 
 def _update(folder: Path) -> Report:
     for name in (DAYS, REJECTED, *(f"{SUMMARY}/{table}" for table in TABLES)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        create_folder(folder / name)
     report = Report()
     with duckdb.connect() as db:
         # DuckDB downloads a missing extension by default; the ETL must work offline.
