@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -22,7 +21,6 @@ from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
 from serve_app.inference.runtimes.cuda.runtime import DTYPES, CudaRuntime, build_cuda_runtime, gpu_available
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.int8 import int8_factory
-from serve_app.inference.runtimes.mnn import MnnRuntime, to_mnn
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.runtimes.parallel import ParallelRuntime
@@ -105,7 +103,7 @@ def select_runtime(
     else:
         factories, name = runtime_factories(model, card.transform), config.runtime
         if name == "auto":
-            fit = {name: build for name, build in _worth_timing(factories).items() if name not in unfit}
+            fit = {name: build for name, build in factories.items() if name not in unfit}
             name = fastest_runtime(fit, card.transform.crop_px, batch_sizes)
         build = factories[name]
     if serving:
@@ -119,14 +117,12 @@ def select_runtime(
 def runtime_factories(model: ResNet, transform: ImageTransform) -> dict[str, RuntimeFactory]:
     """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use."""
     graph = cache(lambda: to_onnx(model, transform).SerializeToString())
-    converted = cache(lambda: to_mnn(graph()))
     winograd = cache(lambda: _winograd_factory(model, transform))
     return {
         "winograd": lambda threads: winograd()(threads),
         "torch": lambda threads: TorchRuntime(model, transform, threads),
         # Any number of threads may call one OnnxRuntime, so the workers share it and its weights.
         "onnxruntime": cache(lambda threads: OnnxRuntime(graph(), threads)),
-        "mnn": lambda threads: MnnRuntime(converted(), threads, transform.crop_px),
     }
 
 
@@ -163,16 +159,6 @@ def fastest_runtime(
     fastest = min(seconds, key=lambda name: seconds[name])
     log.info("engine %s; ms per image: %s", fastest, {name: round(s * 1000, 1) for name, s in seconds.items()})
     return fastest
-
-
-def _worth_timing(factories: Mapping[str, RuntimeFactory]) -> dict[str, RuntimeFactory]:
-    """Leave out MNN on a CPU with AVX-512: its wheel ends at AVX2, and building it takes two seconds."""
-    with suppress(ImportError):  # without numba there is no winograd runtime, which beats MNN
-        from serve_app.inference.runtimes.winograd import kernels
-
-        if kernels.AVX512:
-            return {name: build for name, build in factories.items() if name != "mnn"}
-    return dict(factories)
 
 
 def _winograd_factory(model: ResNet, transform: ImageTransform) -> RuntimeFactory:

@@ -97,7 +97,7 @@ def test_auto_takes_the_next_runtime(weights: WeightsConfig, monkeypatch: pytest
 
 
 def test_auto_times_on_when_a_runtime_crashes(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    break_runtime(monkeypatch, ("onnxruntime", "winograd", "mnn"), fail)
+    break_runtime(monkeypatch, ("onnxruntime", "winograd"), fail)
     assert ResNetEngine(*load_model(weights), EngineConfig(precision="fp32")).runtime == "torch"
 
 
