@@ -249,5 +249,5 @@ class JobStore:
 
 
 def open_store(folder: str) -> JobStore:
-    """Return the store of ``jobs.folder``; a relative folder is below ``paths.ROOT``."""
+    """Return the store of ``jobs.folder``; a relative folder is below the project."""
     return JobStore(ROOT / folder)
