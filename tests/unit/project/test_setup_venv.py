@@ -102,7 +102,7 @@ def test_an_index_that_refuses_is_not_used(commands: list[Command], capsys: pyte
     setup_venv.main([])
     assert pip_install(commands[-1]) == ["--editable", str(ROOT)]
     printed = capsys.readouterr().out
-    assert "torch (CUDA builds): about 3420 MB to fetch, 6.8 GB on disk" in printed
+    assert "torch (CUDA builds): about 3420 MB to fetch, 7.1 GB on disk" in printed
     assert "http://127.0.0.1:9 did not offer the CPU builds of torch" in printed
 
 
