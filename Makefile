@@ -13,12 +13,17 @@ BIN := .venv/bin
 MAKEOVERRIDES =
 unexport ARGS
 
-.PHONY: help setup run deploy test test-unit test-nodes test-containers check fmt bench bench-scaling soak plots images up down
+# What the setup of a target installs beside API and page: extras of pyproject.toml, separated by commas.
+EXTRAS ?=
+test test-unit test-nodes test-containers check fmt soak: EXTRAS = test
+bench bench-scaling: EXTRAS = bench,test
+
+.PHONY: help setup run deploy test test-unit test-nodes test-containers check fmt bench bench-scaling soak images up down
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-setup: ## make .venv with the pinned packages; the other targets run this when needed
-	@$(PYTHON) setup_venv.py
+setup: ## make .venv with the pinned packages, as every target does that needs it; EXTRAS=train,notebook adds some
+	@$(PYTHON) setup_venv.py $(EXTRAS)
 
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
 	@exec $(BIN)/python -m serve_app run --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS) $(ARGS)
@@ -49,10 +54,10 @@ fmt: setup ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: plots ## compare the service with other servers, see benchmarks/README.md
+bench: setup ## compare the service with other servers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
-bench-scaling: plots ## measure the service under growing load, see benchmarks/README.md
+bench-scaling: setup ## measure the service under growing load, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: setup ## run the service under load, updates and kills, and print a verdict; ARGS="--minutes 30"
@@ -69,7 +74,3 @@ down: ## stop and remove the containers; ARGS=--volumes also deletes downloaded 
 
 test-containers: setup ## build both images and test them in Docker; needs 10 GB
 	@CONTAINERS=1 $(BIN)/python -m pytest -s tests/containers $(ARGS)
-
-plots: setup
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
