@@ -54,7 +54,7 @@ def test_job_that_exists_is_accepted(
     async def fail() -> None:
         raise error
 
-    def fail_state(self: JobStore, job: str, caller: str | None = None) -> None:
+    def fail_state(self: JobStore, job: str, *_: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(service, "start_jobs", fail)
