@@ -7,6 +7,7 @@ WEIGHTS ?= auto
 CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
+UNIT_TESTS = $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal tests/unit
 
 # Keep ARGS from the `make run` that a test starts: make passes a command-line variable on through MAKEFLAGS
 # (MAKEOVERRIDES) and through the environment.
@@ -31,12 +32,16 @@ run: setup ## start the API and the page on this machine; Ctrl-C stops both
 deploy: setup ## deploy CONFIG to the Ray at ADDRESS, roll back if that fails; ARGS=--dry-run only prints the effect
 	@exec $(BIN)/python -m serve_app deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
 
+# Both parts run, and both must pass. pytest exits with 5 if ARGS selects no test of a part; with 2 after Ctrl-C.
 test: setup ## run all tests; ARGS="-k words" selects some
-	@echo "· running the tests: unit, service (real Ray), browser (real Chromium)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "· running the unit tests on all cores"
+	@$(UNIT_TESTS) $(ARGS); unit=$$?; [ $$unit -ne 2 ] || exit 2; \
+	echo "· running the cluster, browser (real Chromium) and service (real Ray) tests, one after the other"; \
+	$(BIN)/python -m pytest --ignore=tests/unit $(ARGS); service=$$?; \
+	case "$$unit $$service" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
 test-unit: setup ## run the unit tests only: no Ray service, no browser
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(UNIT_TESTS) $(ARGS)
 
 test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
 	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import FeedbackConfig, JobsConfig, KeysConfig, WeightsConfig
-from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.observability.feedback_store import Feedback
 from tests.support.local_service import LocalService
@@ -26,12 +24,6 @@ def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
     service.configure(jobs=JobsConfig(folder=str(tmp_path / "jobs")))
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path / "votes")))
     return service
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 OWN = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import EngineError
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.runtimes import select
+from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.weights import load_model
 from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
 
@@ -116,7 +116,7 @@ def test_auto_takes_the_gpu(weights: WeightsConfig, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(select, "gpu_available", lambda: True)
     monkeypatch.setattr(select, "build_cuda_runtime", build_cuda_runtime)
-    assert select.select_runtime(*load_model(weights), EngineConfig(precision=precision), 1).name == "cuda"
+    assert select.build_runtime(*load_model(weights), EngineConfig(precision=precision), 1).name == "cuda"
     assert built == [precision]
 
 
@@ -124,7 +124,7 @@ def test_int8_takes_the_cpu_although_there_is_a_gpu(weights: WeightsConfig, monk
     """``auto`` with int8 goes to ONNX Runtime, which here finds no calibration."""
     monkeypatch.setattr(select, "gpu_available", lambda: True)
     with pytest.raises(EngineError, match="holds no calibration"):
-        select.select_runtime(*load_model(weights), EngineConfig(precision="int8"), 1)
+        select.build_runtime(*load_model(weights), EngineConfig(precision="int8"), 1)
 
 
 def test_a_missing_library_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +146,12 @@ def test_building_beside_requests_pauses_as_long_as_it_took(
     weights: WeightsConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With ``serving``, a pause follows each runtime, as long as building it took."""
+    model, card = load_model(weights)
 
-    def build(threads: int) -> SimpleNamespace:
+    def build(threads: int) -> TorchRuntime:
         clock.now += 0.2
-        return SimpleNamespace(name="torch", workers=1)
+        return TorchRuntime(model, card.transform, threads)
 
     monkeypatch.setattr(select, "runtime_factories", lambda model, transform: {"winograd": build})
-    select.select_runtime(*load_model(weights), EngineConfig(runtime="winograd"), cores=2, serving=True)
+    select.build_runtime(model, card, EngineConfig(runtime="winograd"), cores=2, serving=True)
     assert clock.slept == [pytest.approx(0.2 * select.PAUSE_RATIO)] * 3  # one runtime for both cores, one for each
