@@ -59,6 +59,20 @@ class Problem(FrozenModel):
     request_id: str | None = None
 
 
+class ErrorMessage(FrozenModel):
+    """An error as the Open Inference Protocol and Hugging Face's clients have it."""
+
+    error: str
+
+
+class TorchServeError(FrozenModel):
+    """An error as TorchServe has it."""
+
+    code: int = Field(description="The HTTP status.")
+    type: str = Field(description="TorchServe's name of the kind of error.")
+    message: str
+
+
 class ImageResult(FrozenModel):
     """The answer for one image of a request: predictions or an error, never both."""
 
