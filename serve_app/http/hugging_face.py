@@ -18,16 +18,9 @@ from serve_app.http.fan_out import FanOut
 from serve_app.http.one_image import TopParameters, classify_one
 from serve_app.http.openapi import IMAGE_BODY, errors_as
 from serve_app.http.responses import server_timing
-from serve_app.http.schemas import ErrorMessage, FrozenModel
+from serve_app.http.schemas import ErrorMessage, LabelScore
 from serve_app.http.service import Service
 from serve_app.http.uploads import BodySchema, JsonBody, or_null
-
-
-class LabelScore(FrozenModel):
-    """One class of the answer."""
-
-    label: str
-    score: float = Field(description="Softmax probability, 0-1.")
 
 
 class PipelineParameters(TopParameters):

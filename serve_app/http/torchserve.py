@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 from starlette.responses import Response
 
 from serve_app.errors import NotReadyError, OverloadedError
@@ -19,9 +17,16 @@ from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.model_names import check_model_name, find_version
 from serve_app.http.one_image import TopParameters, classify_one
-from serve_app.http.openapi import IMAGE_BODY, errors_as
+from serve_app.http.openapi import IMAGE_BODY, errors_as, form_fields
 from serve_app.http.responses import server_timing
-from serve_app.http.schemas import FrozenModel, TorchServeError
+from serve_app.http.schemas import (
+    TorchServeError,
+    TorchServeHealth,
+    TorchServeModel,
+    TorchServeModels,
+    TorchServeVersion,
+    TorchServeWorker,
+)
 from serve_app.http.service import Service
 from serve_app.http.uploads import FILE_FIELDS, BodySchema
 from serve_app.model_card import ModelCard
@@ -34,7 +39,7 @@ PREDICTIONS_BODY = BodySchema(TopParameters, file_fields=("data", "body", *FILE_
 FORM_SCHEMA = {
     "type": "object",
     "required": ["data"],
-    "properties": {"data": {"type": "string", "format": "binary", "description": "The image."}},
+    "properties": {"data": IMAGE_BODY["schema"], **form_fields(TopParameters.model_json_schema())},
 }
 BODY: dict[str, Any] = {
     "required": True,
@@ -45,47 +50,8 @@ BODY: dict[str, Any] = {
     },
 }
 ERRORS = errors_as(TorchServeError)
-LOOKUP_ERRORS = {status: ERRORS[status] for status in (401, 404, 503)}
+LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 503)}
 EXAMPLE = {"tabby": 0.61, "tiger cat": 0.22}
-
-
-class Health(FrozenModel):
-    """The answer of /ping."""
-
-    status: str = Field(description="Healthy, or Unhealthy with the HTTP status 503.")
-
-
-class CamelModel(FrozenModel):
-    """A model whose JSON has TorchServe's spelling of names."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
-
-
-class ListedModel(CamelModel):
-    """One model of the list."""
-
-    model_name: str
-    model_url: str = Field(description="SHA-256 of the weights.")
-
-
-class ModelList(FrozenModel):
-    """The answer of /models."""
-
-    models: list[ListedModel]
-
-
-class Worker(FrozenModel):
-    """A replica of the model that takes requests."""
-
-    id: str
-    status: str = "READY"
-
-
-class DescribedModel(ListedModel):
-    """One version of the model."""
-
-    model_version: str
-    workers: list[Worker]
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -103,8 +69,8 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     @router.get(
         "/ping",
         operation_id="torchserve_ping",
-        response_model=Health,
-        responses={503: {"model": Health, "description": "No model answers"}},
+        response_model=TorchServeHealth,
+        responses={503: {"model": TorchServeHealth, "description": "No model answers"}},
         summary="Health: whether a model answers",
     )
     async def ping() -> Response:
@@ -115,8 +81,8 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         return JSONResponse({"status": "Healthy"})
 
     @router.get("/models", operation_id="torchserve_list_models", responses=LOOKUP_ERRORS, summary="The served model")
-    async def models() -> ModelList:
-        return ModelList(models=[ListedModel(**_names(variants.first_card()))])
+    async def models() -> TorchServeModels:
+        return TorchServeModels(models=[TorchServeModel(**_names(variants.first_card()))])
 
     @router.get(
         "/models/{name}",
@@ -125,7 +91,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         responses=LOOKUP_ERRORS,
         summary="The version that gets most requests, and its workers",
     )
-    async def describe_model() -> list[DescribedModel]:
+    async def describe_model() -> list[TorchServeVersion]:
         return (await described())[:1]
 
     @router.get(
@@ -135,20 +101,20 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         responses=LOOKUP_ERRORS,
         summary="A version, or `all` versions, and their workers",
     )
-    async def describe_version(version: str) -> list[DescribedModel]:
+    async def describe_version(version: str) -> list[TorchServeVersion]:
         if version == ALL_VERSIONS:
             return await described()
         find_version(variants, version)
         return [each for each in await described() if each.model_version == version]
 
-    async def described() -> list[DescribedModel]:
+    async def described() -> list[TorchServeVersion]:
         """Return all versions, that of most requests first."""
         deployments = (await service.describe())["deployments"]
         versions = []
         for variant, card in variants.cards().items():
             stage = deployments.get(STAGE if variant == MAIN else f"{variant}.{STAGE}", {"replicas": {}})
-            workers = [Worker(id=str(number)) for number in range(stage["replicas"].get("RUNNING", 0))]
-            versions.append(DescribedModel(**_names(card), model_version=card.version, workers=workers))
+            workers = [TorchServeWorker(id=str(number)) for number in range(stage["replicas"].get("RUNNING", 0))]
+            versions.append(TorchServeVersion(**_names(card), model_version=card.version, workers=workers))
         return versions
 
     async def predict(request: Request, _documented: Annotated[TopParameters, Query()]) -> Response:
