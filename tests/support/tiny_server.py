@@ -24,7 +24,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
                 answer = await handler(head + await reader.readexactly(length))
                 if not answer:
                     break
