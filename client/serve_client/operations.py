@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sized
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
@@ -71,7 +71,7 @@ class Operations:
         headers = {"Content-Type": "application/octet-stream", **_model(model)}
         request = Request("POST", PATH, {"params": params, "headers": headers, "content": encoded.data})
         reply = await self._session.send(request, timeout)
-        (result,) = reply.json()["results"]
+        (result,) = reply.member("results")
         return replace(to_image_result(result, reply.headers), name=encoded.name)
 
     async def classify_many(
@@ -163,8 +163,8 @@ class Operations:
         """Return the class names, by class id; ``model`` is the variant, ``name`` by default the model that serves."""
         if name is None:
             name = (await self.models()).models[0].name
-        data = await self._get(f"/v1/models/{quote(name, safe='')}/labels", _model(model))
-        return list(data["labels"])
+        request = Request("GET", f"/v1/models/{quote(name, safe='')}/labels", {"headers": _model(model)})
+        return list((await self._session.send(request)).member("labels"))
 
     async def status(self) -> dict[str, Any]:
         """Return the state of the service, and totals of one ingress replica since its start."""
@@ -184,8 +184,8 @@ class Operations:
             raise
         return True
 
-    async def _get(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
-        return (await self._session.send(Request("GET", path, {"headers": dict(headers or {})}))).json()
+    async def _get(self, path: str) -> Any:
+        return (await self._session.send(Request("GET", path))).json()
 
 
 def _params(top_k: int | None, min_score: float | None, explain: bool, explain_class: int | None) -> dict[str, Any]:

@@ -61,6 +61,13 @@ class Reply:
         """Return the parsed body, or raise UnexpectedResponseError."""
         return parse_json(self.body)
 
+    def member(self, name: str) -> Any:
+        """Return one member of the parsed body, or raise UnexpectedResponseError."""
+        body = self.json()
+        if isinstance(body, Mapping) and name in body:
+            return body[name]
+        raise UnexpectedResponseError(f"the response lacks {name!r}: {self.body[:QUOTED_CHARS]!r}")
+
 
 class Session:
     """Sends requests over a transport.
