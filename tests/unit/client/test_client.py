@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from fastapi import FastAPI
 
 from serve_app.config import FeedbackConfig, KeysConfig, LimitsConfig
 from serve_app.errors import OverloadedError

@@ -11,7 +11,8 @@ from PIL import Image
 
 from serve_client.errors import UnreadableImageError
 from serve_client.images import EncodedImage, encode, encode_png
-from tests.support.photos import STORED, encode as encode_as, make_photo, make_picture
+from tests.support.photos import STORED, make_photo, make_picture
+from tests.support.photos import encode as encode_as
 
 PHOTO = make_photo()
 PICTURE = make_picture(37, 23)

@@ -32,8 +32,15 @@ def retries(timeout_s: float = 60, most: int = 5, repeatable: bool = True, clock
 
 @pytest.mark.parametrize(
     ("error", "repeatable", "once"),
-    [(BUSY, True, True), (LOST, True, False), (LATE, True, False), (BROKEN, False, False)]
-    + [(CUT, True, False), (REFUSED, True, True), (ResponseTimeoutError("late"), True, False)],
+    [
+        (BUSY, True, True),
+        (LOST, True, False),
+        (LATE, True, False),
+        (BROKEN, False, False),
+        (CUT, True, False),
+        (REFUSED, True, True),
+        (ResponseTimeoutError("late"), True, False),
+    ],
 )
 def test_what_is_repeated(error: ServeError, repeatable: bool, once: bool) -> None:
     """A request that may run only once is repeated only where the service had not begun."""
