@@ -34,7 +34,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _object(kind: type[T], data: Any) -> T:
     if not isinstance(data, Mapping):
         raise TypeError(f"not a {kind.__name__}")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type] # every class is hashable
     return kind(**{name: _value(hints[name], data[name]) for name in hints if name in data})
 
 
