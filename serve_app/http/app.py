@@ -22,6 +22,7 @@ from serve_app.http.cross_site import CrossSiteMiddleware
 from serve_app.http.error_forms import advice, error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
+from serve_app.http.openapi import complete_document, operation_id
 from serve_app.http.parameters_middleware import ParametersMiddleware
 from serve_app.http.responses import to_problem
 from serve_app.http.schemas import Problem
@@ -39,6 +40,9 @@ def create_app(service: Service) -> FastAPI:
         version="1",
         summary="Send a photo, get its most likely classes.",
         separate_input_output_schemas=False,
+        generate_unique_id_function=operation_id,
+        openapi_tags=[{"name": name} for name in ("images", "jobs", "service")],  # the order in /docs; others follow
+        redoc_url=None,  # its page loads a picture from a CDN
     )
     # A redirect to the path without its last slash would make a client send its body twice.
     app.router.redirect_slashes = False
@@ -68,6 +72,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(hugging_face.create_router(service, fan_out))
     app.include_router(torchserve.create_router(service, fan_out))
 
+    complete_document(app)
     return app
 
 

@@ -32,7 +32,7 @@ JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     """Build the two routes that classify images."""
-    router = APIRouter()
+    router = APIRouter(tags=["images"])
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.router.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))

@@ -63,13 +63,9 @@ BODY: dict[str, Any] = {
     "content": {
         "image/*": IMAGE_BODY,
         "application/octet-stream": IMAGE_BODY,
-        "application/json": {
-            "schema": JSON_SCHEMA,
-            "example": {"inputs": "<base64 of a JPEG>", "parameters": {"top_k": 2}},
-        },
+        "application/json": {"schema": JSON_SCHEMA},
     },
 }
-EXAMPLE = [{"label": "tabby", "score": 0.61}, {"label": "tiger cat", "score": 0.22}]
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -81,7 +77,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         operation_id="hugging_face_classify",
         response_model=list[LabelScore],
         openapi_extra={"requestBody": BODY},
-        responses={200: {"content": {"application/json": {"example": EXAMPLE}}}, **errors_as(ErrorMessage)},
+        responses=errors_as(ErrorMessage),
         summary="Classify one image, as Hugging Face's inference servers do",
     )
     async def classify(request: Request, _documented: Annotated[PipelineParameters, Query()]) -> Response:

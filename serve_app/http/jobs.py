@@ -56,6 +56,7 @@ BODY = {
     "required": True,
     "content": {
         "application/zip": ZIP,
+        "application/octet-stream": ZIP,
         FORM: {"schema": FILE},
         "application/json": {"schema": JobSource.model_json_schema()},
     },
@@ -89,7 +90,7 @@ def create_router(service: Service) -> APIRouter:
         responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 414, 415, 422, 429, 503)},
         summary="Classify all images of a zip, folder or bucket prefix",
     )
-    async def submit(
+    async def submit_job(
         request: Request, parameters: Annotated[JobParameters, Query()], key: Annotated[str | None, Key] = None
     ) -> Response:
         """Submit a zip as the body or as the only file of a form, or name a source in JSON.
@@ -151,7 +152,7 @@ def create_router(service: Service) -> APIRouter:
         return _json(await _in_store(_visible_state, store(), job, request.state.caller, read_owner(request)))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
-    async def cancel(request: Request, job: str) -> Response:
+    async def cancel_job(request: Request, job: str) -> Response:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
         await _in_store(jobs.state, job, request.state.caller, read_owner(request))
@@ -168,7 +169,7 @@ def create_router(service: Service) -> APIRouter:
         response_class=Response,
         summary="Download the results of a job that has ended",
     )
-    async def results(
+    async def get_job_results(
         request: Request,
         job: str,
         format: Annotated[Format, Query(description="Format of the file.")] = "json",

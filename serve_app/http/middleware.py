@@ -26,7 +26,7 @@ from serve_app.observability import tracing
 from serve_app.observability.stats import Stats
 
 # GET requests that need no API key: health and documentation. Everything else needs one, whatever its method and path.
-PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/redoc", "/openapi.json")
+PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/openapi.json")
 PUBLIC_FOLDER = "/static-offline-docs/"
 # Job uploads go to disk as they arrive and have limits of their own, so admission control does not count them.
 JOBS_PATH = "/v1/jobs"

@@ -45,13 +45,7 @@ CONFIG_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT6
 INFER_BODY = {
     "required": True,
     "content": {
-        "application/json": {
-            "schema": body_schema(InferRequest),
-            "example": {
-                "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["<base64 of a JPEG>"]}],
-                "parameters": {"top_k": 3},
-            },
-        },
+        "application/json": {"schema": body_schema(InferRequest)},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }

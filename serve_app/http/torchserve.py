@@ -51,7 +51,6 @@ BODY: dict[str, Any] = {
 }
 ERRORS = errors_as(TorchServeError)
 LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 503)}
-EXAMPLE = {"tabby": 0.61, "tiger cat": 0.22}
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -142,7 +141,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
                 dependencies=[Depends(check) for check in checks],
                 response_model=dict[str, float],
                 openapi_extra={"requestBody": BODY},
-                responses={200: {"content": {"application/json": {"example": EXAMPLE}}}, **ERRORS},
+                responses=ERRORS,
                 summary="Classify one image, as TorchServe's image_classifier does",
             )
     return router

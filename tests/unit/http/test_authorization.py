@@ -22,7 +22,7 @@ KEY = {"x-api-key": "secret"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 LISTED = (
     *("/", "/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready"),
-    *("/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"),
+    *("/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css"),
 )
 UNKNOWN = ("/none", "/v1", "/v1/none", "/docs/oauth2-redirect", "/static-offline-docs", "/healthz/x")
 
