@@ -40,7 +40,7 @@ def test_the_wheel_is_small_and_complete(wheel: Path) -> None:
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        modules = {f"serve_client/{path.name}" for path in (FOLDER / "serve_client").glob("*.py")}
+        modules = {f"serve_client/{path.name}" for path in (ROOT / "serve_client").glob("*.py")}
         assert modules | {"serve_client/py.typed"} == {name for name in names if name.startswith("serve_client/")}
         (license_name,) = (name for name in names if name.endswith("/LICENSE"))
         assert archive.read(license_name) == (ROOT / "LICENSE").read_bytes()
