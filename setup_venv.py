@@ -168,8 +168,9 @@ def torch_arguments(index):
     """Return the arguments that make pip take torch from an index."""
     if index is None:
         return []
-    pins = ["{}=={}+cpu".format(package, pinned(package)) for package in TORCH] if index == CPU_INDEX else []
-    return ["--extra-index-url", index, *pins]
+    # pip prefers 2.0+cpu to 2.0. torch is named all the same: without it pip would fetch 3 GB of CUDA, and say nothing.
+    pin = ["torch=={}+cpu".format(pinned("torch"))] if index == CPU_INDEX else []
+    return ["--extra-index-url", index, *pin]
 
 
 def announce(before, index, new_extras, reason):
