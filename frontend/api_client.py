@@ -81,10 +81,12 @@ class ApiClient:
         """Return the served models, the limits of a request, the accepted formats and the feedback settings."""
         return self._json("GET", "/v1/models")
 
-    def labels(self, name: str, variant: str) -> list[str]:
-        """Return a model's class names, by class id."""
+    def classes(self, name: str, variant: str) -> dict[str, str]:
+        """Return a model's class names in the order of the class ids, with their descriptions, '' without one."""
         path, headers = f"/v1/models/{quote(name, safe='')}/labels", {"X-Model": variant}
-        return list(self._json("GET", path, headers=headers)["labels"])
+        response = self._json("GET", path, headers=headers)
+        descriptions = response.get("descriptions", {})
+        return {label: descriptions.get(label, "") for label in response["labels"]}
 
     def status(self) -> Json:
         """Return the service's counters since its start."""

@@ -75,7 +75,7 @@ def test_problems_are_raised(client: ApiClient, service: LocalService) -> None:
     service.client.failing = OverloadedError("busy")
     assert client.not_ready_reason() is not None
     with pytest.raises(ProblemError) as raised:
-        client.labels("other", "main")
+        client.classes("other", "main")
     assert raised.value.problem["status"] == 404
 
 
