@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from serve_app.analytics import etl
-from serve_app.observability.prediction_log import RAW, SCHEMA, write_rows
+from serve_app.observability.prediction_log import write_rows
+from serve_app.prediction_log_format import RAW, SCHEMA
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from serve_app.analytics import etl
 from serve_app.cli.main import app
 from serve_app.files import exclusive_lock
-from serve_app.observability.prediction_log import RAW, SCHEMA
+from serve_app.prediction_log_format import RAW, SCHEMA
 from tests.support.prediction_rows import days, row, write_raw
 
 

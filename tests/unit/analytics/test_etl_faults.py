@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve_app.analytics import etl
-from serve_app.observability.prediction_log import RAW
+from serve_app.prediction_log_format import RAW
 from tests.support.paths import ROOT
 from tests.support.prediction_rows import NOON, days, row, summarized, write_old_raw, write_raw
 
