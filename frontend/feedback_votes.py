@@ -47,6 +47,14 @@ def count_votes(folder: Path, first: date, last: date) -> VoteCount:
     return VoteCount(len(table), answers.count(True), answers.count(False), by_version)
 
 
+def newest_vote_ns(folder: Path) -> int:
+    """Return when a vote was last added or deleted, in ns since 1970; 0 without votes."""
+    try:
+        return (folder / "votes").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _paths(folder: Path, first: date, last: date) -> list[Path]:
     """Return the newest votes of these days, oldest first; a vote's name begins with its time in ns."""
     named = []

@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import altair as alt
 import duckdb
@@ -18,7 +19,7 @@ from frontend.api_client import ApiClient
 from frontend.components.downloads import offer_csv
 from frontend.components.log_notices import LOG_VARIABLE, feedback_folder, show_empty, show_no_folder, show_state
 from frontend.components.markdown import escape_markdown
-from frontend.feedback_votes import MAX_VOTES, count_votes
+from frontend.feedback_votes import MAX_VOTES, count_votes, newest_vote_ns
 from frontend.prediction_log_queries import LEVELS, NOISE_FACTOR, QUANTILES, DateRange, PredictionLogQueries
 from frontend.prediction_log_reader import RawFiles, Signature, log_signature
 
@@ -30,6 +31,13 @@ DRAWING_SHARE = 0.1  # of the time between two refreshes that a slow page may dr
 log = logging.getLogger("frontend")
 
 
+class State(NamedTuple):
+    """What changes when the page has something new to show."""
+
+    log: Signature
+    votes_ns: int
+
+
 def show_analytics(client: ApiClient) -> None:
     """Show the charts of the selected days, or what will appear; new images appear by themselves."""
     st.title("Analytics")
@@ -38,10 +46,9 @@ def show_analytics(client: ApiClient) -> None:
     if not name:
         show_no_folder()
         return
-    folder, started = Path(name), time.monotonic()
-    signature = log_signature(folder)
+    state, started = _read_state(name), time.monotonic()
     try:
-        queries = _open_log(name, signature)
+        queries = _open_log(name, state.log)
         if days := queries.days():
             _show_days(queries, days)
         else:
@@ -49,7 +56,7 @@ def show_analytics(client: ApiClient) -> None:
     except duckdb.Error:
         log.exception("the prediction log cannot be read now")
         st.info("**The prediction log cannot be read now.** This page tries again by itself.", icon=":material/sync:")
-    _rerun_on_change(folder, signature, time.monotonic() - started)
+    _rerun_on_change(name, state, time.monotonic() - started)
 
 
 @st.cache_resource(show_spinner=False)
@@ -63,14 +70,19 @@ def _open_log(folder: str, signature: Signature) -> PredictionLogQueries:
     return PredictionLogQueries(Path(folder), _raw_files(folder))
 
 
-def _rerun_on_change(folder: Path, signature: Signature, drawing_s: float) -> None:
-    """Run the page again once the log has changed."""
+def _read_state(folder: str) -> State:
+    votes = feedback_folder()
+    return State(log_signature(Path(folder)), newest_vote_ns(Path(votes)) if votes else 0)
+
+
+def _rerun_on_change(folder: str, state: State, drawing_s: float) -> None:
+    """Run the page again once the log or the votes have changed."""
     drawn, wait_s = time.monotonic(), max(REFRESH_S, drawing_s / DRAWING_SHARE)
 
     @st.fragment(run_every=wait_s)
     def check() -> None:
         # The first call is part of this run.
-        if time.monotonic() - drawn > wait_s / 2 and log_signature(folder) != signature:
+        if time.monotonic() - drawn > wait_s / 2 and _read_state(folder) != state:
             st.rerun()
 
     check()

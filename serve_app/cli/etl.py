@@ -31,10 +31,11 @@ def etl(
     import duckdb
 
     from serve_app.analytics import etl as analytics_etl
+    from serve_app.prediction_log_format import REJECTED
 
     with exit_on(analytics_etl.EtlError, OSError, duckdb.Error, code=2):
         report = analytics_etl.run(folder, keep_days, max_bytes=max_bytes, memory_mb=memory_mb)
     typer.echo(json.dumps(asdict(report)))
     if report.rejected_files or report.rejected_rows:
-        typer.echo(f"error: files or rows were rejected; see {folder / analytics_etl.REJECTED}", err=True)
+        typer.echo(f"error: files or rows were rejected; see {folder / REJECTED}", err=True)
         raise typer.Exit(1)

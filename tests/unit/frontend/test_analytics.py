@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend.api_client import ServerDownError
 from frontend.prediction_log_queries import DateRange, PredictionLogQueries, measure_drift, quantile
+from serve_app import prediction_log_format
 from serve_app.analytics import etl
 from tests.support.logged import CLASSES, log_day
 from tests.support.prediction_rows import NOON, row, write_raw
@@ -74,7 +75,7 @@ def test_counts(queries: PredictionLogQueries) -> None:
 
 def test_phase_quantiles_match_the_rows(queries: PredictionLogQueries, folder: Path) -> None:
     """The histograms' quantiles are within 5 % of the exact ones."""
-    exact = pd.read_parquet(folder / etl.DAYS / f"{DAYS[0]}.parquet")["total_ms"]
+    exact = pd.read_parquet(folder / prediction_log_format.DAYS / f"{DAYS[0]}.parquet")["total_ms"]
     estimated = queries.phase_quantiles(FIRST)["total_ms"]
     assert estimated == pytest.approx([exact.quantile(q) for q in (0.5, 0.95, 0.99)], rel=0.05)
 
@@ -90,7 +91,7 @@ def test_versions_side_by_side(queries: PredictionLogQueries, folder: Path) -> N
     """Each version has a row with the mean score and the quantiles of its own images."""
     versions = queries.versions(TWO_VERSIONS).set_index("version")
     assert list(versions.index) == ["v1", "v2"]
-    rows = pd.read_parquet(folder / etl.DAYS / f"{DAYS[4]}.parquet").groupby("version")
+    rows = pd.read_parquet(folder / prediction_log_format.DAYS / f"{DAYS[4]}.parquet").groupby("version")
     assert list(versions["mean score"]) == pytest.approx(list(rows["score"].mean()))
     assert list(versions["p95 ms"]) == pytest.approx(list(rows["total_ms"].quantile(0.95)), rel=0.1)
 
