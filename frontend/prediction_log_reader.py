@@ -27,11 +27,16 @@ FileId = tuple[Path, int]  # path and time of change in ns
 
 
 class RawFiles:
-    """The rows in ``raw/``. A file never changes, so each is read once."""
+    """The rows in ``raw/``. A file never changes, so each is read once.
+
+    Attributes:
+        unread: Files above MAX_RAW_BYTES, which the last ``read`` left out.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / RAW
         self._tables: dict[FileId, pa.Table] = {}
+        self.unread = 0
 
     def read(self) -> pa.Table:
         """Return the rows of all files, with the columns of SCHEMA; without the files that cannot be read."""
@@ -40,12 +45,14 @@ class RawFiles:
         return pa.concat_tables([SCHEMA.empty_table(), *self._tables.values()])
 
     def _newest(self) -> Iterator[FileId]:
-        total = 0
+        self.unread = total = 0
         for path in sorted(self._folder.glob("[!.]*.parquet"), key=lambda path: path.name, reverse=True):
             with suppress(OSError):  # the ETL has deleted it
                 total += (status := path.stat()).st_size
                 if total <= MAX_RAW_BYTES:
                     yield path, status.st_mtime_ns
+                else:
+                    self.unread += 1
 
 
 def log_signature(folder: Path) -> Signature:

@@ -27,7 +27,7 @@ CHART_HEIGHT_PX = 220
 DEFAULT_DAYS = 7
 COLORS = {"none": "green", "small": "blue", "moderate": "orange", "large": "red"}
 REFRESH_S = 5.0  # with `flush_s`, also 5 s, an image appears within 15 s
-DRAWING_SHARE = 0.1  # of the time between two refreshes that a slow page may draw
+DRAWING_SHARE = 0.25  # of the time between two refreshes that a slow page may draw
 log = logging.getLogger("frontend")
 
 
@@ -49,6 +49,10 @@ def show_analytics(client: ApiClient) -> None:
     state, started = _read_state(name), time.monotonic()
     try:
         queries = _open_log(name, state.log)
+        if unread := _raw_files(name).unread:
+            st.caption(
+                f"The oldest {unread:,} raw files are not read: the ETL does not run. The service's log says why."
+            )
         if days := queries.days():
             _show_days(queries, days)
         else:

@@ -63,7 +63,7 @@ class PredictionLog:
         self.error: str | None = None
         self._fs, self._folder = _open(config.folder)
         self._has_folder, self._is_full, self._checked_s = False, False, -math.inf
-        self._flush()  # writes nothing yet; a folder that cannot be created is logged now
+        self._flush()  # there are no rows yet; a folder that cannot be created is logged now
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
@@ -113,19 +113,21 @@ class PredictionLog:
 
         An error of any type ends this flush and not the thread: without the thread all later rows would be dropped.
         """
+        if self._has_folder and not self._rows:
+            return
         error = None
         try:
             if not self._has_folder:  # once: a folder that vanishes later was on a disk that is gone
                 self._fs.create_dir(f"{self._folder}/{RAW}", recursive=True)
                 self._has_folder = True
-            if self._check_room():
-                for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
-                    self._write_file([self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))])
-            else:
+            if self._rows and not self._has_room():
                 error = f"the folder is full (limit: `prediction_log.max_bytes` = {self._config.max_bytes})"
                 while self._rows:
                     self._rows.popleft()
                     self.dropped += 1
+            else:
+                for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
+                    self._write_file([self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))])
         except OSError as caught:
             error = os.strerror(caught.errno) if caught.errno else type(caught).__name__
         except Exception as caught:
@@ -135,7 +137,7 @@ class PredictionLog:
             log.error("prediction log %s: %s; %d rows stay buffered", self._folder, error, len(self._rows))
         self.error = error
 
-    def _check_room(self) -> bool:
+    def _has_room(self) -> bool:
         """Return whether the folder holds less than ``max_bytes``; count it every ``ROOM_CHECK_S``.
 
         The ETL deletes old rows long before that, unless it fails each time. A bucket is not counted.

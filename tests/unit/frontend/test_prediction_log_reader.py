@@ -212,7 +212,9 @@ def test_too_many_raw_bytes_are_not_read(tmp_path: Path, monkeypatch: pytest.Mon
     for name in "abc":
         write_raw(tmp_path, name, [row(ord(name))])
     monkeypatch.setattr(prediction_log_reader, "MAX_RAW_BYTES", 2 * (tmp_path / RAW / "a.parquet").stat().st_size + 200)
-    assert RawFiles(tmp_path).read()["request_id"].to_pylist() == [f"req_{ord(name)}" for name in "cb"]
+    raw = RawFiles(tmp_path)
+    assert raw.read()["request_id"].to_pylist() == [f"req_{ord(name)}" for name in "cb"]
+    assert raw.unread == 1
 
 
 def test_the_signature_changes_with_the_log(tmp_path: Path) -> None:
