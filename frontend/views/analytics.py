@@ -141,7 +141,7 @@ def _show_times(queries: PredictionLogQueries, selected: DateRange) -> None:
         offer_csv(times, "times")
     with right:
         st.subheader("Batch size")
-        _show_histogram(queries.histogram(selected, "batch_size"), "images in a batch")
+        _show_histogram(queries.histogram(selected, "batch_size"), "images in a batch", tickMinStep=1)
 
 
 def _show_classes(queries: PredictionLogQueries, selected: DateRange) -> None:
@@ -156,7 +156,7 @@ def _show_classes(queries: PredictionLogQueries, selected: DateRange) -> None:
         offer_csv(classes, "classes")
     with right:
         st.subheader("Confidence")
-        _show_histogram(queries.histogram(selected, "score"), "score of the most likely class")
+        _show_histogram(queries.histogram(selected, "score"), "score of the most likely class", (0, 1))
         if selected.first != selected.last:
             mix = queries.class_mix(selected)
             st.area_chart(mix, x="day", y="share", color="label", x_label="", stack=True, height=CHART_HEIGHT_PX)
@@ -223,7 +223,10 @@ def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[d
     )
 
 
-def _show_histogram(bins: pd.DataFrame, title: str) -> None:
-    x, y = alt.X("low:Q", bin="binned", title=title), alt.Y("images:Q", title=None)
+def _show_histogram(bins: pd.DataFrame, title: str, domain: tuple[float, float] | None = None, **axis: float) -> None:
+    """Draw a histogram; ``domain`` are the ends of its axis where few values would leave them open."""
+    scale = alt.Scale(domain=domain) if domain else alt.Undefined
+    x = alt.X("low:Q", bin="binned", title=title, scale=scale, axis=alt.Axis(**axis))
     bars = alt.Chart(bins, height=CHART_HEIGHT_PX).mark_bar()
-    st.altair_chart(bars.encode(x, y, x2="high:Q", tooltip=["low", "images"]))
+    counts = alt.Y("images:Q", title=None, axis=alt.Axis(tickMinStep=1))
+    st.altair_chart(bars.encode(x, counts, x2="high:Q", tooltip=["low", "images"]))
