@@ -22,9 +22,9 @@ ENTRYPOINT ["tini", "--"]
 # Extracts the requirements from pyproject.toml: a change of anything else in that file does not repeat the installation.
 FROM base AS requirements
 COPY pyproject.toml .
-RUN python -c "import pathlib, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-extras = project['optional-dependencies']; \
-requirements = {'serve': project['dependencies'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
+RUN python -c "import pathlib, tomllib; \
+extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+requirements = {'serve': extras['api'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
 [pathlib.Path(name + '.txt').write_text('\n'.join(lines)) for name, lines in requirements.items()]"
 
 FROM base AS page
@@ -32,7 +32,6 @@ COPY --from=requirements /app/page.txt /tmp/install/
 COPY constraints.txt /tmp/install/
 RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/install/page.txt \
  && rm -r /tmp/install
-COPY .streamlit .streamlit
 COPY frontend frontend
 COPY LICENSE .
 COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py \

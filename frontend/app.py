@@ -33,7 +33,7 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
         except ServerDownError as error:
             st.error(
                 f"**The classification service is not responding.** {escape_markdown(error)}. "
-                "Start it with `make run`, or set API_URL to the service's address.",
+                "Start it with `make run` or `serve-app run`, or set API_URL to the service's address.",
                 icon=":material/power_off:",
             )
         except ProblemError as error:

@@ -69,7 +69,7 @@ class WeightsConfig(FrozenModel):
 class EngineConfig(FrozenModel):
     """How the model runs. A plain string sets ``runtime`` alone."""
 
-    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "mnn"] = Field(
+    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd"] = Field(
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
@@ -181,9 +181,7 @@ class JobsConfig(Settings):
         (), description="Folders and bucket prefixes (`s3://…`) that a job may read; if empty, a job must upload a zip."
     )
     max_zip_bytes: Bytes = Field(500 * MiB, description="Largest zip.")
-    max_zip_entries: Annotated[int, Unit("entries")] = Field(
-        100_000, gt=0, description="Most files and folders in a zip."
-    )
+    max_zip_entries: Annotated[int, Unit("entries")] = Field(100_000, gt=0, description="Most entries of a zip.")
     max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
     max_upload_s: Seconds = Field(4 * 3600.0, description="Longest time that the upload of a zip may take.")
     max_queued_jobs: Annotated[int, Unit("jobs")] = Field(
@@ -260,6 +258,9 @@ class IngressConfig(ResponseConfig):
     )
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
+    model_aliases: tuple[str, ...] = Field(
+        (), description="Further names of the model in paths, such as the one that it had on another server."
+    )
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()

@@ -1,4 +1,4 @@
-"""Where the project's own files are, and where the service keeps its data."""
+"""Where the project's own files are (in a checkout, an image or a wheel), and where the service keeps its data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parent  # of a checkout: configs/ and frontend/ stand beside the package
+ROOT = PACKAGE.parent  # of a checkout; for a wheel the folder into which pip installs packages
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+CONFIGS = PACKAGE / "configs"  # a link to configs/ of the checkout; a wheel contains copies
+PAGE = ROOT / "frontend" / "app.py"
 DATA_VARIABLE = "SERVE_APP_DATA"
 
 
@@ -18,7 +21,7 @@ def data_folder() -> Path:
     """
     if chosen := os.environ.get(DATA_VARIABLE):
         return Path(chosen).absolute()
-    if (ROOT / "pyproject.toml").is_file():
+    if IS_CHECKOUT:
         return ROOT / ".data"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "serve-app"
 

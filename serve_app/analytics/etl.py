@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
 from serve_app.analytics import retention
-from serve_app.files import atomic_write, exclusive_lock
+from serve_app.files import atomic_write, create_folder, exclusive_lock
 from serve_app.prediction_log_format import (
     ADDED_LATER,
     COMPLETE,
@@ -98,7 +98,7 @@ def run(
 
 def _update(folder: Path, memory_mb: int | None, report: Report) -> None:
     for name in (DAYS, REJECTED, *(f"{SUMMARY}/{table}" for table in TABLES)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        create_folder(folder / name)
     with duckdb.connect() as db:
         # DuckDB downloads a missing extension by default; the ETL must work offline.
         db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")

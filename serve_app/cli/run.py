@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from serve_app.paths import ROOT
+from serve_app.paths import CONFIGS
 
 WEIGHTS_HELP = "auto (imagenet if it can be downloaded within a minute, else demo), imagenet, demo, or config."
 
 
 def run(
-    config: Annotated[Path, Option(help="Serve config file.")] = ROOT / "configs" / "local.yaml",
+    config: Annotated[Path, Option(help="Serve config file.")] = CONFIGS / "local.yaml",
     weights: Annotated[str, Option(help=WEIGHTS_HELP)] = "auto",
     host: Annotated[Literal["127.0.0.1", "0.0.0.0"], Option(help="Address of API and page.")] = "127.0.0.1",
     port: Annotated[int, Option(help="Port of the API.")] = 8000,

@@ -20,6 +20,11 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     responses.py              results -> JSON
     schemas.py                the JSON types
     oip.py                    Open Inference Protocol, /v2; oip_tensors.py reads and writes its tensors
+    hugging_face.py           POST /, as Hugging Face's inference servers have it
+    torchserve.py             /predictions, /ping and /models, as TorchServe has them
+    one_image.py              classifies the only image of a request, for these two
+    model_names.py            model and version in a path -> variant
+    error_forms.py            errors in the form of the path's protocol
     jobs.py                   /v1/jobs; job_uploads.py writes a zip to disk
     feedback.py               POST /v1/feedback
     status.py                 health, models, status

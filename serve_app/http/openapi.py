@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from serve_app.http.schemas import Problem
 from serve_app.http.uploads import FILE_FIELDS, JsonBody, Parameters, body_schema
 
@@ -51,6 +53,17 @@ STATUS_TEXTS = {
     503: "Overloaded or not ready; see Retry-After",
     504: "Deadline exceeded; see Retry-After",
 }
+
+
+def errors_as(form: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the errors of a route of another server's protocol, in the form that its clients read."""
+    return {
+        status: {"description": text, "model": form}
+        for status, text in STATUS_TEXTS.items()
+        if status not in (403, 409)
+    }
+
+
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, text in STATUS_TEXTS.items()

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 
 from serve_app.batch.job_store import open_store
 from serve_app.config import ResponseConfig
-from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.errors import NotReadyError
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.job_quota import queue_quota
+from serve_app.http.model_names import check_model_name
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import Usage
 from serve_app.http.service import Service
@@ -60,9 +61,8 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         card = service.router.first_card() if variant is None else cards.get(service.router.choose(variant).variant)
         if card is None:
             raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
-        if name != card.name:
-            raise UnknownModelError(f"there is no model {name!r}; the model is {card.name!r}")
-        return {"name": name, "version": card.version, "labels": card.labels}
+        check_model_name(service, name, card.name)
+        return {"name": card.name, "version": card.version, "labels": card.labels}
 
     @router.get("/v1/status", summary="State of the service, and totals of this ingress replica since its start")
     async def status() -> dict[str, Any]:

@@ -33,6 +33,7 @@ from serve_app.launcher.processes import (
     raise_on_signals,
     wait_until_ok,
 )
+from serve_app.paths import IS_CHECKOUT
 from serve_app.release import serve_config
 from serve_app.release.rollout import DeployError, ServeApi, previous_config
 from serve_app.release.serve_config import ConfigError
@@ -79,7 +80,7 @@ def main(
             say(f"ready in {time.monotonic() - started:.0f} s")
             typer.echo(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n  data  {data.describe(config)}\n"
-                f"\n  Ctrl-C stops both. Live changes: make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}\n"
+                f"\n  Ctrl-C stops both. Live changes: {deploy_command(config_file, dashboard)}\n"
             )
             while True:
                 signal.pause()
@@ -87,6 +88,13 @@ def main(
         pass
     except (StartError, ConfigError) as error:
         sys.exit(f"error: {error}")
+
+
+def deploy_command(config_file: Path, dashboard: str) -> str:
+    """Return the command that brings a changed config to the running service."""
+    if IS_CHECKOUT:
+        return f"make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}"
+    return f"copy {config_file}, change the copy, run serve-app deploy COPY --address {dashboard}"
 
 
 def check_ports(**ports: int) -> None:
@@ -105,9 +113,10 @@ def check_ports(**ports: int) -> None:
             try:
                 probe.bind((address, port))
             except OSError as error:
+                option = "--" + variable.lower().replace("_", "-")
                 raise StartError(
                     f"port {port} cannot be used ({error.strerror}): stop {listener(port)}, "
-                    f"or choose another port with `make run {variable}=…`"
+                    f"or choose another port with `make run {variable}=…` or `serve-app run {option} …`"
                 ) from None
 
 

@@ -73,7 +73,7 @@ def test_where_the_data_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert [data_path(name) for name in ("/a/b", "s3://bucket/a")] == ["/a/b", "s3://bucket/a"]
     monkeypatch.delenv(DATA_VARIABLE)
     assert data_folder() == ROOT / ".data"
-    monkeypatch.setattr(paths, "ROOT", tmp_path)  # as of a wheel: no pyproject.toml beside the package
+    monkeypatch.setattr(paths, "IS_CHECKOUT", False)  # an installed wheel
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert data_folder() == tmp_path / "state" / "serve-app"
     monkeypatch.delenv("XDG_STATE_HOME")
