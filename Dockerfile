@@ -34,7 +34,8 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
  && rm -r /tmp/install
 COPY frontend frontend
 COPY LICENSE .
-COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py serve_app/zip_entries.py serve_app/
+COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py \
+     serve_app/prediction_log_format.py serve_app/zip_entries.py serve_app/
 COPY serve_app/preprocessing serve_app/preprocessing
 ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0
 USER ray
@@ -65,7 +66,7 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
       ${WHEEL_INDEX:+--extra-index-url "$WHEEL_INDEX"} \
  && rm -r /tmp/install
 # A new volume takes its owner from the folder on which it is mounted.
-RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
+RUN install --directory --owner=ray --group=ray /weights /data
 COPY LICENSE .
 COPY configs configs
 COPY serve_app serve_app
@@ -75,7 +76,7 @@ COPY serve_app serve_app
 RUN python -m serve_app.launcher.haproxy /usr/local/bin/serve-haproxy
 ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
 # `ray start` does not put /app on the import path of its workers; PYTHONPATH does, whichever command starts Ray.
-ENV PYTHONPATH=/app TORCH_HOME=/weights
+ENV PYTHONPATH=/app TORCH_HOME=/weights SERVE_APP_DATA=/data
 USER ray
 # The demo model is part of the package. ImageNet weights come from the volume, or with BAKE_WEIGHTS from the image.
 ARG BAKE_WEIGHTS=

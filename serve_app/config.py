@@ -29,6 +29,7 @@ Bytes = Annotated[int, Field(gt=0), Unit("bytes")]
 Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
 Images = Annotated[int, Field(ge=1), Unit("images")]
 Rows = Annotated[int, Field(ge=1), Unit("rows")]
+Days = Annotated[int, Unit("days")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -146,13 +147,13 @@ class KeysConfig(FrozenModel):
 
 
 class PredictionLogConfig(Settings):
-    """The prediction log: one row per image, failed images included."""
+    """The prediction log: one row per image, failed ones included. `keep_days`, `max_bytes`: not for a bucket."""
 
     renamed = {"max_waiting": "max_buffered_rows"}
-    folder: str = Field(..., description="Folder or bucket prefix (`s3://…`) that receives the rows as Parquet files.")
-    flush_s: Seconds = Field(
-        10.0, le=3600, description="Longest time that a row waits in memory; a killed process loses the waiting rows."
-    )
+    folder: str = Field(..., description="Folder or bucket (`s3://…`) of the rows. Relative: as for jobs.")
+    keep_days: Days = Field(90, ge=1, description="Days until rows are deleted; their counts per hour stay.")
+    max_bytes: Bytes = Field(1024 * MiB, description="Most bytes in the folder: the oldest rows go, then new ones.")
+    flush_s: Seconds = Field(5.0, le=3600, description="Longest wait of a row in memory; a killed process loses it.")
     rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
     max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
 
@@ -160,7 +161,7 @@ class PredictionLogConfig(Settings):
 class FeedbackConfig(FrozenModel):
     """Votes of people on the results, and the images that they correct."""
 
-    folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
+    folder: str = Field(..., description="Folder of the votes; all ingress replicas share it. Relative: as for jobs.")
     keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
     keep_days: Annotated[float | None, Unit("days")] = Field(
         None, gt=0, description="Time until votes and images are deleted; by default they stay."
@@ -174,7 +175,7 @@ class JobsConfig(Settings):
 
     renamed = {"max_waiting": "max_queued_jobs", "models": "workers"}
     folder: str = Field(
-        ..., description="Folder of uploads and results that all nodes share; relative to the project's root."
+        ..., description="Folder of uploads and results, shared by all nodes; a relative one is in the data folder."
     )
     sources: tuple[str, ...] = Field(
         (), description="Folders and bucket prefixes (`s3://…`) that a job may read; if empty, a job must upload a zip."

@@ -58,7 +58,7 @@ from serve_app.batch.job_sweep import delete, sweep
 from serve_app.errors import ConflictError, CorruptJobError, UnknownJobError
 from serve_app.files import atomic_write, create_folder, fsync
 from serve_app.model_card import ModelRef
-from serve_app.paths import ROOT
+from serve_app.paths import data_path
 
 log = logging.getLogger("serve_app")
 
@@ -262,4 +262,4 @@ class JobStore:
 
 def open_store(folder: str) -> JobStore:
     """Return the store of ``jobs.folder``; a relative folder is below the project."""
-    return JobStore(ROOT / folder)
+    return JobStore(Path(data_path(folder)))

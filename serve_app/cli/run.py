@@ -19,9 +19,10 @@ def run(
     port: Annotated[int, Option(help="Port of the API.")] = 8000,
     page_port: Annotated[int, Option(help="Port of the page.")] = 8501,
     is_open: Annotated[bool, Option("--open", help="Let everybody call who reaches the API, without a key.")] = False,
+    log: Annotated[bool, Option("--log/--no-log", help="Keep prediction log and votes as the config says.")] = True,
     page: Annotated[bool, Option("--page/--no-page", help="Start the page too.")] = True,
 ) -> None:
     """Start Ray Serve and the page on this machine; Ctrl-C stops both."""
     from serve_app.launcher import local  # imports Ray's clients, which --help does not need
 
-    local.main(config, weights, host, port, page_port if page else None, is_open)
+    local.main(config, weights, host, port, page_port if page else None, is_open, log)

@@ -72,7 +72,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
             "model": cards[0].ref.model_dump() if cards else None,
             **described,
             "admission": admission.snapshot(),
-            "prediction_log": service.prediction_log and service.prediction_log.snapshot(),
+            "prediction_log": (rows := service.prediction_log) and {**rows.snapshot(), "error": rows.error},
             **stats.snapshot(),
         }
 

@@ -123,7 +123,14 @@ def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
                 *("LICENSE", "frontend", "serve_app/preprocessing"),
                 *(
                     f"serve_app/{name}.py"
-                    for name in ("__init__", "classification_metrics", "csv_text", "errors", "zip_entries")
+                    for name in (
+                        "__init__",
+                        "classification_metrics",
+                        "csv_text",
+                        "errors",
+                        "prediction_log_format",
+                        "zip_entries",
+                    )
                 ),
             ],
         ),

@@ -87,6 +87,19 @@ def test_compose_serves_the_same_files_as_a_laptop(name: str, config: str) -> No
     assert SERVICES[name]["environment"] == {PUBLISHED_ON: "${BIND:-127.0.0.1}"}  # keyless on loopback only
 
 
+def test_the_page_reads_the_data_folder_of_the_api() -> None:
+    """One volume at the image's SERVE_APP_DATA: the API writes prediction log and votes, the page only reads them."""
+    environment = " ".join(rest for keyword, rest in instructions("AS serve") if keyword == "ENV")
+    assert "SERVE_APP_DATA=/data" in environment
+    assert all("data:/data" in SERVICES[name]["volumes"] for name in APIS)
+    assert SERVICES["page"]["volumes"] == ["data:/data:ro"]
+    for name, key in (("PREDICTION_LOG", "prediction_log"), ("FEEDBACK_FOLDER", "feedback")):
+        for file in ("local", "gpu", "production"):
+            (app,) = yaml.safe_load((ROOT / "configs" / f"{file}.yaml").read_text())["applications"]
+            (ingress,) = (each for each in app["deployments"] if each["name"] == "Ingress")
+            assert SERVICES["page"]["environment"][name] == f"/data/{ingress['user_config'][key]['folder']}"
+
+
 def test_the_image_repeats_nothing_of_ray_env() -> None:
     """It contains the file, and its command is `serve-app run`, which reads the file."""
     serve = instructions("AS serve")
