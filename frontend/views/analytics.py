@@ -141,7 +141,7 @@ def _show_times(queries: PredictionLogQueries, selected: DateRange) -> None:
         offer_csv(times, "times")
     with right:
         st.subheader("Batch size")
-        _show_histogram(queries.histogram(selected, "batch_size"), "images in a batch", tickMinStep=1)
+        _show_histogram(queries.histogram(selected, "batch_size"), "images in a batch")
 
 
 def _show_classes(queries: PredictionLogQueries, selected: DateRange) -> None:
@@ -156,7 +156,7 @@ def _show_classes(queries: PredictionLogQueries, selected: DateRange) -> None:
         offer_csv(classes, "classes")
     with right:
         st.subheader("Confidence")
-        _show_histogram(queries.histogram(selected, "score"), "score of the most likely class", (0, 1))
+        _show_histogram(queries.histogram(selected, "score"), "score of the most likely class", is_score=True)
         if selected.first != selected.last:
             mix = queries.class_mix(selected)
             st.area_chart(mix, x="day", y="share", color="label", x_label="", stack=True, height=CHART_HEIGHT_PX)
@@ -223,10 +223,9 @@ def _show_drift(queries: PredictionLogQueries, selected: DateRange, days: list[d
     )
 
 
-def _show_histogram(bins: pd.DataFrame, title: str, domain: tuple[float, float] | None = None, **axis: float) -> None:
-    """Draw a histogram; ``domain`` are the ends of its axis where few values would leave them open."""
-    scale = alt.Scale(domain=domain) if domain else alt.Undefined
-    x = alt.X("low:Q", bin="binned", title=title, scale=scale, axis=alt.Axis(**axis))
+def _show_histogram(bins: pd.DataFrame, title: str, is_score: bool = False) -> None:
+    """Draw a histogram of counts, or of scores: their axis goes from 0 to 1, whatever the values are."""
+    whole, scale = alt.Axis(tickMinStep=1), alt.Scale(domain=(0, 1)) if is_score else alt.Undefined
+    x = alt.X("low:Q", bin="binned", title=title, scale=scale, axis=alt.Axis() if is_score else whole)
     bars = alt.Chart(bins, height=CHART_HEIGHT_PX).mark_bar()
-    counts = alt.Y("images:Q", title=None, axis=alt.Axis(tickMinStep=1))
-    st.altair_chart(bars.encode(x, counts, x2="high:Q", tooltip=["low", "images"]))
+    st.altair_chart(bars.encode(x, alt.Y("images:Q", title=None, axis=whole), x2="high:Q", tooltip=["low", "images"]))
