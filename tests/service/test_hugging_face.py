@@ -61,6 +61,7 @@ def test_without_keys(running: Running, photo: str) -> None:
         check_broken_photos(client)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own use of httpx2
 async def test_the_asynchronous_client(running: Running, photo: str) -> None:
     async with AsyncInferenceClient(model=running.api) as client:
         assert len(await client.image_classification(photo, top_k=3)) == 3
