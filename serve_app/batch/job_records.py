@@ -13,10 +13,11 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
+from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import UnknownJobError
 from serve_app.files import CorruptFileError, read_stored
 from serve_app.model_card import ModelRef
+from serve_app.settings import FrozenModel
 
 ID = re.compile("[0-9a-f]{32}")
 DRAFT, DELETED = ".draft-", ".deleted-"

@@ -13,10 +13,10 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     uploads.py                request body -> encoded images
     content_coding.py         gzip and deflate
     form_body.py              multipart forms; form_names.py reads their names
-    json_body.py              JSON within bounds; base64_images.py decodes its images
+    json_body.py              JSON within bounds; base64_images.py reads its images and their URLs
     unknown_parameters.py     names what was ignored
     negotiation.py            Accept -> JSON or JSON lines
-    fan_out.py                one request -> one task per image
+    fan_out.py                one request -> one task per image; url_images.py has those by URL fetched
     responses.py              results -> JSON
     schemas.py                the JSON types
     oip.py                    Open Inference Protocol, /v2; oip_tensors.py reads and writes its tensors

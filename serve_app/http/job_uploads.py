@@ -12,11 +12,12 @@ from pathlib import Path
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from serve_app.config import JobsConfig, MiB
+from serve_app.config import JobsConfig
 from serve_app.errors import MalformedRequestError, OverloadedError
 from serve_app.http.form_names import read_names
 from serve_app.http.form_parts import FormParts
 from serve_app.http.uploads import LimitedRequest, content_type, receive_within
+from serve_app.settings import MiB
 
 # Browsers and tools know zips under several names; the last four are what clients send that set no type: S3's default,
 # curl's default, any, and none. The zip's own bytes are checked either way.

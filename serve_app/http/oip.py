@@ -35,8 +35,8 @@ from serve_app.preprocessing.formats import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 DESCRIPTIONS = {
-    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 in JSON, bytes as binary data. "
-    "The shape [N] means [N, 1].",
+    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 or its URL in JSON, bytes as binary "
+    "data. The shape [N] means [N, 1].",
     "label": "Class names, best first; the parameter top_k sets their number.",
     "score": "Softmax probabilities, 0-1; with the parameter classification, strings score:class_id:label.",
     "class_id": "Class ids: places in the model's list of labels.",
@@ -126,9 +126,9 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     async def infer(request: Request) -> Response:
         """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
 
-        Images are base64 in `data`, or binary data after the JSON. If an image fails, the request fails with that
-        image's status, and the error gives the image's index. Unknown parameters are ignored and named in the header
-        `X-Warnings`.
+        Images are base64 or allowed URLs in `data`, or binary data after the JSON. If an image fails, the request
+        fails with that image's status, and the error gives the image's index. Unknown parameters are ignored and named
+        in the header `X-Warnings`.
         """
         version = request.path_params.get("version")
         variant = request.headers.get("x-model") if version is None else find_version(variants, version)

@@ -8,9 +8,9 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from serve_app.batch.job_records import JobState
-from serve_app.config import FrozenModel
 from serve_app.messages import ImageInfo
 from serve_app.model_card import ModelRef
+from serve_app.settings import FrozenModel
 
 MAX_DETAIL_CHARS = 1000  # errors quote names and values that clients send
 
@@ -129,7 +129,9 @@ class ImageResult(FrozenModel):
     image: ImageInfo | None = None
     predictions: list[Prediction] | None = None
     uncertainty: Uncertainty | None = None
-    timings_ms: dict[str, float] | None = Field(default=None, description="decode, queue, model.")
+    timings_ms: dict[str, float] | None = Field(
+        default=None, description="fetch (of an image by URL), decode, queue, model."
+    )
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
     model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")

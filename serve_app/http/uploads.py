@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema, model_validator
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
@@ -21,11 +21,12 @@ from serve_app.errors import (
     UnsupportedImageError,
 )
 from serve_app.http.admission import Permit
-from serve_app.http.base64_images import decode_base64
+from serve_app.http.base64_images import decode_base64, read_url
 from serve_app.http.content_coding import Inflater, read_coding
 from serve_app.http.form_body import FORM, FormSchema, read_form
 from serve_app.http.json_body import is_json, looks_like_json, max_values, off_loop, parse_json
 from serve_app.http.unknown_parameters import note_unknown, note_unknown_members, note_unknown_query
+from serve_app.image_url import ImageUrl
 from serve_app.validation import Model, describe, short_repr
 
 RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is the default of S3
@@ -60,14 +61,35 @@ def or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class JsonInput(RequestModel):
-    """One image of a JSON body."""
+    """One image of a JSON body: the file itself, or its URL."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["b64"]},
+            "then": {"not": {"required": ["url"]}},
+            "else": {"required": ["url"]},
+        }
+    )
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
-    b64: str = Field(
+    b64: Annotated[str | None, WithJsonSchema({"type": "string", "format": "byte"})] = Field(
+        None,
         description="The encoded image, in base64 or as a data URI; line breaks, the URL-safe alphabet and missing "
         "padding are fine.",
-        json_schema_extra={"format": "byte"},
     )
+    url: Annotated[str | None, WithJsonSchema({"type": "string"})] = Field(
+        None,
+        description="The image's `https://` URL on a host that the service allows, or a data URI; instead of `b64`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> JsonInput:
+        if (self.b64 is None) == (self.url is None):
+            raise ValueError("send the image as `b64` or its `url`" + (", not both" if self.url else ""))
+        return self
+
+    def read(self) -> bytes | ImageUrl | ServiceError:
+        """Return the file, its URL, or the error that reading it gave."""
+        return decode_base64(self.b64) if self.b64 is not None else read_url(self.url or "")
 
 
 class JsonBody(RequestModel):
@@ -121,7 +143,7 @@ class Upload:
     """One image of a request."""
 
     id: str | None  # file name or id that the client gave
-    encoded: bytes | ServiceError  # the encoded file, or the error that reading it gave
+    encoded: bytes | ImageUrl | ServiceError  # the encoded file, where to fetch it, or the error that reading it gave
 
 
 async def receive_within(receive: Receive, seconds: float, refusal: str) -> Message:
@@ -257,7 +279,7 @@ def _parse_json_uploads(body: bytes, limits: LimitsConfig, schema: BodySchema[Gi
     parsed = parse_json(body, schema.json, max_values(limits))
     check_count(len(parsed.inputs), limits)
     _check_types(parsed.parameters or {}, schema.parameters)
-    return parsed, [Upload(each.id, decode_base64(each.b64)) for each in parsed.inputs]
+    return parsed, [Upload(each.id, each.read()) for each in parsed.inputs]
 
 
 def _check_types(parameters: Mapping[str, Any], kind: type[RequestModel]) -> None:

@@ -25,10 +25,11 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from serve_app.config import FeedbackConfig, FrozenModel
+from serve_app.config import FeedbackConfig
 from serve_app.errors import DatasetError, NotReadyError, OverloadedError
 from serve_app.files import CorruptFileError, atomic_write, create_folder, read_stored
 from serve_app.paths import data_path
+from serve_app.settings import FrozenModel
 
 VOTES, IMAGES = "votes", "images"
 COUNT_S = 600  # between two counts of a folder, which other replicas fill too
