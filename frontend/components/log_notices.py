@@ -22,8 +22,8 @@ WILL_APPEAR = """
 """
 
 
-def show_state(client: ApiClient) -> None:
-    """Say so if the service writes no rows now; the rows that are there are shown all the same."""
+def show_state(client: ApiClient) -> bool:
+    """Say so if the service writes no rows now, and return whether it does; old rows are shown all the same."""
     try:
         rows = client.status()["prediction_log"]
     except (ServerDownError, ProblemError) as error:
@@ -31,7 +31,7 @@ def show_state(client: ApiClient) -> None:
             f"**The service does not respond, so nothing new appears here.** {escape_markdown(error)}.",
             icon=":material/power_off:",
         )
-        return
+        return False
     if rows is None:
         st.info(
             f"**The prediction log is switched off, so nothing new appears here.** {SWITCH_ON}",
@@ -45,15 +45,17 @@ def show_state(client: ApiClient) -> None:
         )
     elif rows["dropped"]:
         st.caption(f"{rows['dropped']:,} rows are lost since the start of the service; its log says why.")
+    return rows is not None and not rows["error"]
 
 
-def show_empty() -> None:
-    """Say what will appear after the first image."""
-    st.info(
-        "**No image has been classified yet.** Classify a photo: about ten seconds later it appears here, by itself.",
-        icon=":material/hourglass_empty:",
-    )
-    st.markdown(f"This page will show:\n{WILL_APPEAR}")
+def show_empty(is_writing: bool) -> None:
+    """Say what will appear after the first image; ``is_writing`` is the result of ``show_state``."""
+    if is_writing:
+        st.info(
+            "**No image has been classified yet.** Classify a photo: within 15 s it appears here, by itself.",
+            icon=":material/hourglass_empty:",
+        )
+    st.markdown(f"After the first image, this page shows:\n{WILL_APPEAR}")
     st.caption("A row per image is stored: class, score, size, times. No photos, no file names.")
 
 

@@ -41,7 +41,7 @@ class State(NamedTuple):
 def show_analytics(client: ApiClient) -> None:
     """Show the charts of the selected days, or what will appear; new images appear by themselves."""
     st.title("Analytics")
-    show_state(client)
+    is_writing = show_state(client)
     name = os.environ.get(LOG_VARIABLE)
     if not name:
         show_no_folder()
@@ -56,7 +56,7 @@ def show_analytics(client: ApiClient) -> None:
         if days := queries.days():
             _show_days(queries, days)
         else:
-            show_empty()
+            show_empty(is_writing)
     except duckdb.Error:
         log.exception("the prediction log cannot be read now")
         st.info("**The prediction log cannot be read now.** This page tries again by itself.", icon=":material/sync:")

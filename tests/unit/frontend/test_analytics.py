@@ -170,6 +170,11 @@ def test_an_empty_log_says_what_will_appear(page: AppTest, monkeypatch: pytest.M
     assert "the most frequent classes" in page.markdown[0].value
     assert "No photos" in page.caption[0].value
     assert str(tmp_path) not in str([element.value for element in (*page.info, *page.markdown, *page.caption)])
+    page.session_state["client"] = FakeClient(WRITING | {"error": "No space left on device"})
+    page.run()
+    assert not page.info  # a photo would not appear
+    assert "the most frequent classes" in page.markdown[0].value
+    page.session_state["client"] = FakeClient(WRITING)
     log_day(tmp_path, DAYS[0], 50)
     page.run()
     assert not page.info
