@@ -7,5 +7,7 @@ views/                     one file per page: classify, batch_jobs, evaluate, an
 components/                parts of pages
 api_client.py              the HTTP client; the only file that knows URLs and httpx2
 labeled_photos.py          labeled photos and their results -> metrics, for the Evaluate page
-prediction_log_queries.py  queries over the prediction log's summaries, for the Analytics page
+prediction_log_reader.py   the prediction log's files -> tables, each row once, for the Analytics page
+prediction_log_queries.py  queries over these tables
+feedback_votes.py          the votes of people -> counts
 """

@@ -40,7 +40,7 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
         except ServerDownError as error:
             st.error(
                 f"**The classification service is not responding.** {escape_markdown(error)}. "
-                "Start it with `make run`, or set API_URL to the service's address.",
+                "Start it with `make run` or `serve-app run`, or set API_URL to the service's address.",
                 icon=":material/power_off:",
             )
         except ProblemError as error:
@@ -67,7 +67,7 @@ def main() -> None:
         st.Page(classify, title="Classify", icon=":material/image_search:", url_path="classify", default=True),
         st.Page(with_client(show_batch_jobs), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
         st.Page(with_client(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
-        st.Page(show_analytics, title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
+        st.Page(with_client(show_analytics), title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
         st.Page(with_client(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),
     ]
     show_sign_out()

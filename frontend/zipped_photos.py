@@ -18,7 +18,7 @@ from serve_app.zip_entries import (
     read_entry,
 )
 
-# Of a zip. The page holds an upload of at most 200 MB (.streamlit/config.toml) and its photos in memory.
+# Of a zip. The page holds an upload of at most 200 MB (frontend/.streamlit/config.toml) and its photos in memory.
 MAX_ENTRIES, MAX_UNPACKED_BYTES = 20_000, 256 << 20
 
 

@@ -6,5 +6,6 @@ pictures.py     photos -> small pictures for the screen, or the reason why there
 one_photo.py    one photo's predictions, timings and code snippets, with heat_map.py and feedback.py
 many_photos.py  many photos' progress, cards and table
 markdown.py     text from outside, escaped; every name, label and error that Streamlit takes as Markdown passes it
+log_notices.py  what Analytics says when there is nothing to draw, or nothing new is written
 problems.py     the API's errors as text          downloads.py  download buttons
 """

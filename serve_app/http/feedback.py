@@ -56,7 +56,7 @@ BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, FO
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     """Build the route over a service whose settings may switch feedback on."""
-    router = APIRouter()
+    router = APIRouter(tags=["images"])
 
     @router.post(
         "/v1/feedback",
