@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import streamlit as st
 
@@ -22,6 +23,8 @@ STYLE = """<style>
 .block-container {padding-top: 4rem}
 .role-axis-label text, .role-axis-title text, .role-legend-label text, .role-legend-title text {fill: currentColor}
 </style>"""
+
+ICON = str(Path(__file__).with_name("icon.svg"))  # browsers would load the picture of a material icon from Google
 
 
 @st.cache_resource
@@ -59,7 +62,7 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
 
 def main() -> None:
     """Register the pages and run the one that the URL names."""
-    st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
+    st.set_page_config(page_title="Image classification", page_icon=ICON, layout="wide")
     st.html(STYLE)
     require_sign_in()
     classify = with_client(show_classify)
