@@ -29,5 +29,5 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     feedback.py               POST /v1/feedback
     status.py                 health, models, status
     service.py                what this package needs from the deployment around it
-    openapi.py                OpenAPI texts that several routes share
+    openapi.py                completes the OpenAPI document; openapi_examples.py holds its examples
 """
