@@ -26,8 +26,9 @@ FORGED = (
 
 
 def forged(page: Page) -> list[str]:
-    """Return the HTML of each element that a text from outside became."""
-    texts = page.locator("[data-testid=stMarkdownContainer], [data-testid=stCaptionContainer]")
+    """Return the HTML of each element that a text from outside became; the side panel has texts of the model only."""
+    main = page.get_by_test_id("stMain")
+    texts = main.locator("[data-testid=stMarkdownContainer], [data-testid=stCaptionContainer]")
     return [element.evaluate("element => element.outerHTML") for element in texts.locator(FORGED).all()]
 
 
