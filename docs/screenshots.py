@@ -91,10 +91,10 @@ def main(url: str, api: str) -> None:
             page.get_by_test_id("stFileUploaderDropzoneInput").last.set_input_files(str(evaluation))
             expect(page.get_by_text("Most confident mistakes")).to_be_visible()
 
-        def show_page(path: str) -> Callable[[Page], None]:
+        def show_numbers(path: str) -> Callable[[Page], None]:
             def show(page: Page) -> None:
                 page.goto(f"{url}/{path}")
-                expect(page.get_by_role("heading", level=1)).to_be_visible()
+                expect(page.get_by_test_id("stMetric").first).to_be_visible()
 
             return show
 
@@ -104,8 +104,8 @@ def main(url: str, api: str) -> None:
         take(browser, "many", 1250, show_many)
         take(browser, "batch", 1000, show_batch)
         take(browser, "evaluate", 1100, show_evaluate)
-        take(browser, "analytics", 1000, show_page("analytics"))
-        take(browser, "status", 900, show_page("status"))
+        take(browser, "analytics", 1000, show_numbers("analytics"))
+        take(browser, "status", 900, show_numbers("status"))
 
 
 if __name__ == "__main__":
