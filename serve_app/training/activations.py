@@ -48,8 +48,9 @@ def compute_activations(
         bf16: Compute in bfloat16, which halves the time on CPUs that have it.
     """
     px, rows = dataset.pixels.shape[-1], len(dataset.pixels)
-    settings = {"data": dataset.fingerprint, "weights": _digest(model), "px": px, "options": asdict(options)}
-    settings |= {"order": _order(dataset), "seed": seed, "bf16": bf16}
+    photos = hashlib.sha256("".join(dataset.digests).encode()).hexdigest()  # classes do not matter here
+    settings = {"photos": photos, "weights": _digest(model), "px": px, "options": asdict(options)}
+    settings |= {"seed": seed, "bf16": bf16}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     create_folder(folder)
     stages = _Stages(model, bf16)
@@ -125,7 +126,3 @@ def _digest(model: ResNet) -> str:
         if not name.startswith("fc."):  # random where the file has none
             digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _order(dataset: ImageDataset) -> str:
-    return hashlib.sha256("".join(dataset.digests).encode()).hexdigest()

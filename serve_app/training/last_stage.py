@@ -97,11 +97,12 @@ def tune_last_stage(
     targets: Targets,
     config: LastStageConfig,
     seed: int,
+    bf16: bool = False,
 ) -> tuple[nn.Sequential, nn.Linear]:
     """Train copies of stage 4 and head on activations of stage 3.
 
-    Half of the activations are mirrored. Batch norms keep their statistics: the cached activations are those of a
-    frozen network, and small batches would blur them.
+    An epoch takes a random view of each photo, and mirrors half of them. Batch norms keep their statistics: the
+    cached activations are those of a frozen network, and small batches would blur them.
 
     Args:
         stage: Stage 4 of the backbone.
@@ -110,29 +111,32 @@ def tune_last_stage(
         rows: int64, (n,): the photos that train.
         targets: Of all N photos.
         config: Epochs, rates and regularization.
-        seed: Of order, mirroring and dropout.
+        seed: Of order, views, mirroring and dropout.
+        bf16: Compute the stage in bfloat16.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     stage, head = copy.deepcopy(stage).eval().to(memory_format=torch.channels_last), copy.deepcopy(head)
     if not config.epochs:
         return stage, head
-    pairs = torch.cartesian_prod(torch.arange(len(maps)), rows)
-    per_epoch = -(-len(pairs) // config.batch)
+    per_epoch = -(-len(rows) // config.batch)
     optimizer = torch.optim.AdamW(
         [{"params": stage.parameters()}, {"params": head.parameters()}], weight_decay=config.weight_decay
     )
     schedule = OneCycleLR(optimizer, [config.peak_lr, config.head_lr], total_steps=config.epochs * per_epoch + 1)
     for epoch in range(config.epochs):
-        order = pairs[torch.randperm(len(pairs), generator=generator)]
+        order = rows[torch.randperm(len(rows), generator=generator)]
         average = 0.0
         with tqdm(total=per_epoch, desc=f"stage 4, epoch {epoch + 1}/{config.epochs}", leave=False) as bar:
             for step, batch in enumerate(order.split(config.batch)):
-                activations = torch.from_numpy(np.stack([maps[view][row] for view, row in batch.tolist()])).float()
+                views = torch.randint(len(maps), (len(batch),), generator=generator)
+                chosen = zip(views.tolist(), batch.tolist(), strict=True)
+                activations = torch.from_numpy(np.stack([maps[view][row] for view, row in chosen])).float()
                 mirrored = torch.rand(len(batch), generator=generator) < 0.5
                 activations[mirrored] = activations[mirrored].flip(3)
-                features = stage(activations.to(memory_format=torch.channels_last)).mean((2, 3))
-                loss = targets[batch[:, 1]].loss(head(F.dropout(features, config.dropout)))
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    features = stage(activations.to(memory_format=torch.channels_last)).float().mean((2, 3))
+                loss = targets[batch].loss(head(F.dropout(features, config.dropout)))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18
@@ -59,6 +58,7 @@ class Material:
     activations: Activations
     stage: nn.Sequential  # stage 4 of the initial weights
     seed: int
+    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
         raise DatasetError("--recipe trains on the activations of other weights; --weights scratch has none")
     create_folder(options.out)
     photos = list_photos(options.data, recipe.class_map, recipe.classes, options.out / "unpacked")
-    photos = _limit_unknown(photos, recipe.unknown_per_folder, options.seed)
     dataset, photos = _load(photos, recipe, options.skip_broken)
     counts = Counter(photo.source for photo in photos if photo.label)
     unknown = sum(not photo.label for photo in photos)
@@ -97,7 +96,7 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
     augmentation, seed = recipe.augment_options(), options.seed
     activations = compute_activations(init.model, dataset, recipe.views, augmentation, seed, cache, options.bf16)
     class_ids = torch.where(dataset.targets < len(recipe.classes), dataset.targets, -1)
-    material = Material(recipe, photos, class_ids, activations, init.model.layer4, options.seed)
+    material = Material(recipe, photos, class_ids, activations, init.model.layer4, options.seed, options.bf16)
     folds = make_folds(photos, recipe.judge.leave_out, options.seed)
     outcomes = [_run_fold(material, sources, fold) for sources, fold in zip(recipe.judge.leave_out, folds, strict=True)]
     card = _card(options, material, dataset, init)
@@ -121,18 +120,6 @@ def _run_fold(material: Material, sources: Sequence[str], fold: Fold) -> FoldOut
     return FoldOutcome(judged, same_source, unknown)
 
 
-def _limit_unknown(photos: Sequence[Photo], per_folder: int, seed: int) -> list[Photo]:
-    """Keep every photo of a class and a random few of each folder of no class, in the same order."""
-    shuffled = [photos[i] for i in np.random.default_rng(seed).permutation(len(photos))]
-    seen: Counter[str] = Counter()
-    kept = set()
-    for photo in shuffled:
-        seen[photo.folder] += 1
-        if photo.label or seen[photo.folder] <= per_folder:
-            kept.add(photo.path)
-    return [photo for photo in photos if photo.path in kept]
-
-
 def _load(photos: list[Photo], recipe: TransferRecipe, skip_broken: bool) -> tuple[ImageDataset, list[Photo]]:
     """Decode photos; those of no class get the id after the last class, with an empty name."""
     labels = (*recipe.classes, "")
@@ -150,7 +137,8 @@ def _train(material: Material, rows: Tensor) -> Trained:
     smoothing, power = recipe.label_smoothing, recipe.class_weight_power
     targets = make_targets(class_ids, rows, len(recipe.classes), smoothing, power, recipe.unknown_weight)
     head = train_head(material.activations.features, rows, targets, recipe.head, seed)
-    return tune_last_stage(material.stage, head, material.activations.maps, rows, targets, recipe.last_stage, seed)
+    maps, config = material.activations.maps, recipe.last_stage
+    return tune_last_stage(material.stage, head, maps, rows, targets, config, seed, material.bf16)
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ class HeadConfig(FrozenModel):
 class LastStageConfig(FrozenModel):
     """Training of stage 4 together with the head, on cached activations of stage 3; batch norms keep their values."""
 
-    epochs: int = Field(2, ge=0, description="Passes over all views of all photos; 0 leaves the stage as it is.")
+    epochs: int = Field(2, ge=0, description="Passes over all photos, one view of each; 0 leaves the stage as it is.")
     batch: int = Field(64, gt=0, description="Views per step.")
     peak_lr: float = Field(1e-4, gt=0, description="Highest learning rate of stage 4.")
     head_lr: float = Field(5e-4, gt=0, description="Highest learning rate of the head.")
@@ -60,7 +60,6 @@ class TransferRecipe(FrozenModel):
     unknown_weight: float = Field(
         0.0, ge=0, description="Weight of a photo of no class, which should get equal scores; 0 leaves them out."
     )
-    unknown_per_folder: int = Field(20, ge=0, description="Photos of no class to use from each of their folders.")
     judge: JudgeConfig = JudgeConfig()
     classes: dict[str, str] = Field(min_length=2, description="Description of each class; the map may have more.")
     left_out: dict[str, str] = Field(default_factory=dict, description="Classes of the map left out, with the reason.")
