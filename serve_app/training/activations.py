@@ -30,7 +30,7 @@ class Activations:
     """Outputs of a frozen backbone for N photos in V views; view 0 is the center square, the others are augmented."""
 
     maps: list[np.ndarray]  # by view: stage 3's output, float16 (N, 256, h, w), on disk
-    features: Tensor  # pooled output of stage 4, float16 (2V, N, 512): as they are, then mirrored
+    features: Tensor  # pooled output of stage 4, float16 (1 + V, N, 512): the mirrored center square, then each view
 
 
 def compute_activations(
@@ -55,12 +55,13 @@ def compute_activations(
     create_folder(folder)
     stages = _Stages(model, bf16)
     maps: list[np.ndarray] = []
-    features = torch.empty(2 * views, rows, 512, dtype=torch.float16)
+    features: list[Tensor] = []
     for view in range(views):
         prefix = folder / f"{key}-{view}"
         shape = tuple(stages.third(_normalize(dataset.pixels[:1].float())).shape[1:])
         maps.append(_memmap(prefix.with_suffix(".maps.npy"), (rows, *shape)))
-        pooled = _memmap(prefix.with_suffix(".features.npy"), (2, rows, 512))
+        mirrored = view == 0  # augmented views are mirrored at random
+        pooled = _memmap(prefix.with_suffix(".features.npy"), (1 + mirrored, rows, 512))
         progress = prefix.with_suffix(".json")
         done = json.loads(progress.read_text())["rows"] if progress.exists() else 0
         with tqdm(total=rows, initial=done, desc=f"activations, view {view + 1}/{views}", unit=" photos") as bar:
@@ -69,15 +70,15 @@ def compute_activations(
                 pixels = dataset.pixels[part]
                 generator = torch.Generator().manual_seed((seed * 1009 + view) * 1_000_003 + start)
                 crops = augment(pixels, px, options, generator) if view else pixels.float()
-                maps[view][part], pooled[:, part] = stages(crops)
+                maps[view][part], pooled[:, part] = stages(crops, mirrored)
                 bar.update(len(pixels))
                 if number % SAVE_EVERY == 0 or start + BATCH >= rows:
                     maps[view].flush()  # type: ignore[attr-defined]
                     pooled.flush()  # type: ignore[attr-defined]
                     with atomic_write(progress) as unfinished:
                         unfinished.write_text(json.dumps({"rows": min(start + BATCH, rows), **settings}))
-        features[[view, views + view]] = torch.from_numpy(pooled[:])
-    return Activations(maps, features)
+        features.append(torch.from_numpy(np.array(pooled)))
+    return Activations(maps, torch.cat(features))
 
 
 class _Stages:
@@ -96,10 +97,10 @@ class _Stages:
         return output
 
     @torch.inference_mode()
-    def __call__(self, crops: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return stage 3's output and the pooled features, as it is and mirrored, of crops with values 0-255."""
+    def __call__(self, crops: Tensor, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return stage 3's output of crops with values 0-255, and pooled features, with those of its mirror image."""
         maps = self.third(_normalize(crops))
-        pooled = [self._fourth(m).float().mean((2, 3)) for m in (maps, maps.flip(3))]
+        pooled = [self._fourth(m).float().mean((2, 3)) for m in ((maps.flip(3), maps) if mirrored else (maps,))]
         return maps.half().numpy(), torch.stack(pooled).half().numpy()
 
 

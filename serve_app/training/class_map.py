@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import random
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,17 @@ def list_photos(data: Path, class_map: Path, classes: Collection[str], unpacked:
     if missing := sorted({*classes} - {photo.label for photo in photos}):
         raise DatasetError(f"{class_map}: no photos of {', '.join(missing)}; add lines for them or drop the classes")
     return photos
+
+
+def limit_unknown(photos: Sequence[Photo], per_folder: int, seed: int) -> list[Photo]:
+    """Keep every photo of a class and a random few of each folder of no class, in the same order."""
+    kept: set[int] = set()
+    seen: Counter[str] = Counter()
+    for i in random.Random(seed).sample(range(len(photos)), len(photos)):
+        seen[photos[i].folder] += 1
+        if photos[i].label or seen[photos[i].folder] <= per_folder:
+            kept.add(i)
+    return [photo for i, photo in enumerate(photos) if i in kept]
 
 
 def left_out(photos: Sequence[Photo], sources: Collection[str]) -> list[bool]:

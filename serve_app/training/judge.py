@@ -67,10 +67,11 @@ def make_folds(photos: Sequence[Photo], groups: Sequence[Sequence[str]], seed: i
 def calibrate_on(
     judged: Sequence[Answers], unknown: Sequence[Answers], targets: np.ndarray, keep_right: float, fingerprint: str
 ) -> Calibration:
-    """Fit the temperature on photos of left-out sources, and the threshold that keeps a share of the right answers.
+    """Fit the temperature on held-out photos, and the threshold that keeps a share of the right answers.
 
     Args:
-        judged: Answers of each fold.
+        judged: Answers to photos that did not train. Those of left-out sources alone would make the scores too low,
+            because the published weights have photos of these sources; those of the same source alone, too high.
         unknown: Answers to photos of no class.
         targets: int64, (N,): class ids of all photos.
         keep_right: Share of right answers at or above the threshold.

@@ -97,7 +97,6 @@ def tune_last_stage(
     targets: Targets,
     config: LastStageConfig,
     seed: int,
-    bf16: bool = False,
 ) -> tuple[nn.Sequential, nn.Linear]:
     """Train copies of stage 4 and head on activations of stage 3.
 
@@ -112,7 +111,6 @@ def tune_last_stage(
         targets: Of all N photos.
         config: Epochs, rates and regularization.
         seed: Of order, views, mirroring and dropout.
-        bf16: Compute the stage in bfloat16.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -134,8 +132,7 @@ def tune_last_stage(
                 activations = torch.from_numpy(np.stack([maps[view][row] for view, row in chosen])).float()
                 mirrored = torch.rand(len(batch), generator=generator) < 0.5
                 activations[mirrored] = activations[mirrored].flip(3)
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    features = stage(activations.to(memory_format=torch.channels_last)).float().mean((2, 3))
+                features = stage(activations.to(memory_format=torch.channels_last)).mean((2, 3))
                 loss = targets[batch].loss(head(F.dropout(features, config.dropout)))
                 optimizer.zero_grad()
                 loss.backward()

@@ -20,7 +20,7 @@ from serve_app.files import create_folder
 from serve_app.inference.weights import publish
 from serve_app.model_card import ImageTransform
 from serve_app.training.activations import Activations, compute_activations
-from serve_app.training.class_map import Photo, list_photos
+from serve_app.training.class_map import Photo, limit_unknown, list_photos
 from serve_app.training.data import ImageDataset, load_images
 from serve_app.training.initial import InitialWeights, load_initial_weights
 from serve_app.training.judge import Answers, Fold, calibrate_on, make_folds, measure
@@ -58,7 +58,6 @@ class Material:
     activations: Activations
     stage: nn.Sequential  # stage 4 of the initial weights
     seed: int
-    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
         raise DatasetError("--recipe trains on the activations of other weights; --weights scratch has none")
     create_folder(options.out)
     photos = list_photos(options.data, recipe.class_map, recipe.classes, options.out / "unpacked")
+    photos = limit_unknown(photos, recipe.unknown_per_folder, options.seed)
     dataset, photos = _load(photos, recipe, options.skip_broken)
     counts = Counter(photo.source for photo in photos if photo.label)
     unknown = sum(not photo.label for photo in photos)
@@ -96,7 +96,7 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
     augmentation, seed = recipe.augment_options(), options.seed
     activations = compute_activations(init.model, dataset, recipe.views, augmentation, seed, cache, options.bf16)
     class_ids = torch.where(dataset.targets < len(recipe.classes), dataset.targets, -1)
-    material = Material(recipe, photos, class_ids, activations, init.model.layer4, options.seed, options.bf16)
+    material = Material(recipe, photos, class_ids, activations, init.model.layer4, options.seed)
     folds = make_folds(photos, recipe.judge.leave_out, options.seed)
     outcomes = [_run_fold(material, sources, fold) for sources, fold in zip(recipe.judge.leave_out, folds, strict=True)]
     card = _card(options, material, dataset, init)
@@ -137,8 +137,7 @@ def _train(material: Material, rows: Tensor) -> Trained:
     smoothing, power = recipe.label_smoothing, recipe.class_weight_power
     targets = make_targets(class_ids, rows, len(recipe.classes), smoothing, power, recipe.unknown_weight)
     head = train_head(material.activations.features, rows, targets, recipe.head, seed)
-    maps, config = material.activations.maps, recipe.last_stage
-    return tune_last_stage(material.stage, head, maps, rows, targets, config, seed, material.bf16)
+    return tune_last_stage(material.stage, head, material.activations.maps, rows, targets, recipe.last_stage, seed)
 
 
 @torch.inference_mode()
@@ -191,9 +190,10 @@ def _judgment(material: Material, outcomes: Sequence[FoldOutcome], fingerprint: 
     """Return the card's calibration and metrics, from photos that were left out of a training."""
     recipe, targets, labels = material.recipe, material.class_ids.numpy(), tuple(material.recipe.classes)
     judged, unknown = [outcome.judged for outcome in outcomes], [outcome.unknown for outcome in outcomes]
-    calibration = calibrate_on(judged, unknown, targets, recipe.judge.keep_right, fingerprint)
+    same_source = [outcome.same_source for outcome in outcomes]
+    calibration = calibrate_on([*judged, *same_source], unknown, targets, recipe.judge.keep_right, fingerprint)
     metrics = {"left-out sources": measure(judged, targets, labels, calibration)}
     for sources, answers in zip(recipe.judge.leave_out, judged, strict=True):
         metrics[f"without {', '.join(sources)}"] = measure([answers], targets, labels, calibration)
-    metrics["same source"] = measure([outcome.same_source for outcome in outcomes], targets, labels, calibration)
+    metrics["same source"] = measure(same_source, targets, labels, calibration)
     return {"calibration": calibration, "metrics": metrics}
