@@ -17,6 +17,7 @@ from serve_app.classification_metrics import (
     reliability_diagram,
     summarize,
 )
+from serve_app.errors import DatasetError
 from serve_app.model_card import Calibration
 from serve_app.training.calibrate import apply_temperature, fit_temperature
 from serve_app.training.class_map import Photo, left_out
@@ -48,12 +49,18 @@ def make_folds(photos: Sequence[Photo], groups: Sequence[Sequence[str]], seed: i
 
     A class whose photos all come from one group has nothing to train on elsewhere, so its photos stay, except a part
     that is held out.
+
+    Raises:
+        DatasetError: A group has no photos of a class that others have too.
     """
     labels = np.array([photo.label for photo in photos])
     folders = sorted({photo.folder for photo in photos if not photo.label})
     fold_of_folder = {folder: i % max(len(groups), 1) for i, folder in enumerate(folders)}
     part = np.random.default_rng(seed).integers(SAME_SOURCE_PARTS, size=len(photos))
     judged_in = [np.array(left_out(photos, group)) for group in groups]
+    for group, judged in zip(groups, judged_in, strict=True):
+        if not judged.any():
+            raise DatasetError(f"judge: {', '.join(group)} has no photos of a class that other sources have too")
     never_judged = (labels != "") & ~np.isin(labels, labels[np.any(judged_in, 0)]) if groups else labels != ""
     folds = []
     for i, judged in enumerate(judged_in):
@@ -109,8 +116,9 @@ def measure(
     sure = confidence >= (card.abstain_below or 0)
     metrics = short_metrics(summarize(truth, best, confidence, in_top_k(scores, truth, 5), sure, labels))
     metrics["classes"] = {label: row for label, row in metrics["classes"].items() if row["images"]}
-    right = best == truth
-    metrics["abstain"] |= {"below": card.abstain_below, "right_kept": round(float(sure[right].mean()), DIGITS)}
+    kept = sure[best == truth]
+    right_kept = round(float(kept.mean()), DIGITS) if len(kept) else None
+    metrics["abstain"] |= {"below": card.abstain_below, "right_kept": right_kept}
     return metrics
 
 

@@ -195,5 +195,6 @@ def _judgment(material: Material, outcomes: Sequence[FoldOutcome], fingerprint: 
     metrics = {"left-out sources": measure(judged, targets, labels, calibration)}
     for sources, answers in zip(recipe.judge.leave_out, judged, strict=True):
         metrics[f"without {', '.join(sources)}"] = measure([answers], targets, labels, calibration)
-    metrics["same source"] = measure(same_source, targets, labels, calibration)
+    if any(len(answers.rows) for answers in same_source):
+        metrics["same source"] = measure(same_source, targets, labels, calibration)
     return {"calibration": calibration, "metrics": metrics}

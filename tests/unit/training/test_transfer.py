@@ -129,7 +129,8 @@ def test_a_recipe_gives_weights_that_know_the_classes(data: Path, backbone: Path
     assert card.training["sources"] == {"near": 48, "far": 32}
     assert card.training["init"] == {"backbone": "backbone.safetensors", "sha256": sha256(backbone)}
     assert card.calibration is not None
-    assert card.calibration.images == card.metrics["left-out sources"]["images"] == 64
+    assert card.metrics["left-out sources"]["images"] == 64
+    assert card.calibration.images == 64 + card.metrics["same source"]["images"]
     assert card.calibration.unknown_images == 32
     assert card.calibration.right_kept is not None
     assert card.calibration.right_kept >= 0.9
@@ -216,6 +217,8 @@ def test_folds_never_judge_what_they_train_on() -> None:
         assert {p.label for p in same_source} == {"dog"}
         assert {p.label for p in unknown} == {""}
         assert not {p.folder for p in unknown} & {photos[i].folder for i in parts[0]}
+    with pytest.raises(DatasetError, match="judge: c has no photos of a class that other sources have too"):
+        make_folds(photos, [("a",), ("c",)], 0)
     assert {*folds[0].same_source.tolist()}.isdisjoint(folds[1].same_source.tolist())
     assert sum(len(fold.unknown) for fold in folds) == 10
 
