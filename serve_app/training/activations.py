@@ -58,7 +58,7 @@ def compute_activations(
     features: list[Tensor] = []
     for view in range(views):
         prefix = folder / f"{key}-{view}"
-        shape = tuple(stages.third(_normalize(dataset.pixels[:1].float())).shape[1:])
+        shape = tuple(stages.third(normalize(dataset.pixels[:1].float())).shape[1:])
         maps.append(_memmap(prefix.with_suffix(".maps.npy"), (rows, *shape)))
         mirrored = view == 0  # augmented views are mirrored at random
         pooled = _memmap(prefix.with_suffix(".features.npy"), (1 + mirrored, rows, 512))
@@ -99,12 +99,13 @@ class _Stages:
     @torch.inference_mode()
     def __call__(self, crops: Tensor, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return stage 3's output of crops with values 0-255, and pooled features, with those of its mirror image."""
-        maps = self.third(_normalize(crops))
+        maps = self.third(normalize(crops))
         pooled = [self._fourth(m).float().mean((2, 3)) for m in ((maps.flip(3), maps) if mirrored else (maps,))]
         return maps.half().numpy(), torch.stack(pooled).half().numpy()
 
 
-def _normalize(crops: Tensor) -> Tensor:
+def normalize(crops: Tensor) -> Tensor:
+    """Return crops with values 0-255 as the network takes them."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
     return (crops - mean) / std
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from serve_app.errors import DatasetError
 from serve_app.files import create_folder
 from serve_app.inference.weights import publish
 from serve_app.model_card import ImageTransform
-from serve_app.training.activations import Activations, compute_activations
+from serve_app.training.activations import BATCH, Activations, compute_activations, normalize
 from serve_app.training.class_map import Photo, limit_unknown, list_photos
 from serve_app.training.data import ImageDataset, load_images
 from serve_app.training.initial import InitialWeights, load_initial_weights
@@ -29,6 +30,7 @@ from serve_app.training.trainer import MEAN, STD
 from serve_app.training.transfer_recipe import TransferRecipe, load_recipe
 
 Trained = tuple[nn.Sequential, nn.Linear]  # stage 4 and head
+PHOTOS_COMPARED = 200  # by which half precision is measured
 IN_CARD = {"classes", "left_out", "licenses", "notes", "version"}  # fields of the recipe that the card has elsewhere
 
 
@@ -104,9 +106,23 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
         card |= _judgment(material, outcomes, dataset.fingerprint)
     tqdm.write(f"training on all {len(photos)} photos")
     model = _assemble(init.model, _train(material, torch.arange(len(photos))))
-    card["training"]["minutes"] = round((time.monotonic() - started) / 60, 1)
+    card["training"] |= {
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "float16": compare_half_precision(model, dataset.pixels[:: max(1, len(photos) // PHOTOS_COMPARED)]),
+    }
     written = publish(model.state_dict(), card, options.out)
     return WeightsConfig(source=str(options.out / "model.safetensors"), sha256=written.sha256)
+
+
+@torch.inference_mode()
+def compare_half_precision(model: ResNet, pixels: Tensor) -> dict[str, float]:
+    """Return how far scores differ between float32 weights and those that ``publish`` writes, read as float32."""
+    rounded = copy.deepcopy(model).half().float()
+    differences = [
+        (model(images).softmax(1) - rounded(images).softmax(1)).abs().max().item()
+        for images in (normalize(part.float()) for part in pixels.split(BATCH))
+    ]
+    return {"images": len(pixels), "largest_score_difference": round(max(differences), 6)}
 
 
 def _run_fold(material: Material, sources: Sequence[str], fold: Fold) -> FoldOutcome:
