@@ -114,7 +114,7 @@ def _memmap(path: Path, shape: Sequence[int]) -> np.ndarray:
     """Open an array on disk, or create it; one of another shape, left by a crash, is replaced."""
     if path.exists():
         try:
-            array = np.load(path, mmap_mode="r+")
+            array: np.ndarray = np.load(path, mmap_mode="r+")
             if array.shape == tuple(shape):
                 return array
         except ValueError:

@@ -75,7 +75,7 @@ class TransferRecipe(FrozenModel):
     def augment_options(self) -> Augmentation:
         """Return the ranges of the augmented views."""
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in self.augmentation.items()}
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.augmentation.items()}
             return Augmentation(**values)
         except TypeError as error:
             raise ValueError(f"augmentation: {error}") from None
