@@ -120,9 +120,10 @@ def _bars(result: Json) -> alt.LayerChart | alt.FacetChart:
     # The score stands in the axis label: Streamlit gives labels, but no other text, the color of the theme.
     rows["text"] = rows["label"] + rows["score"].map("  {:.1%}".format)
     rows["explained"] = rows["class_id"] == result["explanation"]["class_id"]
+    axis = alt.Axis(labelLimit=200, labelFontSize=13)
     base = alt.Chart(rows).encode(
         alt.X("score:Q", title=None, axis=None, scale=alt.Scale(domain=[0, 1])),
-        alt.Y("text:N", sort=None, title=None, axis=alt.Axis(labelLimit=200, labelFontSize=13)),
+        alt.Y("text:N", sort=None, title=None, scale=alt.Scale(padding=0), axis=axis),
         tooltip=[alt.Tooltip("text:N", title="class"), alt.Tooltip("class_id:Q")],
     )
     color = alt.condition("datum.explained", alt.value(ACCENT), alt.value(NEUTRAL))
