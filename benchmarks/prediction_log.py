@@ -3,7 +3,7 @@
 ``cost`` compares images a second with the log on and off in one running service, in turn. ``kill`` sends many images to
 two ingress replicas, kills one with SIGKILL on the way, waits until the other has written and counts the rows that are
 missing against what docs/analytics.md says: at most those of the last ``flush_s`` and of the file being written.
-Images are 32 x 32 px, as those of CIFAR-10, so that there are many.
+Images are 32 x 32 px, so that there are many.
 """
 
 from __future__ import annotations

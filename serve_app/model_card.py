@@ -69,11 +69,16 @@ class Calibration(FrozenModel):
         le=1,
         description="Best scores under this threshold count as not sure; None if no threshold reaches `precision`.",
     )
-    precision: float = Field(gt=0, lt=1, description="Target share of correct results among the sure ones.")
+    precision: float | None = Field(
+        default=None, gt=0, lt=1, description="Target share of correct results among the sure ones, if that set it."
+    )
     images: int = Field(gt=0, description="Number of images in the fit.")
     fingerprint: Sha256 = Field(description="SHA-256 over the contents and labels of these images.")
     ece: float = Field(description="Expected calibration error on these images with this temperature.")
     ece_before: float = Field(description="Expected calibration error on these images with temperature 1.")
+    right_kept: float | None = Field(default=None, description="Share of the right answers that are sure.")
+    unknown_images: int | None = Field(default=None, description="Number of images of no class that were measured.")
+    unknown_abstained: float | None = Field(default=None, description="Share of them that are not sure.")
 
 
 class ModelRef(FrozenModel):
@@ -98,8 +103,19 @@ class ModelCard(FrozenModel):
     training: dict[str, Any] = Field(default_factory=dict, description="Data, command, seed, time.")
     metrics: dict[str, Any] = Field(default_factory=dict, description="Accuracy, and the data it was measured on.")
     notes: str = Field(default="", description="What the model is for and where it fails.")
+    descriptions: dict[str, str] = Field(default_factory=dict, description="One line about each class, by label.")
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="Classes that its data has and the model does not know, with the reason."
+    )
+    licenses: dict[str, str] = Field(default_factory=dict, description="Terms of data and initial weights, by name.")
     calibration: Calibration | None = Field(default=None, description="Written by `serve-app calibrate`.")
     int8: Int8Calibration | None = Field(default=None, description="Written by `serve-app quantize`.")
+
+    @model_validator(mode="after")
+    def _descriptions_are_of_labels(self) -> ModelCard:
+        if unknown := sorted({*self.descriptions} - {*self.labels}):
+            raise ValueError(f"descriptions of classes that the model does not have: {', '.join(unknown)}")
+        return self
 
     @property
     def temperature(self) -> float:

@@ -202,6 +202,10 @@ class InvalidArchiveError(ProblemError, code="invalid_archive"):
     """The zip contains an entry that is not accepted (422)."""
 
 
+class UnfetchableImageError(ProblemError, code="unfetchable_image"):
+    """The service cannot fetch an image by its URL (422); this client fetches addresses itself and sends the bytes."""
+
+
 class UnclassifiableImageError(ProblemError, code="unclassifiable_image"):
     """The model gives this image scores that are not finite (422)."""
 

@@ -34,6 +34,6 @@ def photo() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Running]:
-    """The service that ``make run`` starts with the demo model; browser and service tests share it."""
+    """The service that ``make run`` starts with the tiny model; browser and service tests share it."""
     with start() as service:
         yield service

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from serve_app.cli.arguments import Precision, exit_on, fraction
+from serve_app.errors import DatasetError
+
+if TYPE_CHECKING:
+    from serve_app.config import WeightsConfig
 
 DATA_HELP = """Folder with a sub-folder of images per class; or with train/, val/ and test/, which have such
 sub-folders; or a CSV with the columns path and label."""
 WEIGHTS_HELP = """Weights to start from: imagenet, demo, a .safetensors file, or scratch for random ones. auto is
-imagenet if it can be downloaded, else demo."""
+imagenet if it can be downloaded, else demo. A file without a card (.json) is a backbone: torchvision's names, no fc."""
+RECIPE_HELP = """Recipe file (YAML): trains head and last stage on cached activations of the initial weights, with
+photos of several sources that a CSV maps to classes. DATA is the folder of these sources."""
 
 
 def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:
@@ -34,6 +41,7 @@ def train(
     data: Annotated[Path, Argument(exists=True, metavar="DATA", help=DATA_HELP)],
     out: Annotated[Path, Argument(metavar="OUT", help="Folder for checkpoint, weights, card and curve.")],
     weights: Annotated[str, Option("--weights", "--init", help=WEIGHTS_HELP)] = "auto",
+    recipe: Annotated[Path | None, Option(exists=True, dir_okay=False, help=RECIPE_HELP)] = None,
     workers: Annotated[int, Option(min=1, help="Processes that share each batch, by Ray Train.")] = 1,
     precision: Precision = 0.95,
     validation: Annotated[float | None, Option(parser=fraction, help="Fraction to hold out, without val/.")] = None,
@@ -58,21 +66,38 @@ def train(
     Writes model.safetensors, its card model.json and curve.png to OUT. After an interruption, the same command
     resumes from the last checkpoint. Options without a default depend on the number of images.
     """
-    arguments = locals()  # by name: those of Hyperparameters override a default, TrainOptions has all others
+    arguments = locals()  # by name
     with exit_on():
         from serve_app.inference.card import load_card
-        from serve_app.training.recipe import Hyperparameters
-        from serve_app.training.train import TrainOptions
-        from serve_app.training.train import train as train_weights
 
-        hyperparameters = {field.name: arguments.pop(field.name) for field in fields(Hyperparameters)}
-        overrides = {name: value for name, value in hyperparameters.items() if value is not None}
         command = shlex.join(["serve-app", *sys.argv[1:]])
-        spec = train_weights(TrainOptions(**arguments, overrides=overrides, command=command))
+        spec = _train_by_recipe(arguments, command) if recipe else _train_by_options(arguments, command)
         for name, metrics in load_card(spec).metrics.items():
             abstain = metrics["abstain"]
             typer.echo(
-                f"{name}: top-1 {metrics['top1']}, calibration error {metrics['ece']}, "
+                f"{name}: top-1 {metrics['top1']}, top-5 {metrics['top5']}, calibration error {metrics['ece']}, "
                 f"not sure {abstain['share']}, accuracy of the rest {abstain['precision']}"
             )
     typer.echo(f"serve it with: weights: {{source: {Path(spec.source).resolve()}, sha256: {spec.sha256}}}")
+
+
+def _train_by_options(arguments: dict[str, Any], command: str) -> WeightsConfig:
+    from serve_app.training.recipe import Hyperparameters
+    from serve_app.training.train import TrainOptions
+    from serve_app.training.train import train as train_weights
+
+    hyperparameters = {field.name: arguments.pop(field.name) for field in fields(Hyperparameters)}
+    overrides = {name: value for name, value in hyperparameters.items() if value is not None}
+    options = {field.name: arguments[field.name] for field in fields(TrainOptions) if field.name in arguments}
+    return train_weights(TrainOptions(**options, overrides=overrides, command=command))
+
+
+def _train_by_recipe(arguments: dict[str, Any], command: str) -> WeightsConfig:
+    from serve_app.training.transfer import TransferOptions, train_by_recipe
+
+    options = {field.name: arguments.pop(field.name) for field in fields(TransferOptions) if field.name in arguments}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    if given := [name for name, value in arguments.items() if value != defaults[name]]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DatasetError(f"{names}: has no effect with --recipe; the recipe file decides it")
+    return train_by_recipe(TransferOptions(**options, command=command))

@@ -11,7 +11,7 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     classify.py               POST /v1/classify, POST /predict
     parameters_middleware.py  query length, the header X-Warnings
     uploads.py                request body -> encoded images
-    content_coding.py         gzip and deflate
+    limited_request.py        a body within its limits; content_coding.py undoes gzip and deflate
     form_body.py              multipart forms; form_names.py reads their names
     json_body.py              JSON within bounds; base64_images.py reads its images and their URLs
     unknown_parameters.py     names what was ignored
@@ -29,5 +29,5 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     feedback.py               POST /v1/feedback
     status.py                 health, models, status
     service.py                what this package needs from the deployment around it
-    openapi.py                OpenAPI texts that several routes share
+    openapi.py                completes the OpenAPI document; openapi_examples.py holds its examples
 """

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, field_validator
 from starlette.responses import Response
 
+from serve_app.http.base64_images import URL_OF_FILE
 from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.one_image import TopParameters, classify_one
@@ -39,14 +40,14 @@ class PipelineParameters(TopParameters):
 
 
 class PipelineBody(JsonBody):
-    """The JSON body: one image, whose file is in base64."""
+    """The JSON body: one image, its file in base64 or its URL."""
 
     @field_validator("inputs", mode="before")
     @classmethod
     def _one_image(cls, value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError("send one image's file in base64, as a string")
-        return [{"b64": value}]
+            raise ValueError("send one image's file in base64, or its URL, as a string")
+        return [{"url" if URL_OF_FILE.match(value) else "b64": value}]
 
 
 PIPELINE_BODY = BodySchema(PipelineParameters, PipelineBody)
@@ -54,7 +55,7 @@ JSON_SCHEMA = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "inputs": {"type": "string", "format": "byte", "description": "The image's file in base64."},
+        "inputs": {"type": "string", "description": "The image's file in base64, or its URL on an allowed host."},
         "parameters": or_null(PipelineParameters.model_json_schema()),
     },
 }

@@ -16,7 +16,8 @@ from serve_app.config import JobsConfig
 from serve_app.errors import MalformedRequestError, OverloadedError
 from serve_app.http.form_names import read_names
 from serve_app.http.form_parts import FormParts
-from serve_app.http.uploads import LimitedRequest, content_type, receive_within
+from serve_app.http.limited_request import LimitedRequest, receive_within
+from serve_app.http.uploads import content_type
 from serve_app.settings import MiB
 
 # Browsers and tools know zips under several names; the last four are what clients send that set no type: S3's default,

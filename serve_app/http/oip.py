@@ -16,6 +16,7 @@ from serve_app.errors import NotReadyError
 from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut, gather_results
 from serve_app.http.json_body import off_loop
+from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.model_names import check_model_name, find_version
 from serve_app.http.oip_tensors import (
     INPUT,
@@ -30,7 +31,7 @@ from serve_app.http.responses import response_model, server_timing
 from serve_app.http.schemas import ErrorMessage
 from serve_app.http.service import Service
 from serve_app.http.unknown_parameters import note_unknown_members, note_unknown_query
-from serve_app.http.uploads import LimitedRequest, Parameters, body_schema
+from serve_app.http.uploads import Parameters, body_schema
 from serve_app.preprocessing.formats import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")

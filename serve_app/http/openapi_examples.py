@@ -68,7 +68,7 @@ CONFIG = {
 }
 
 # Name of a parameter in a path -> its value.
-TORCHSERVE_MODEL = {"modelName": "resnet18", "modelUrl": MODEL["sha256"]}
+TORCHSERVE_MODEL = {"modelName": "resnet18", "modelUrl": f"sha256:{MODEL['sha256']}"}
 TORCHSERVE_VERSION = TORCHSERVE_MODEL | {
     "modelVersion": MODEL["version"],
     "workers": [{"id": "0", "status": "READY"}],

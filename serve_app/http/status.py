@@ -41,7 +41,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         return {
             "models": [
                 {"variant": name, "classes": len(card.labels)}
-                | card.model_dump(mode="json", exclude={"labels": True, "int8": {"ranges"}})
+                | card.model_dump(mode="json", exclude={"labels": True, "descriptions": True, "int8": {"ranges"}})
                 for name, card in service.router.cards().items()
             ],
             "limits": config.limits.model_dump(),
@@ -53,7 +53,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
     @router.get(
         "/v1/models/{name}/labels",
         responses={404: PROBLEMS[404], 503: PROBLEMS[503]},
-        summary="Class names by class id; X-Model selects another variant",
+        summary="Class names by class id, and a line about each; X-Model selects another variant",
     )
     async def list_labels(request: Request, name: str) -> dict[str, Any]:
         variant = request.headers.get("x-model")
@@ -62,7 +62,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         if card is None:
             raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
         check_model_name(service, name, card.name)
-        return {"name": card.name, "version": card.version, "labels": card.labels}
+        return {"name": card.name, "version": card.version, "labels": card.labels, "descriptions": card.descriptions}
 
     @router.get("/v1/status", summary="State of the service, and totals of this ingress replica since its start")
     async def get_status() -> dict[str, Any]:

@@ -81,5 +81,5 @@ def _imagenet_card() -> ModelCard:
         sha256=urlsplit(weights.url).path.removesuffix(".pth").rpartition("-")[2],
         training={"data": "ImageNet-1k", "source": weights.url, "recipe": weights.meta["recipe"]},
         metrics=weights.meta["_metrics"],
-        notes="torchvision ResNet18_Weights.IMAGENET1K_V1, one thousand classes.",
+        notes="torchvision ResNet18_Weights.IMAGENET1K_V1, one thousand classes; `weights: demo` has everyday ones.",
     )

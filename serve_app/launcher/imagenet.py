@@ -17,6 +17,7 @@ from serve_app.errors import WeightsError
 from serve_app.inference.weights import IMAGENET, imagenet_file, load_model
 
 CONNECT_TIMEOUT_S = 3
+HTTPS = 443
 
 
 def main(timeout_s: int = 0) -> None:
@@ -32,7 +33,8 @@ def main(timeout_s: int = 0) -> None:
     signal.alarm(timeout_s)
     try:
         if not imagenet_file().exists():
-            socket.create_connection((urlsplit(IMAGENET.url).hostname, 443), CONNECT_TIMEOUT_S).close()
+            address = urlsplit(IMAGENET.url)
+            socket.create_connection((address.hostname, address.port or HTTPS), CONNECT_TIMEOUT_S).close()
         load_model(WeightsConfig(source="imagenet"))
     except (OSError, WeightsError) as error:
         sys.exit(str(error))

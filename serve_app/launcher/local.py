@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 import typer
 
+from serve_app.config import WeightsConfig
 from serve_app.console import say
 from serve_app.exposure import reachable_host
+from serve_app.inference.card import load_card
 from serve_app.launcher import data
 from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
 from serve_app.launcher.haproxy import LOOPBACK, LOOPBACK_6, error_file, has_loopback_6
@@ -143,6 +145,7 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     single_variant = [app for app in config["applications"] if app.get("import_path") == serve_config.APP]
     if single_variant and weights != "config":
         chosen = choose_weights() if weights == "auto" else weights
+        say(describe_weights(chosen))
         for app in single_variant:
             app["args"] = {**app.get("args", {}), "weights": chosen}
     return config
@@ -161,7 +164,7 @@ def open_to_all(config: dict[str, Any]) -> None:
 
 
 def choose_weights() -> str:
-    """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo``."""
+    """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo`` after saying why."""
     # The command ends by itself, because a killed one leaves its partial download behind.
     command = [sys.executable, "-m", "serve_app.launcher.imagenet", str(DOWNLOAD_TIMEOUT_S)]
     try:
@@ -170,11 +173,21 @@ def choose_weights() -> str:
         reason = f"the download took more than {DOWNLOAD_TIMEOUT_S} s"
     else:
         if done.returncode == 0:
-            say("weights: imagenet, one thousand classes")
             return "imagenet"
         reason = done.stderr.strip().rpartition("\n")[2]
-    say(f"weights: demo, ten everyday classes; ImageNet's are not available ({reason})")
+    say(f"ImageNet's weights are not available ({reason})")
     return "demo"
+
+
+def describe_weights(name: str) -> str:
+    """Say which model answers, and how to choose another."""
+    if name == "imagenet":
+        return "weights: imagenet, one thousand classes; WEIGHTS=demo (--weights demo) chooses the everyday ones"
+    if name == "demo":
+        classes = len(load_card(WeightsConfig(source="demo")).labels)
+        other = "WEIGHTS=imagenet (--weights imagenet) chooses ImageNet's thousand"
+        return f"weights: demo, {classes} everyday classes; {other}"
+    return f"weights: {name}"
 
 
 @contextlib.contextmanager

@@ -15,5 +15,15 @@ plots        learning curve, confusion matrix, reliability diagram, mistakes
 calibrate    fit temperature and threshold on held-out images
 evaluate     weights and labeled images -> metrics and plots
 publish      copy weights and card into a registry
+initial      the weights that training starts from
 train        all of it: `serve-app train`
+
+With a recipe file:
+
+transfer_recipe the file
+class_map    folders and archives of several sources -> photos with classes
+activations  photos -> outputs of a frozen backbone, cached on disk
+last_stage   outputs -> head and stage 4
+judge        accuracy on sources that were left out, temperature, threshold
+transfer     all of it: `serve-app train --recipe`
 """

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - PyTorch's own convention
 from torch import Tensor
 
+WHITE_AREA = (1.2, 3.0)  # area of the crop on white, relative to the image
+DETAIL = (0.25, 0.5)  # side that is left of an image of low resolution, as a fraction
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -22,6 +25,8 @@ class Augmentation:
     noise: float = 10.0  # largest standard deviation of per-pixel noise, in units of 0-255
     gray: float = 0.05  # fraction of images that become gray
     flip: bool = True  # mirror half of the images left to right
+    white: float = 0.0  # fraction of images that shrink onto a white background
+    low_resolution: float = 0.0  # fraction of images that lose detail, as small pictures that are enlarged
 
 
 def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torch.Generator) -> Tensor:
@@ -37,9 +42,14 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
 
     pixels = images.float().contiguous(memory_format=torch.channels_last)
     pixels = _sharpen(pixels, uniform(*options.sharpness, 1, 1, 1))
+    if options.low_resolution:
+        pixels = _lose_detail(pixels, uniform(0, 1) < options.low_resolution, generator)
 
     area = torch.exp(uniform(math.log(options.area[0]), math.log(options.area[1])))
     ratio = torch.exp(uniform(-math.log(options.aspect), math.log(options.aspect)))
+    on_white = uniform(0, 1) < options.white if options.white else None
+    if on_white is not None:
+        area = torch.where(on_white, uniform(*WHITE_AREA), area)
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     center_x = uniform(-1, 1) * (1 - width).abs()
     center_y = uniform(-1, 1) * (1 - height).abs()
@@ -50,6 +60,9 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     matrices = torch.stack((width * cos, -height * sin, center_x, width * sin, height * cos, center_y), 1)
     grid = F.affine_grid(matrices.view(n, 2, 3), [n, 3, crop_px, crop_px], align_corners=False)
     crops = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+    if on_white is not None:
+        outside = (grid.abs() > 1).any(-1) & on_white.view(n, 1, 1)
+        crops = crops.masked_fill(outside[:, None], 255)
 
     strength = options.color
     crops = crops * uniform(1 - strength, 1 + strength, 1, 1, 1)
@@ -63,6 +76,15 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
         noise = torch.empty_like(crops).normal_(generator=generator)
         crops = crops + noise * uniform(0, options.noise, 1, 1, 1)
     return crops.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
+
+
+def _lose_detail(pixels: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Shrink the chosen images to a random share of their side and enlarge them again."""
+    side = pixels.shape[-1]
+    share = torch.empty(1, device=pixels.device).uniform_(*DETAIL, generator=generator).item()
+    small = F.interpolate(pixels, max(1, round(side * share)), mode="bilinear", antialias=True)
+    coarse = F.interpolate(small, side, mode="bilinear", antialias=True)
+    return torch.where(chosen.view(-1, 1, 1, 1), coarse, pixels)
 
 
 def _sharpen(pixels: Tensor, amount: Tensor) -> Tensor:

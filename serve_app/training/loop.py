@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.errors import DatasetError
-from serve_app.training.augment import Augmentation, augment
+from serve_app.training.augment import augment
 from serve_app.training.data import ImageDataset
 from serve_app.training.recipe import Recipe
 from serve_app.training.split import Split
@@ -31,8 +31,6 @@ class TrainingRun:
     dataset: ImageDataset
     split: Split
     recipe: Recipe
-    augmentation: Augmentation
-    serve_px: int  # side of the images that the service will feed the model
     checkpoint: Path  # an interrupted run resumes from it
     init: Mapping[str, Tensor] | None = None  # state dict to start from; None starts from scratch
 
@@ -89,7 +87,7 @@ def train_loop(
                 rows = order[i * recipe.batch : (i + 1) * recipe.batch][group.rank :: group.size]
                 seed = (recipe.seed * 1_000_003 + trainer.step_count) * group.size + group.rank
                 generator = torch.Generator(device).manual_seed(seed)
-                crops = augment(dataset.pixels[rows].to(device), px, run.augmentation, generator)
+                crops = augment(dataset.pixels[rows].to(device), px, recipe.augmentation, generator)
                 loss = trainer.step(crops, dataset.targets[rows].to(device))
                 running_loss = loss if i == first else 0.98 * running_loss + 0.02 * loss
                 bar.update()
@@ -98,7 +96,7 @@ def train_loop(
                     bar.set_postfix(loss=f"{running_loss:.3f}")
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": round(running_loss, 4)}
         if len(run.split.validation):
-            loss, accuracy = trainer.validate(dataset, run.split.validation, run.serve_px)
+            loss, accuracy = trainer.validate(dataset, run.split.validation, recipe.serve_px)
             row |= {"validation_loss": round(loss, 4), "validation_top1": round(accuracy, 4)}
         trainer.end_epoch(row)
         save()

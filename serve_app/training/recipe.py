@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from serve_app.model_card import ModelCard
+from serve_app.training.augment import Augmentation
 
 HEAD_EPOCHS, EPOCHS = 4, 20  # for a small dataset, when fine-tuning
 IMAGES_SEEN = 40_000  # over all epochs of a larger dataset, when fine-tuning
@@ -16,13 +16,15 @@ STORE_MARGIN = 1.15  # stored side over crop side, so that crops can shift
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the result of a run, besides augmentation and the side of served images.
+    """Everything that decides the result of a run.
 
     A checkpoint stores it. A run resumes only with an equal recipe.
     """
 
     schedule: tuple[tuple[int, int], ...]  # (crop_px, epochs) in order; epochs with small crops cost less
     store_px: int  # side at which images are kept in memory
+    serve_px: int  # side of the images that the service will feed the model
+    augmentation: Augmentation = field(default_factory=Augmentation)
     batch: int = 128  # images per step, of all workers together
     peak_lr: float = 0.1  # learning rate after warm-up; a cosine takes it to zero
     warm_up: float = 0.1  # fraction of the steps over which the learning rate rises
@@ -69,16 +71,19 @@ class Hyperparameters:
     crop_area: tuple[float, float]  # see Augmentation.area
 
 
-def default_hyperparameters(images: int, init: ModelCard | None) -> Hyperparameters:
-    """Choose hyperparameters: few epochs at a low learning rate from other weights, many from scratch (no ``init``)."""
+def default_hyperparameters(images: int, init_px: int | None) -> Hyperparameters:
+    """Choose hyperparameters: few epochs at a low learning rate from other weights, many from scratch.
+
+    ``init_px`` is the side of the images that the initial weights were trained for; None trains from scratch.
+    """
     validation = max(0.02, min(0.2, 1000 / images))
-    if init is None:
+    if init_px is None:
         batch = 128 if images >= 4096 else 32
         peak_lr = 0.1 * batch / 128
         return Hyperparameters(
             SCRATCH_SCHEDULE, SCRATCH_STORE_PX, SCRATCH_SERVE_PX, batch, peak_lr, validation, 0, 0, (0.25, 1.5)
         )
-    px, batch = init.transform.crop_px, 128 if images >= 20_000 else 32
+    px, batch = init_px, 128 if images >= 20_000 else 32
     epochs = max(3, min(EPOCHS, IMAGES_SEEN // images))
     head_epochs = max(1, HEAD_EPOCHS * epochs // EPOCHS)
     schedule, peak_lr = ((px, head_epochs + epochs),), 0.04 * batch / 128

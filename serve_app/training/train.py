@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import ResNet
 from tqdm import tqdm
 
 from serve_app.config import WeightsConfig
-from serve_app.errors import WeightsError
-from serve_app.inference.weights import load_model, publish, republish, spec_of
+from serve_app.inference.weights import publish, republish
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.training.augment import Augmentation
 from serve_app.training.calibrate import PRECISION, calibrate
 from serve_app.training.data import load_images
 from serve_app.training.evaluate import evaluate, short_metrics
+from serve_app.training.initial import InitialWeights, load_initial_weights
 from serve_app.training.loop import TrainingRun, train_loop
 from serve_app.training.plots import plot_curve
 from serve_app.training.recipe import Hyperparameters, Recipe, default_hyperparameters
 from serve_app.training.split import describe_dataset, list_dataset, split_images, warn_of_leaks
 from serve_app.training.trainer import CPU, MEAN, STD, Trainer
-
-InitialModel = tuple[ResNet, ModelCard] | None  # None trains from scratch
 
 
 @dataclass(frozen=True)
@@ -60,8 +57,8 @@ def train(options: TrainOptions) -> WeightsConfig:
         OSError: A file cannot be read or written.
     """
     listed = list_dataset(options.data, options.feedback)
-    init = load_initial_model(options.weights)
-    defaults = default_hyperparameters(len(listed.files), init[1] if init else None)
+    init = load_initial_weights(options.weights)
+    defaults = default_hyperparameters(len(listed.files), init.crop_px if init else None)
     chosen = replace(defaults, **options.overrides)
     dataset = load_images(listed.files, listed.labels, chosen.store_px, options.skip_broken)
     # --skip-broken may have removed training files.
@@ -77,9 +74,8 @@ def train(options: TrainOptions) -> WeightsConfig:
     if not len(split.validation):
         chosen = replace(chosen, patience=0)
     chosen = replace(chosen, batch=min(chosen.batch, max(2, len(split.training))))
-    recipe, augmentation = _recipe(options, chosen, init, dataset.fingerprint), Augmentation(area=chosen.crop_area)
-    state = init[0].state_dict() if init else None
-    run = TrainingRun(dataset, split, recipe, augmentation, chosen.serve_px, checkpoint, state)
+    recipe = _recipe(options, chosen, init, dataset.fingerprint)
+    run = TrainingRun(dataset, split, recipe, checkpoint, init.model.state_dict() if init else None)
     if options.workers == 1:
         trainer = train_loop(run, _device())
     else:
@@ -101,37 +97,25 @@ def train(options: TrainOptions) -> WeightsConfig:
     return republish(spec, card.model_copy(update={"metrics": metrics}), options.out)
 
 
-def load_initial_model(name: str) -> InitialModel:
-    """Load the weights to start from; ``auto`` is ImageNet's if they can be downloaded, else the demo's."""
-    if name == "scratch":
-        return None
-    if name == "auto":
-        try:
-            return load_model(WeightsConfig(source="imagenet"))
-        except WeightsError as error:
-            tqdm.write(f"starting from the demo model; ImageNet's weights are unavailable ({str(error)[:120]}…)")
-            name = "demo"
-    return load_model(spec_of(name))
-
-
-def _recipe(options: TrainOptions, chosen: Hyperparameters, init: InitialModel, data_sha256: str) -> Recipe:
+def _recipe(options: TrainOptions, chosen: Hyperparameters, init: InitialWeights | None, data_sha256: str) -> Recipe:
     names = {field.name for field in fields(Recipe)}
     return Recipe(
         **{name: value for name, value in asdict(chosen).items() if name in names},
+        augmentation=Augmentation(area=chosen.crop_area),
         seed=options.seed,
         bf16=options.bf16 or (_device().type == "cuda" and torch.cuda.is_bf16_supported()),
-        init_sha256=init[1].sha256 if init else None,
+        init_sha256=init.sha256 if init else None,
         data_sha256=data_sha256,
         workers=options.workers,
     )
 
 
 def _publish(
-    options: TrainOptions, run: TrainingRun, trainer: Trainer, init: InitialModel
+    options: TrainOptions, run: TrainingRun, trainer: Trainer, init: InitialWeights | None
 ) -> tuple[WeightsConfig, ModelCard]:
     """Write the trained weights and a card that says how they were made."""
-    dataset, px = run.dataset, run.serve_px
-    origin = {"init": init[1].model_dump(include={"version", "sha256", "training"})} if init else {}
+    dataset, px = run.dataset, run.recipe.serve_px
+    origin = {"init": init.origin} if init else {}
     card = publish(
         trainer.result,
         {
@@ -145,7 +129,6 @@ def _publish(
                 "seed": options.seed,
                 "minutes": round(trainer.seconds / 60, 1),
                 "recipe": asdict(trainer.recipe),
-                "augmentation": asdict(run.augmentation),
                 "torch": torch.__version__,
                 **origin,
             },

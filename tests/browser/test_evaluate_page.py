@@ -9,13 +9,14 @@ from playwright.sync_api import Page, expect
 
 from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot
 from tests.support.running import Running
+from tests.support.weights import TINY_LABELS
 
 pytestmark = NEEDS_CHROMIUM
 
 
 def test_evaluate(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
     """A zip with a folder per class gives metrics, both diagrams, the mistakes and a CSV."""
-    labels = ("cat", "truck")
+    labels = TINY_LABELS[:2]
     archive = tmp_path / "labeled.zip"
     with zipfile.ZipFile(archive, "w") as into:
         for i, path in enumerate(files[:7]):

@@ -159,7 +159,7 @@ def test_the_node_image_has_the_programs_that_clusters_call(images: None) -> Non
 
 
 def test_a_photo_is_classified_over_http(stack: Stack) -> None:
-    """The published port answers with the demo model's ten classes."""
+    """The published port answers with the ten best classes of the demo model."""
     response = httpx2.post(f"{stack.api}/v1/classify", content=make_photo(), timeout=60)
     assert response.status_code == 200
     assert len(response.json()["results"][0]["predictions"]) == 10

@@ -17,15 +17,15 @@ from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
-from tests.support.weights import publish_demo
+from tests.support.weights import TINY_VERSION, publish_copy, tiny
 
 RATE = 15
 CAPACITY = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0}}
 
 
-def demo_as(version: str, folder: Path) -> dict[str, str | None]:
-    """Publish the demo model under another version, whose labels name it."""
-    return publish_demo(folder / version, version, suffix=f" by {version}").model_dump()
+def tiny_as(version: str, folder: Path) -> dict[str, str | None]:
+    """Publish the tiny model under another version, whose labels name it."""
+    return publish_copy(tiny(), folder / version, version, suffix=f" by {version}").model_dump()
 
 
 def variant(name: str, weights: object) -> Config:
@@ -72,7 +72,7 @@ class Operator:
 def operator(running: Running, cluster: ServeApi, tmp_path: Path) -> Operator:
     """Operates the shared service, which has the variants blue and green besides its own for this test."""
     operator = Operator(running, cluster, tmp_path)
-    operator.config["applications"] += [variant(name, demo_as(name, tmp_path)) for name in ("blue", "green")]
+    operator.config["applications"] += [variant(name, tiny_as(name, tmp_path)) for name in ("blue", "green")]
     operator.deploy()
     return operator
 
@@ -81,7 +81,9 @@ def check_labels(outcomes: list[Outcome]) -> None:
     """Check that each response has the labels of the version in its header."""
     for outcome in outcomes:
         assert outcome.label is not None
-        assert outcome.label.partition(" by ")[2] == ("" if outcome.version == "demo-1" else outcome.version), outcome
+        assert outcome.label.partition(" by ")[2] == ("" if outcome.version == TINY_VERSION else outcome.version), (
+            outcome
+        )
 
 
 def test_variants_and_weights_change_without_a_failed_request(operator: Operator) -> None:
@@ -109,9 +111,9 @@ def test_variants_and_weights_change_without_a_failed_request(operator: Operator
         assert operator.version() == "blue"
         operator.change("classify", "Ingress", traffic={"blue": 1})
 
-        operator.change("blue", "Classifier", weights=demo_as("teal", operator.folder))
+        operator.change("blue", "Classifier", weights=tiny_as("teal", operator.folder))
         wait_for(lambda: operator.version() == "teal")
-        operator.change("blue", "Classifier", weights=demo_as("cyan", operator.folder) | {"sha256": "0" * 64})
+        operator.change("blue", "Classifier", weights=tiny_as("cyan", operator.folder) | {"sha256": "0" * 64})
         wait_for(lambda: operator.status()["variants"]["blue"]["refused"])
         status = operator.status()["variants"]["blue"]
         assert "sha256" in status["refused"]
@@ -120,5 +122,5 @@ def test_variants_and_weights_change_without_a_failed_request(operator: Operator
         wait_for(lambda: operator.version() == "blue")
     assert [dataclasses.asdict(outcome) for outcome in load.failed()] == []
     check_labels(load.outcomes)
-    assert set(load.versions()) == {"demo-1", "blue", "green", "teal"}
+    assert set(load.versions()) == {TINY_VERSION, "blue", "green", "teal"}
     assert len(load.outcomes) > RATE * 10

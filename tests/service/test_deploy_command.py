@@ -22,7 +22,7 @@ from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 from tests.support.running import Running
-from tests.support.weights import LABELS, MEAN, STD, publish_demo, publish_random
+from tests.support.weights import LABELS, MEAN, STD, TINY_VERSION, publish_copy, publish_random, tiny
 
 RATE = 15
 
@@ -142,15 +142,15 @@ def test_a_broken_version_never_answers(
     assert len(done.stderr.splitlines()) == 1
     assert previous_config(cluster.state()) == before
     assert load.failed() == []
-    assert set(load.versions()) == {"demo-1"}
+    assert set(load.versions()) == {TINY_VERSION}
     assert {outcome.label for outcome in load.outcomes} == {load.outcomes[0].label}
     assert len(load.outcomes) > RATE * 3
 
 
 def measured(folder: Path, version: str, top1: float) -> Config:
-    """Publish the demo model with a card that states its accuracy on some images."""
+    """Publish the tiny model with a card that states its accuracy on some images."""
     metrics = {"held-out": {"images": 100, "top1": top1, "fingerprint": "f" * 64}}
-    return publish_demo(folder / version, version, bias=top1 / 100, metrics=metrics).model_dump()
+    return publish_copy(tiny(), folder / version, version, bias=top1 / 100, metrics=metrics).model_dump()
 
 
 def test_worse_weights_need_force(cluster: ServeApi, deploy: Command, tmp_path: Path) -> None:

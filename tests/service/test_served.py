@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from serve_app.config import WeightsConfig
 from serve_app.inference.weights import load_model
 from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.configs import tuned
@@ -22,6 +21,7 @@ from tests.support.photos import STORED, encode, make_photo, make_picture
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
+from tests.support.weights import tiny
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -55,7 +55,7 @@ def test_ten_labeled_scores(http: httpx2.Client) -> None:
 
 def test_equals_plain_torchvision(http: httpx2.Client) -> None:
     """Results equal torchvision's transforms and model: same class, scores within 1e-3."""
-    model, card = load_model(WeightsConfig(source="demo"))
+    model, card = load_model(tiny())
     for seed, size in enumerate([(640, 480), (480, 640), (333, 251), (32, 32), (1600, 1200)]):
         picture = make_picture(*size, seed)
         resized = tv.resize(picture, [card.transform.resize_px], antialias=True)

@@ -15,6 +15,7 @@ from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import FullService
 from tests.support.trace_collector import Span
+from tests.support.weights import TINY_VERSION
 
 CLIENT_TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SPAN_NAMES = {"ingress", "preprocess", "queue ingress", "queue classify", "model"}
@@ -65,7 +66,7 @@ def test_one_trace_and_one_id_from_http_to_batch(full_service: FullService) -> N
     assert ingress["parent"] == CLIENT_SPAN
     assert {spans[name]["parent"] for name in SPAN_NAMES - {"ingress"}} == {ingress["span"]}
     assert ingress["http.response.status_code"] == 200
-    assert (spans["model"]["version"], spans["model"]["image"]) == ("demo-1", 0)
+    assert (spans["model"]["version"], spans["model"]["image"]) == (TINY_VERSION, 0)
     assert min(spans.values(), key=lambda span: span["start"]) is ingress
     assert spans["preprocess"]["start"] < spans["queue classify"]["start"] <= spans["model"]["start"]
     (row,) = wait_for(lambda: rows(full_service, "mine-1"), what="the row")
@@ -128,7 +129,7 @@ def test_every_metric_of_dashboard_and_alerts_is_exported(full_service: FullServ
         text = wait_for(complete)
     except AssertionError:
         raise AssertionError(f"not exported: {sorted(expected - seen)}") from None
-    phases = set(re.findall(r'^ray_image_ms_count\{.*phase="(\w+)".*version="demo-1"', text, re.MULTILINE))
+    phases = set(re.findall(rf'^ray_image_ms_count\{{.*phase="(\w+)".*version="{TINY_VERSION}"', text, re.MULTILINE))
     assert phases == {"decode", "queue", "model", "total"}
-    assert re.search(r'^ray_classifier_model_ms_count\{.*version="demo-1"', text, re.MULTILINE)
+    assert re.search(rf'^ray_classifier_model_ms_count\{{.*version="{TINY_VERSION}"', text, re.MULTILINE)
     assert re.search(r'^ray_variant_failed_images_total\{.*code="unsupported_image"', text, re.MULTILINE)

@@ -2,7 +2,7 @@
 
 Inputs
     photos.py             generated pictures and JPEGs
-    weights.py            small published weights, and the demo model under another version
+    weights.py            small published weights, the tiny model that tests serve, copies under another version
     configs.py            Serve configs with changed values
     logged.py             a prediction log of any size
     jobs.py               jobs in a job store, without HTTP

@@ -17,8 +17,9 @@ from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.configs import deployments, tuned
 from tests.support.polling import wait_for
 from tests.support.processes import Tree
-from tests.support.weights import publish_demo
+from tests.support.weights import publish_copy
 
+DEMO = WeightsConfig(source="demo")  # what the soak serves
 TIMEOUT_S = 300
 STAGES = ("Ingress", "Preprocessor", "Classifier")
 PROCESSES = {"controller": "ray::ServeController", "proxy": "haproxy"}
@@ -83,10 +84,10 @@ class BadDay:
     def _weights(self, number: int) -> None:
         """Load other weights while the old ones serve; in odd rounds go back to those in ``args``."""
         version = f"soak-{number}"
-        spec = None if number % 2 else publish_demo(self._folder / version, version).model_dump()
+        spec = None if number % 2 else publish_copy(DEMO, self._folder / version, version).model_dump()
         self._configure("Classifier", weights=spec)
         self._deploy()
-        expected = load_card(WeightsConfig(source="demo")).version if spec is None else version
+        expected = load_card(DEMO).version if spec is None else version
         self._until(lambda: self._versions() == {expected}, f"a response of {expected}")
 
     def _replicas(self, number: int) -> None:

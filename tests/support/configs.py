@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from serve_app.config import WeightsConfig
 from serve_app.release.serve_config import Config, read
 from tests.support.paths import ROOT
 
@@ -16,6 +17,15 @@ from tests.support.paths import ROOT
 def local() -> Config:
     """Return configs/local.yaml, which ``make run`` serves."""
     return read(ROOT / "configs" / "local.yaml")
+
+
+def with_weights(config: Config, weights: WeightsConfig) -> Config:
+    """Return a copy in which every application with a model loads these weights."""
+    copied = copy.deepcopy(config)
+    for application in copied["applications"]:
+        if "weights" in application.get("args", {}):
+            application["args"]["weights"] = weights.model_dump()
+    return copied
 
 
 def deployments(config: Config, name: str, /, app: str | None = None) -> Iterator[Config]:

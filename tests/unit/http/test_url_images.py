@@ -82,7 +82,7 @@ def test_they_are_off_by_default(http: TestClient, service: LocalService) -> Non
     assert "images by URL are switched off" in refused.json()["detail"]
     assert "`images_by_url: {allowed_hosts: [photos.example]}` in the Ingress's user_config" in refused.json()["detail"]
     infer = http.post(INFER, json=tensor(URL))
-    assert infer.status_code == 403
+    assert infer.status_code == http.post("/", json={"inputs": URL}).status_code == 403
     assert infer.json()["error"].startswith("image 0: url on https://photos.example: images by URL are switched off")
     assert fetcher.images == []
 
@@ -98,7 +98,9 @@ def test_an_image_by_url_is_classified_like_an_upload(http: TestClient, fetcher:
     assert infer.json()["outputs"][0]["data"] == [prediction["label"] for prediction in uploaded["predictions"]]
     pairs = [[prediction["label"], prediction["score"]] for prediction in uploaded["predictions"]]
     assert http.post("/predict", json={"inputs": [{"url": URL}]}).json() == [pairs]
-    assert len(fetcher.images) == 3
+    pipeline = http.post("/", json={"inputs": URL}).json()
+    assert [[each["label"], each["score"]] for each in pipeline] == pairs[:5]
+    assert len(fetcher.images) == 4
 
 
 def test_the_preprocessor_gets_settings_and_deadline(
@@ -122,6 +124,7 @@ def test_other_hosts_are_refused(http: TestClient, fetcher: FakeFetcher, url: st
     assert is_problem(refused, 403, "forbidden_source")
     assert "is not in `images_by_url.allowed_hosts`" in refused.json()["detail"]
     assert http.post(INFER, json=tensor(url)).status_code == 403
+    assert http.post("/", json={"inputs": url}).status_code == 403
     assert fetcher.images == []
 
 

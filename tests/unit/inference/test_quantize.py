@@ -196,14 +196,14 @@ def test_missing_onnx_runtime_is_one_sentence(quantized: WeightsConfig, monkeypa
 
 
 def test_the_demo_model_is_calibrated() -> None:
-    """On CIFAR-10's whole test split, int8 costs the demo model less than half a point of accuracy."""
+    """On photos that did not set the ranges, int8 costs the demo model at most a point of accuracy."""
     card = load_card(DEMO)
     cost = card.int8 and card.int8.cost
     assert cost is not None
-    assert cost.images == 10_000
+    assert cost.images >= 1000
     assert cost.top1 is not None
-    assert cost.top1_fp32 == pytest.approx(card.metrics["cifar10-test"]["top1"], abs=0.001)
-    assert cost.top1 > cost.top1_fp32 - 0.005
+    assert cost.top1_fp32 is not None
+    assert cost.top1 > cost.top1_fp32 - 0.01
 
 
 def test_models_endpoint_shows_the_cost_and_not_the_ranges(quantized: WeightsConfig) -> None:

@@ -39,7 +39,7 @@ RESULT = ClassifyResult(
     scores=(0.75, 0.125),
     margin=0.625,
     entropy=0.5,
-    model=ModelRef(name="resnet18", version="demo-1", sha256="0" * 64),
+    model=ModelRef(name="resnet18", version="tiny-1", sha256="0" * 64),
     batch_size=4,
     timings_ms={"decode": 2.0, "queue": 1.0, "model": 20.0},
     image=ImageInfo(format="jpeg", width=640, height=480, orientation=1),
@@ -67,7 +67,7 @@ def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
     assert good.pop("total_ms") == 33.5
     assert re.fullmatch("[0-9a-f]{32}", good.pop("request_uuid"))
     assert good == {
-        **{"request_id": "req_1", "image": 0, "status": "ok", "variant": "main", "version": "demo-1"},
+        **{"request_id": "req_1", "image": 0, "status": "ok", "variant": "main", "version": "tiny-1"},
         **{"class_id": 3, "label": "cat", "score": 0.75, "margin": 0.625, "entropy": 0.5},
         **{"format": "jpeg", "width": 640, "height": 480, "bytes": 1000},
         **{"brightness": 100.0, "contrast": 50.0, "sharpness": 5.0},

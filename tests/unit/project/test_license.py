@@ -6,6 +6,8 @@ import hashlib
 import tomllib
 from fnmatch import fnmatch
 
+from serve_app.config import WeightsConfig
+from serve_app.inference.card import DEMO, load_card
 from tests.support.paths import ROOT
 
 # sha256 of https://www.apache.org/licenses/LICENSE-2.0.txt
@@ -27,11 +29,14 @@ def test_the_package_names_its_license() -> None:
 
 
 def test_the_demo_weights_come_with_their_terms() -> None:
-    """License and training data of the weights are installed beside them."""
-    terms = ROOT / "serve_app" / "models" / "demo" / "LICENSE-DATA.md"
-    assert (terms.parent / "model.safetensors").exists()
-    text = terms.read_text()
-    assert "Apache License 2.0" in text
-    assert "CIFAR-10" in text
+    """The terms name every source of the weights, and are installed beside them with the backbone's license."""
+    card = load_card(WeightsConfig(source="demo"))
+    terms, license_file = DEMO.parent / "TERMS.md", DEMO.parent / "LICENSE-BACKBONE.txt"
+    named = terms.read_text().lower().replace(" ", "").replace("-", "").replace(".", "")
+    for source in card.training["sources"]:
+        assert source.replace("-", "") in named, source
+    assert license_file.read_text().startswith("The MIT License (MIT)")
+    assert any("MIT" in text for text in card.licenses.values())
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["serve_app"]
-    assert any(fnmatch(str(terms.relative_to(ROOT / "serve_app")), pattern) for pattern in patterns)
+    for path in (DEMO, terms, license_file, ROOT / "serve_app" / "training" / "recipes" / "demo-2.yaml"):
+        assert any(fnmatch(str(path.relative_to(ROOT / "serve_app")), pattern) for pattern in patterns), path

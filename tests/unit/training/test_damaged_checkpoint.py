@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from serve_app.training.augment import Augmentation
 from serve_app.training.data import list_images, load_images
 from serve_app.training.loop import TrainingRun, train_loop
 from serve_app.training.recipe import Recipe
@@ -18,7 +17,7 @@ from serve_app.training.trainer import Trainer
 from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
 from tests.support.photos import encode
 
-RECIPE = Recipe(((16, 1),), store_px=16, batch=4, peak_lr=0.05, validation=0.0)
+RECIPE = Recipe(((16, 1),), store_px=16, serve_px=16, batch=4, peak_lr=0.05, validation=0.0)
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def run(tmp_path: Path) -> TrainingRun:
             (tmp_path / "data" / label / f"{i}.png").write_bytes(encode(picture, "PNG"))
     dataset = load_images(*list_images(tmp_path / "data"), RECIPE.store_px)
     split = split_images(dataset, None, RECIPE.validation, RECIPE.seed)
-    return TrainingRun(dataset, split, RECIPE, Augmentation(), 16, tmp_path / "checkpoint.safetensors")
+    return TrainingRun(dataset, split, RECIPE, tmp_path / "checkpoint.safetensors")
 
 
 def test_damaged_checkpoint_starts_from_the_beginning(

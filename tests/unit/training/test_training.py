@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ from serve_app.training.trainer import Trainer
 from tests.support.photos import encode, make_picture
 from tests.support.weights import LABELS
 
-RECIPE = Recipe(((16, 1), (24, 2)), store_px=24, batch=8, peak_lr=0.05, validation=0.1, head_epochs=1, patience=9)
+RECIPE = Recipe(
+    ((16, 1), (24, 2)), store_px=24, serve_px=24, batch=8, peak_lr=0.05, validation=0.1, head_epochs=1, patience=9
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def dataset(folder: Path) -> ImageDataset:
 
 def training_run(dataset: ImageDataset, checkpoint: Path, recipe: Recipe = RECIPE) -> TrainingRun:
     split = split_images(dataset, None, recipe.validation, recipe.seed)
-    return TrainingRun(dataset, split, recipe, Augmentation(), 24, checkpoint)
+    return TrainingRun(dataset, split, recipe, checkpoint)
 
 
 def test_folder_becomes_one_tensor(dataset: ImageDataset) -> None:
@@ -133,7 +136,7 @@ def test_only_the_last_layer_trains_at_first(dataset: ImageDataset) -> None:
 
 def test_early_stopping_keeps_the_best_epoch(dataset: ImageDataset) -> None:
     """Two epochs without a better validation loss stop training; the result is the average of the best epoch."""
-    trainer = Trainer(dataset.labels, Recipe(((16, 9),), 24, patience=2), 1)
+    trainer = Trainer(dataset.labels, Recipe(((16, 9),), 24, 24, patience=2), 1)
     for loss in (3.0, 1.0, 2.0):
         trainer.average.module.fc.bias.data.fill_(loss)
         trainer.end_epoch({"validation_loss": loss})
@@ -159,8 +162,8 @@ def test_a_checkpoint_of_other_settings_is_refused(dataset: ImageDataset, tmp_pa
     """The error names the settings that differ."""
     trainer = Trainer(dataset.labels, RECIPE, 9)
     trainer.save(tmp_path / "c.safetensors")
-    other = Recipe(((16, 1),), store_px=24, data_sha256="0")
-    with pytest.raises(TrainingError, match=r"other settings \(schedule, .*data_sha256\)"):
+    other = replace(RECIPE, serve_px=32, augmentation=Augmentation(area=(0.5, 1)), data_sha256="0")
+    with pytest.raises(TrainingError, match=r"other settings \(serve_px, augmentation, data_sha256\)"):
         Trainer(dataset.labels, other, 9).resume(tmp_path / "c.safetensors")
 
 
@@ -195,7 +198,7 @@ def test_a_killed_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_too_few_images_for_a_batch_are_refused(dataset: ImageDataset, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="72 training images do not fill one batch of 128"):
-        train_loop(training_run(dataset, tmp_path / "c", Recipe(((16, 1),), 24, validation=0.1)))
+        train_loop(training_run(dataset, tmp_path / "c", Recipe(((16, 1),), 24, 24, validation=0.1)))
 
 
 def test_missing_weights_to_start_from_are_named(folder: Path, tmp_path: Path) -> None:
@@ -210,7 +213,7 @@ def test_the_schedule_gives_each_epoch_its_crop() -> None:
 @pytest.mark.parametrize("count", [20, 300, 50_000])
 def test_defaults_suit_folders_of_any_size(weights: WeightsConfig, count: int) -> None:
     """Fine-tuning keeps the crop of the weights, trains all layers in most epochs, and bounds the images seen."""
-    chosen = default_hyperparameters(count, load_card(weights))
+    chosen = default_hyperparameters(count, load_card(weights).transform.crop_px)
     assert chosen.serve_px == 96
     assert 1 <= chosen.head_epochs < chosen.schedule[0][1] / 2
     assert chosen.schedule[0][1] * count <= 50_000 + 4 * count
