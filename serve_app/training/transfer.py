@@ -19,7 +19,7 @@ from tqdm import tqdm
 from serve_app.config import WeightsConfig
 from serve_app.errors import DatasetError
 from serve_app.files import create_folder
-from serve_app.inference.weights import publish
+from serve_app.inference.weights import publish, to_half
 from serve_app.model_card import ImageTransform
 from serve_app.training.activations import BATCH, Activations, compute_activations, normalize
 from serve_app.training.class_map import Photo, limit_unknown, list_photos
@@ -89,7 +89,7 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
         raise DatasetError("--recipe trains on the activations of other weights; --weights scratch has none")
     create_folder(options.out)
     photos = list_photos(options.data, recipe.class_map, recipe.classes, options.out / "unpacked")
-    photos = limit_unknown(photos, recipe.unknown_per_folder, options.seed)
+    photos = limit_unknown(photos, recipe.unknown_per_folder, recipe.unknown_classes, options.seed)
     dataset, photos = _load(photos, recipe, options.skip_broken)
     counts = Counter(photo.source for photo in photos if photo.label)
     unknown = sum(not photo.label for photo in photos)
@@ -118,7 +118,8 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
 @torch.inference_mode()
 def compare_half_precision(model: ResNet, pixels: Tensor) -> dict[str, float]:
     """Return how far scores differ between float32 weights and those that ``publish`` writes, read as float32."""
-    rounded = copy.deepcopy(model).half().float()
+    rounded = copy.deepcopy(model)
+    rounded.load_state_dict({k: v.to(model.state_dict()[k].dtype) for k, v in to_half(model.state_dict()).items()})
     differences = [
         (model(images).softmax(1) - rounded(images).softmax(1)).abs().max().item()
         for images in (normalize(part.float()) for part in pixels.split(BATCH))

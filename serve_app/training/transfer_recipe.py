@@ -61,6 +61,7 @@ class TransferRecipe(FrozenModel):
         0.0, ge=0, description="Weight of a photo of no class, which should get equal scores; 0 leaves them out."
     )
     unknown_per_folder: int = Field(30, ge=0, description="Photos of no class to use from each of their folders.")
+    unknown_classes: tuple[str, ...] = Field((), description="Classes all of whose photos are used, as of no class.")
     judge: JudgeConfig = JudgeConfig()
     classes: dict[str, str] = Field(min_length=2, description="Description of each class; the map may have more.")
     left_out: dict[str, str] = Field(default_factory=dict, description="Classes of the map left out, with the reason.")

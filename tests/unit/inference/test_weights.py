@@ -18,12 +18,14 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.inference import weights as module
 from serve_app.inference.card import DEMO, load_card
-from serve_app.inference.weights import load_model, republish, sha256
+from serve_app.inference.weights import load_model, publish, republish, sha256
 from serve_app.paths import PACKAGE
 from serve_app.training.transfer import IN_CARD
 from serve_app.training.transfer_recipe import load_recipe
 from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
-from tests.support.weights import LABELS, publish_random
+from tests.support.weights import LABELS, MEAN, STD, publish_random
+
+TRANSFORM = {"resize_px": 96, "crop_px": 96, "mean": MEAN, "std": STD}
 
 
 def fails(spec: WeightsConfig) -> str:
@@ -71,10 +73,21 @@ def test_the_demo_recipe_is_the_one_in_the_card() -> None:
 def test_half_precision_on_disk_changed_no_score_of_the_demo_by_a_percent() -> None:
     """Training compared the scores of the float32 weights with those of the float16 file, read as float32."""
     model, card = load_model(WeightsConfig(source="demo"))
-    assert {str(v.dtype) for v in load_file(DEMO).values() if v.is_floating_point()} == {"torch.float16"}
+    stored = {name: value.dtype for name, value in load_file(DEMO).items() if ".running_" not in f".{name}"}
+    assert {dtype for name, dtype in stored.items() if not name.endswith("tracked")} == {torch.float16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert card.training["float16"]["images"] >= 100
     assert 0 < card.training["float16"]["largest_score_difference"] < 0.01
+
+
+def test_large_statistics_survive_publishing(tmp_path: Path) -> None:
+    """A variance that float16 cannot hold comes back as it was; it made every feature zero."""
+    state = load_model(publish_random(tmp_path / "a"))[0].state_dict()
+    state["bn1.running_var"] = state["bn1.running_var"] + 90_000
+    card = {"name": "resnet18", "version": "1", "labels": LABELS, "transform": TRANSFORM}
+    digest = publish(state, card, tmp_path / "b").sha256
+    model, _ = load_model(WeightsConfig(source=str(tmp_path / "b" / "model.safetensors"), sha256=digest))
+    assert torch.equal(model.bn1.running_var, state["bn1.running_var"])
 
 
 def test_a_uri_is_fetched_once_and_verified(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tarfile
+from collections import Counter
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import DatasetError
 from serve_app.inference.card import load_card
 from serve_app.inference.weights import sha256
-from serve_app.training.class_map import Photo, left_out, list_photos
+from serve_app.training.class_map import Photo, left_out, limit_unknown, list_photos
 from serve_app.training.evaluate import evaluate
 from serve_app.training.judge import Answers, calibrate_on, make_folds
 from serve_app.training.transfer_recipe import load_recipe
 from tests.support.photos import encode, make_picture
 
 TINTS = {"green": (0, 200, 0), "red": (200, 0, 0), "blue": (0, 0, 200), "gray": (128, 128, 128)}
+KINDS = ("cat", "fox", "tree")
 COLUMNS = ("archive", "folder", "source", "class")
 MAP = [
     ("near", "green", "near", "green"),
@@ -167,8 +169,20 @@ def test_a_wrong_class_map_is_refused(data: Path, tmp_path: Path) -> None:
         list_all([("cut.tar", "far/green", "far", "green")])
 
 
+def test_unknown_photos_are_few_of_each_folder_or_all_of_a_class() -> None:
+    """Photos of a class all stay, in their order; so do those of the classes that are named."""
+    photos = [
+        Photo(Path(f"{i}.jpg"), "a", kind, "cat" if kind == "cat" else "", kind) for kind in KINDS for i in range(9)
+    ]
+    kept = limit_unknown(photos, 2, ("fox",), 0)
+    assert Counter(photo.folder for photo in kept) == {"cat": 9, "fox": 9, "tree": 2}
+    assert kept == [photo for photo in photos if photo in kept]
+
+
 def photos_of(*rows: tuple[str, str]) -> list[Photo]:
-    return [Photo(Path(f"{i}.jpg"), source, f"{source}/{label}", label) for i, (source, label) in enumerate(rows)]
+    return [
+        Photo(Path(f"{i}.jpg"), source, f"{source}/{label}", label, label) for i, (source, label) in enumerate(rows)
+    ]
 
 
 def test_only_classes_with_another_source_are_left_out() -> None:
