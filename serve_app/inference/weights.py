@@ -50,7 +50,7 @@ def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
 
 
 def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> ModelCard:
-    """Write ``model.safetensors``, in half precision, and ``model.json``; ``card`` has the fields without ``sha256``."""
+    """Write ``model.safetensors`` in half precision, and ``model.json``; ``card`` has its fields without ``sha256``."""
     create_folder(folder)
     path = folder / "model.safetensors"
     write_tensors(to_half(state), path)

@@ -45,7 +45,7 @@ def rounds(folder: Path, power_cuts: list[bool], seed: int = 1) -> Iterator[Roun
     writes, chance = Writes(), random.Random(seed)
     for number, has_power_cut in enumerate(power_cuts):
         with ExitStack() as stack:
-            log = folder / f"fsyncs-{number}"
+            log, since_ns = folder / f"fsyncs-{number}", time.time_ns()
             environment = recording(log)
             running = stack.enter_context(start(writing_config(folder / "data"), page=False, environment=environment))
             with Writer(running.api, folder / "data", writes, f"round{number}", environment) as writer:
@@ -53,7 +53,7 @@ def rounds(folder: Path, power_cuts: list[bool], seed: int = 1) -> Iterator[Roun
                 died_at = time.time()
                 kill([*running.processes(), *writer.programs])
             running.process.wait()
-        lost = cut(folder / "data", log) if has_power_cut else None
+        lost = cut(folder / "data", log, since_ns) if has_power_cut else None
         with start(writing_config(folder / "data"), page=False) as running:
             problems = check(writes, running.api, folder / "data", died_at)
         yield Round(writes.counts(), lost, problems)

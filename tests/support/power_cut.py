@@ -46,13 +46,20 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     assert not alive, f"processes survive SIGKILL: {alive}"
 
 
-def cut(folder: Path, log: Path) -> list[str]:
-    """Take back what was not on disk; return what was emptied or removed, as paths below ``folder``."""
+def cut(folder: Path, log: Path, since_ns: int = 0) -> list[str]:
+    """Take back what was not on disk; return what was emptied or removed, as paths below ``folder``.
+
+    Args:
+        folder: What the processes wrote to.
+        log: As for ``recording``.
+        since_ns: When recording began; what was written before is on disk.
+    """
     times: dict[str, dict[int, int]] = {"fsync": defaultdict(int), "name": defaultdict(int)}
     for line in log.read_text().splitlines():
         kind, inode, time_ns = line.split()
         times[kind][int(inode)] = max(times[kind][int(inode)], int(time_ns))
-    return [str(path.relative_to(folder)) for path in _cut(folder, times["fsync"], times["name"])]
+    synced = defaultdict(lambda: since_ns, times["fsync"])
+    return [str(path.relative_to(folder)) for path in _cut(folder, synced, times["name"])]
 
 
 def _cut(folder: Path, synced: dict[int, int], named: dict[int, int]) -> Iterator[Path]:
