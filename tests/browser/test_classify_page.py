@@ -88,8 +88,8 @@ def test_formats_of_phones(page: Page, running: Running, tmp_path: Path, kind: s
     upload(page, path)
     expect(page.get_by_text("Top classes")).to_be_visible()
     expect(page.get_by_text(f"{kind} · 320 × 240 px")).to_be_visible()
-    width = page.get_by_role("img", name=f"Your photo {path.name}").evaluate("image => image.naturalWidth")
-    assert width == 320
+    shown = page.get_by_role("img", name=f"Your photo {path.name}", exact=True)
+    expect(shown).to_have_js_property("naturalWidth", 320)
 
 
 def test_zip(page: Page, running: Running, files: list[Path], tmp_path: Path) -> None:
