@@ -57,6 +57,7 @@ def rounds(folder: Path, power_cuts: list[bool], seed: int = 1) -> Iterator[Roun
         with start(writing_config(folder / "data"), page=False) as running:
             problems = check(writes, running.api, folder / "data", died_at)
         yield Round(writes.counts(), lost, problems)
+        writes.forget_unflushed(died_at)
 
 
 def main() -> None:

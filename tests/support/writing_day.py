@@ -93,6 +93,10 @@ class Writes:
     published: list[WeightsConfig] = field(default_factory=list)
     etl_runs: int = 0
 
+    def forget_unflushed(self, died_at: float) -> None:
+        """Forget the requests whose rows a service that died at this time had not yet written."""
+        self.classified = {name: time_s for name, time_s in self.classified.items() if time_s < died_at - UNFLUSHED_S}
+
     def counts(self) -> dict[str, int]:
         """Return how many of each kind."""
         return {

@@ -24,7 +24,7 @@ PROTOCOL_ERRORS = {
     "TorchServe": "TorchServeError",
 }
 # Members of an example that the service omits or that this one has not.
-MODEL_DETAILS = {"transform", "training", "metrics", "notes", "calibration", "int8"}
+MODEL_DETAILS = {"transform", "training", "metrics", "notes", "calibration", "int8", "licenses", "left_out"}
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def test_what_the_command_reads_is_in_the_package(installed: Path, tmp_path: Pat
         "assert not IS_CHECKOUT\n"
         "for path in (CONFIGS, PAGE, DEMO): print(path)\n"
     )
-    paths = run_in_empty_folder(installed, tmp_path, "-c", program).split()
+    printed = run_in_empty_folder(installed, tmp_path, "-c", program).splitlines()
+    paths = [line for line in printed if not line.startswith("·")]  # what it tells the user
     assert [Path(path).relative_to(installed).parts[0] for path in paths] == ["serve_app", "frontend", "serve_app"]
     assert all(Path(path).exists() for path in paths)
     assert list(tmp_path.iterdir()) == []
