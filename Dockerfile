@@ -22,9 +22,9 @@ ENTRYPOINT ["tini", "--"]
 # Extracts the requirements from pyproject.toml: a change of anything else in that file does not repeat the installation.
 FROM base AS requirements
 COPY pyproject.toml .
-RUN python -c "import pathlib, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-extras = project['optional-dependencies']; \
-requirements = {'serve': project['dependencies'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
+RUN python -c "import pathlib, tomllib; \
+extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+requirements = {'serve': extras['api'] + extras['aws'] + extras['tracing'], 'page': extras['page']}; \
 [pathlib.Path(name + '.txt').write_text('\n'.join(lines)) for name, lines in requirements.items()]"
 
 FROM base AS page
@@ -32,10 +32,10 @@ COPY --from=requirements /app/page.txt /tmp/install/
 COPY constraints.txt /tmp/install/
 RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/install/page.txt \
  && rm -r /tmp/install
-COPY .streamlit .streamlit
 COPY frontend frontend
 COPY LICENSE .
-COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py serve_app/zip_entries.py serve_app/
+COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py \
+     serve_app/prediction_log_format.py serve_app/zip_entries.py serve_app/
 COPY serve_app/preprocessing serve_app/preprocessing
 ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0
 USER ray
@@ -66,7 +66,7 @@ RUN pip install --constraint /tmp/install/constraints.txt --requirement /tmp/ins
       ${WHEEL_INDEX:+--extra-index-url "$WHEEL_INDEX"} \
  && rm -r /tmp/install
 # A new volume takes its owner from the folder on which it is mounted.
-RUN install --directory --owner=ray --group=ray /weights /predictions /app/.jobs
+RUN install --directory --owner=ray --group=ray /weights /data
 COPY LICENSE .
 COPY configs configs
 COPY serve_app serve_app
@@ -76,7 +76,7 @@ COPY serve_app serve_app
 RUN python -m serve_app.launcher.haproxy /usr/local/bin/serve-haproxy
 ENV RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/serve-haproxy
 # `ray start` does not put /app on the import path of its workers; PYTHONPATH does, whichever command starts Ray.
-ENV PYTHONPATH=/app TORCH_HOME=/weights
+ENV PYTHONPATH=/app TORCH_HOME=/weights SERVE_APP_DATA=/data
 USER ray
 # The demo model is part of the package. ImageNet weights come from the volume, or with BAKE_WEIGHTS from the image.
 ARG BAKE_WEIGHTS=

@@ -7,18 +7,25 @@ WEIGHTS ?= auto
 CONFIG ?= configs/local.yaml
 ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
+# One process per core, each with one thread: threads that wait for each other take a third more CPU time.
+UNIT_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal tests/unit
 
 # Keep ARGS from the `make run` that a test starts: make passes a command-line variable on through MAKEFLAGS
 # (MAKEOVERRIDES) and through the environment.
 MAKEOVERRIDES =
 unexport ARGS
 
-.PHONY: help setup run deploy test test-unit test-nodes test-containers check fmt bench bench-scaling soak plots images up down
+# What the setup of a target installs beside API and page: extras of pyproject.toml, separated by commas.
+EXTRAS ?=
+test test-unit test-nodes test-containers check fmt soak: EXTRAS = test
+bench bench-scaling: EXTRAS = bench,test
+
+.PHONY: help setup run deploy test test-unit test-nodes test-containers check fmt bench bench-scaling soak images up down
 help: ## print the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
-setup: ## make .venv with the pinned packages; the other targets run this when needed
-	@$(PYTHON) setup_venv.py
+setup: ## make .venv with the pinned packages, as every target does that needs it; EXTRAS=train,notebook adds some
+	@$(PYTHON) setup_venv.py $(EXTRAS)
 
 run: setup ## start the API and the page on this machine; Ctrl-C stops both
 	@exec $(BIN)/python -m serve_app run --host $(HOST) --port $(PORT) --page-port $(PAGE_PORT) --weights $(WEIGHTS) $(ARGS)
@@ -26,12 +33,16 @@ run: setup ## start the API and the page on this machine; Ctrl-C stops both
 deploy: setup ## deploy CONFIG to the Ray at ADDRESS, roll back if that fails; ARGS=--dry-run only prints the effect
 	@exec $(BIN)/python -m serve_app deploy $(CONFIG) --address $(ADDRESS) $(ARGS)
 
+# Both parts run, and both must pass. pytest exits with 5 if ARGS selects no test of a part; with 2 after Ctrl-C.
 test: setup ## run all tests; ARGS="-k words" selects some
-	@echo "· running the tests: unit, service (real Ray), browser (real Chromium)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@echo "· running the unit tests on all cores"
+	@$(UNIT_TESTS) $(ARGS); unit=$$?; [ $$unit -ne 2 ] || exit 2; \
+	echo "· running the cluster, browser (real Chromium) and service (real Ray) tests, one after the other"; \
+	$(BIN)/python -m pytest --ignore=tests/unit $(ARGS); service=$$?; \
+	case "$$unit $$service" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
 test-unit: setup ## run the unit tests only: no Ray service, no browser
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(UNIT_TESTS) $(ARGS)
 
 test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
 	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)
@@ -49,10 +60,10 @@ fmt: setup ## format the code and apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: plots ## compare the service with other servers, see benchmarks/README.md
+bench: setup ## compare the service with other servers, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.serving $(ARGS)
 
-bench-scaling: plots ## measure the service under growing load, see benchmarks/README.md
+bench-scaling: setup ## measure the service under growing load, see benchmarks/README.md
 	@$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: setup ## run the service under load, updates and kills, and print a verdict; ARGS="--minutes 30"
@@ -69,7 +80,3 @@ down: ## stop and remove the containers; ARGS=--volumes also deletes downloaded 
 
 test-containers: setup ## build both images and test them in Docker; needs 10 GB
 	@CONTAINERS=1 $(BIN)/python -m pytest -s tests/containers $(ARGS)
-
-plots: setup
-	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-OURS = ("ray", "torch", "torchvision", "pillow", "fastapi", "uvicorn", "onnxruntime", "MNN")
+OURS = ("ray", "torch", "torchvision", "pillow", "fastapi", "uvicorn", "onnxruntime")
 PEERS = ("litserve", "mosec", "bentoml")
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 

@@ -161,7 +161,7 @@ def draw(sweeps: Sweeps, path: Path) -> None:
     try:
         from benchmarks import plots
     except ImportError:
-        print("no plot: matplotlib is missing (pip install -e '.[bench]')")
+        print("no plot: matplotlib is missing (make setup EXTRAS=bench)")
         return
     plots.curves(
         {

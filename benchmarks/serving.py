@@ -160,7 +160,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
     try:
         from benchmarks import plots
     except ImportError:
-        print("no plot: matplotlib is missing (pip install -e '.[bench]')")
+        print("no plot: matplotlib is missing (make setup EXTRAS=bench)")
         return
     plots.compare(run["rounds"], run["ours"], path)
 

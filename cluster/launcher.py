@@ -30,6 +30,7 @@ TOOLS = {"aws": "the AWS command line, version 2", "ssh": "OpenSSH", "rsync": "r
 START_PAGE = (
     "docker rm --force page >/dev/null 2>&1; docker run --detach --name page --restart unless-stopped --net host "
     "--cap-drop ALL --security-opt no-new-privileges --read-only --tmpfs /tmp --log-opt max-size=50m "
+    "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions --env FEEDBACK_FOLDER=/data/feedback "
     "--env API_URL=http://127.0.0.1:8000 --env STREAMLIT_SERVER_ADDRESS=0.0.0.0 "
     "--env STREAMLIT_SERVER_BASE_URL_PATH=page {image}"
 )

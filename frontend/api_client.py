@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,10 +81,12 @@ class ApiClient:
         """Return the served models, the limits of a request, the accepted formats and the feedback settings."""
         return self._json("GET", "/v1/models")
 
-    def labels(self, name: str, variant: str) -> list[str]:
-        """Return a model's class names, by class id."""
+    def classes(self, name: str, variant: str) -> dict[str, str]:
+        """Return a model's class names in the order of the class ids, with their descriptions, '' without one."""
         path, headers = f"/v1/models/{quote(name, safe='')}/labels", {"X-Model": variant}
-        return list(self._json("GET", path, headers=headers)["labels"])
+        response = self._json("GET", path, headers=headers)
+        descriptions = response.get("descriptions", {})
+        return {label: descriptions.get(label, "") for label in response["labels"]}
 
     def status(self) -> Json:
         """Return the service's counters since its start."""
@@ -205,7 +207,7 @@ class ApiClient:
     def _lines(self, method: str, path: str, **request: Any) -> Iterator[Json]:
         """Yield the lines of a JSON lines response as they arrive."""
         with self._errors(), self._http.stream(method, path, **request) as response:
-            yield from map(json.loads, response.iter_lines())
+            yield from map(json.loads, _split_lines(response.iter_bytes()))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -235,6 +237,19 @@ def size_problem(photo: Photo, limits: Mapping[str, Any]) -> Json | None:
 def failed(index: int, photo: Photo, problem: Json) -> Json:
     """Return the result of a photo that was not classified."""
     return {"index": index, "id": photo.name, "status": "error", "error": problem}
+
+
+def _split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a response; only a line feed ends one.
+
+    httpx2's ``iter_lines`` also splits at U+0085, U+2028 and U+2029, which file names in JSON may contain.
+    """
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _job_path(job: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import streamlit as st
 
@@ -15,6 +16,15 @@ from frontend.views.batch_jobs import show_batch_jobs
 from frontend.views.classify import show_classify
 from frontend.views.evaluate import show_evaluate
 from frontend.views.status import show_status
+
+# Streamlit's default top padding leaves a third of a phone's screen empty. Its gray labels of charts have too little
+# contrast on white.
+STYLE = """<style>
+.block-container {padding-top: 4rem}
+.role-axis-label text, .role-axis-title text, .role-legend-label text, .role-legend-title text {fill: currentColor}
+</style>"""
+
+ICON = str(Path(__file__).with_name("icon.svg"))  # browsers would load the picture of a material icon from Google
 
 
 @st.cache_resource
@@ -33,7 +43,7 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
         except ServerDownError as error:
             st.error(
                 f"**The classification service is not responding.** {escape_markdown(error)}. "
-                "Start it with `make run`, or set API_URL to the service's address.",
+                "Start it with `make run` or `serve-app run`, or set API_URL to the service's address.",
                 icon=":material/power_off:",
             )
         except ProblemError as error:
@@ -52,16 +62,15 @@ def with_client(show: Callable[[ApiClient], None]) -> Callable[[], None]:
 
 def main() -> None:
     """Register the pages and run the one that the URL names."""
-    st.set_page_config(page_title="Image classification", page_icon=":material/image_search:", layout="wide")
-    # Streamlit's default top padding leaves a third of a phone's screen empty.
-    st.html("<style>.block-container {padding-top: 4rem}</style>")
+    st.set_page_config(page_title="Image classification", page_icon=ICON, layout="wide")
+    st.html(STYLE)
     require_sign_in()
     classify = with_client(show_classify)
     pages = [
         st.Page(classify, title="Classify", icon=":material/image_search:", url_path="classify", default=True),
         st.Page(with_client(show_batch_jobs), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
         st.Page(with_client(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
-        st.Page(show_analytics, title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
+        st.Page(with_client(show_analytics), title="Analytics", icon=":material/bar_chart:", url_path="analytics"),
         st.Page(with_client(show_status), title="Status", icon=":material/monitor_heart:", url_path="status"),
     ]
     show_sign_out()

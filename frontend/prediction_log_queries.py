@@ -1,7 +1,7 @@
-"""DuckDB queries over the prediction log's summaries; the only file of the page that knows their tables.
+"""DuckDB queries over the prediction log's summaries: counts by hour, and histograms that can be added up.
 
-``serve-app etl`` writes the summaries: counts by hour, and histograms that can be added up. A query over ten million
-images reads a few thousand rows. This file knows no Streamlit.
+A query over ten million images reads a few thousand rows. prediction_log_reader.py adds what has no summary yet. This
+file knows no Streamlit.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import pandas as pd
+
+from frontend.prediction_log_reader import LogSnapshot, RawFiles
 
 PHASES = ("total_ms", "decode_ms", "queue_ms", "model_ms")
 QUANTILES = (0.5, 0.95, 0.99)
@@ -56,21 +57,21 @@ class Drift:
 
 
 class PredictionLogQueries:
-    """Queries over the prediction log in the folder that ``prediction_log.folder`` names.
+    """Queries over the prediction log in the folder that ``prediction_log.folder`` names, as it is at this moment.
 
-    Every query raises LookupError where the log has no file for any day of the range.
+    Every query raises LookupError where the log has nothing for any day of the range.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, raw: RawFiles | None = None) -> None:
+        self._log = LogSnapshot(folder, raw or RawFiles(folder))
 
     def days(self) -> list[date]:
-        """Return the days that have summaries, in order."""
-        return sorted(date.fromisoformat(path.stem) for path in (self._folder / "summary/hours").glob("[!.]*.parquet"))
+        """Return the days that have counts, in order."""
+        return self._log.days
 
     def volume(self, days: DateRange) -> pd.DataFrame:
         """Return images by ``hour`` and ``status``."""
-        return self._summary("hours", days, "hour, status, sum(images)::BIGINT AS images", "ORDER BY hour")
+        return self._summary("hours", days, "hour, status, sum(images)::BIGINT AS images", "ORDER BY ALL")
 
     def statuses(self, days: DateRange) -> pd.DataFrame:
         """Return images by ``status``, the most frequent first."""
@@ -112,7 +113,7 @@ class PredictionLogQueries:
             "SELECT time, request_id, image, label, score, margin, version FROM log "
             f"WHERE status = 'ok' ORDER BY score, time LIMIT {max_rows}"
         )
-        return self._query("days", days, query)
+        return self._query("rows", days, query)
 
     def drift(self, baseline: DateRange, current: DateRange) -> list[Drift]:
         """Return the drift of the class mix and of each of DRIFT_METRICS between two ranges of days."""
@@ -126,21 +127,11 @@ class PredictionLogQueries:
         """Group one summary table by its columns that are no aggregates."""
         conditions = " AND ".join(f"{name} = ${name}" for name in where) or "true"
         query = f"SELECT {columns} FROM log WHERE {conditions} GROUP BY ALL {order}"
-        return self._query(f"summary/{table}", days, query, **where)
+        return self._query(table, days, query, **where)
 
     def _query(self, table: str, days: DateRange, query: str, **values: str) -> pd.DataFrame:
-        """Run a query over the files of a range of days, which it knows as the view ``log``."""
-        dates = (days.first + timedelta(n) for n in range((days.last - days.first).days + 1))
-        paths = (self._folder / table / f"{day}.parquet" for day in dates)
-        if not (files := [path for path in paths if path.exists()]):
-            raise LookupError(f"The prediction log has nothing from {days.first} to {days.last}")
-        with duckdb.connect() as db:
-            # DuckDB must not download an extension while a page is being drawn.
-            db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
-            quoted = ", ".join("'" + str(path).replace("'", "''") + "'" for path in files)
-            # By name: days written by older versions have fewer columns.
-            db.execute(f"CREATE VIEW log AS SELECT * FROM read_parquet([{quoted}], union_by_name = true)")
-            return db.execute(query, values).df()
+        dates = [days.first + timedelta(n) for n in range((days.last - days.first).days + 1)]
+        return self._log.query(table, dates, query, values)
 
 
 def quantile(bins: pd.DataFrame, q: float) -> float:

@@ -12,12 +12,13 @@ Around them:
 
     observability/  metrics, traces, the prediction log, feedback
     batch/          batch prediction on Ray Data
-    analytics/      ETL of the prediction log
+    analytics/      ETL and bounds of the prediction log
     training/       weights from labeled images
     release/        `serve-app deploy`
     launcher/       `serve-app run`
     cli/            the command line
 
 ``messages.py`` holds the two types that travel between the stages, ``config.py`` every setting, ``errors.py`` every
-error, ``zip_entries.py`` the names of the files in a zip, ``csv_text.py`` the rule for text in a CSV.
+error, ``prediction_log_format.py`` the files of the prediction log, ``zip_entries.py`` the names of the files in a zip,
+``csv_text.py`` the rule for text in a CSV.
 """

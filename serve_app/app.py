@@ -6,12 +6,13 @@ from typing import Any
 
 from ray.serve import Application, Deployment
 
-from serve_app.config import AppConfig, FrozenModel
+from serve_app.config import AppConfig
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
 from serve_app.inference.card import load_card
 from serve_app.scheduling import idle_start_options
+from serve_app.settings import FrozenModel
 
 
 def build_app(config: AppConfig) -> Application:

@@ -9,46 +9,12 @@ from the declarations below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
-MiB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The unit of a setting, for the tables in docs/configuration.md."""
-
-    name: str
-
-
-Bytes = Annotated[int, Field(gt=0), Unit("bytes")]
-Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
-Images = Annotated[int, Field(ge=1), Unit("images")]
-Rows = Annotated[int, Field(ge=1), Unit("rows")]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class FrozenModel(BaseModel):
-    """An immutable model that rejects unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(FrozenModel):
-    """Settings of which some had another name in version 0.1."""
-
-    renamed: ClassVar[Mapping[str, str]] = {}  # old key -> current key; an old key is an error that names the new one
-
-    @model_validator(mode="before")
-    @classmethod
-    def _reject_renamed_keys(cls, values: object) -> object:
-        if isinstance(values, Mapping) and (old := [key for key in values if key in cls.renamed]):
-            raise ValueError("; ".join(f"`{key}` was renamed to `{cls.renamed[key]}`" for key in old))
-        return values
+from serve_app.image_url import HostRule, ImageUrl
+from serve_app.settings import Bytes, Days, FrozenModel, Images, MiB, Rows, Seconds, Settings, Sha256, Unit
 
 
 class WeightsConfig(FrozenModel):
@@ -68,7 +34,7 @@ class WeightsConfig(FrozenModel):
 class EngineConfig(FrozenModel):
     """How the model runs. A plain string sets ``runtime`` alone."""
 
-    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "mnn"] = Field(
+    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd"] = Field(
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
@@ -110,7 +76,7 @@ class LimitsConfig(FrozenModel):
 class AdmissionConfig(Settings):
     """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``."""
 
-    renamed = {
+    renamed: ClassVar = {
         "max_queue_s": "max_queue_wait_s",
         "max_under_way": "max_inflight_images",
         "max_held_bytes": "max_buffered_bytes",
@@ -146,13 +112,13 @@ class KeysConfig(FrozenModel):
 
 
 class PredictionLogConfig(Settings):
-    """The prediction log: one row per image, failed images included."""
+    """The prediction log: one row per image, failed ones included. `keep_days`, `max_bytes`: not for a bucket."""
 
-    renamed = {"max_waiting": "max_buffered_rows"}
-    folder: str = Field(..., description="Folder or bucket prefix (`s3://…`) that receives the rows as Parquet files.")
-    flush_s: Seconds = Field(
-        10.0, le=3600, description="Longest time that a row waits in memory; a killed process loses the waiting rows."
-    )
+    renamed: ClassVar = {"max_waiting": "max_buffered_rows"}
+    folder: str = Field(..., description="Folder or bucket (`s3://…`) of the rows. Relative: as for jobs.")
+    keep_days: Days = Field(90, ge=1, description="Days until rows are deleted; their counts per hour stay.")
+    max_bytes: Bytes = Field(1024 * MiB, description="Most bytes in the folder: the oldest rows go, then new ones.")
+    flush_s: Seconds = Field(5.0, le=3600, description="Longest wait of a row in memory; a killed process loses it.")
     rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
     max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
 
@@ -160,7 +126,7 @@ class PredictionLogConfig(Settings):
 class FeedbackConfig(FrozenModel):
     """Votes of people on the results, and the images that they correct."""
 
-    folder: str = Field(..., description="Folder that receives the votes; every ingress replica must reach it.")
+    folder: str = Field(..., description="Folder of the votes; all ingress replicas share it. Relative: as for jobs.")
     keep_images: bool = Field(False, description="Keep images that people send with the right class, to train on them.")
     keep_days: Annotated[float | None, Unit("days")] = Field(
         None, gt=0, description="Time until votes and images are deleted; by default they stay."
@@ -172,17 +138,15 @@ class FeedbackConfig(FrozenModel):
 class JobsConfig(Settings):
     """Batch prediction jobs over HTTP; one job runs at a time."""
 
-    renamed = {"max_waiting": "max_queued_jobs", "models": "workers"}
+    renamed: ClassVar = {"max_waiting": "max_queued_jobs", "models": "workers"}
     folder: str = Field(
-        ..., description="Folder of uploads and results that all nodes share; relative to the project's root."
+        ..., description="Folder of uploads and results, shared by all nodes; a relative one is in the data folder."
     )
     sources: tuple[str, ...] = Field(
         (), description="Folders and bucket prefixes (`s3://…`) that a job may read; if empty, a job must upload a zip."
     )
     max_zip_bytes: Bytes = Field(500 * MiB, description="Largest zip.")
-    max_zip_entries: Annotated[int, Unit("entries")] = Field(
-        100_000, gt=0, description="Most files and folders in a zip."
-    )
+    max_zip_entries: Annotated[int, Unit("entries")] = Field(100_000, gt=0, description="Most entries of a zip.")
     max_unpacked_bytes: Bytes = Field(4096 * MiB, description="Most bytes of all files of a zip after unpacking.")
     max_upload_s: Seconds = Field(4 * 3600.0, description="Longest time that the upload of a zip may take.")
     max_queued_jobs: Annotated[int, Unit("jobs")] = Field(
@@ -203,7 +167,7 @@ class JobsConfig(Settings):
 class BatchConfig(Settings):
     """How batches form."""
 
-    renamed = {"max_batch": "max_batch_size", "max_wait_ms": "max_batch_wait_ms"}
+    renamed: ClassVar = {"max_batch": "max_batch_size", "max_wait_ms": "max_batch_wait_ms"}
     max_batch_size: Images = Field(16, le=1024, description="Most images in one batch.")
     max_batch_wait_ms: Annotated[float, Unit("milliseconds")] = Field(
         20.0,
@@ -234,10 +198,38 @@ class ResponseConfig(Settings):
     )
 
 
+def _check_host_rule(entry: str) -> str:
+    HostRule.parse(entry)
+    return entry
+
+
+class ImagesByUrlConfig(FrozenModel):
+    """Images that a JSON body names by URL; the Preprocessor fetches them, with the limits of an upload."""
+
+    allowed_hosts: tuple[Annotated[str, AfterValidator(_check_host_rule)], ...] = Field(
+        ...,
+        description="Hosts that it may fetch from: `photos.example`, `*.photos.example` (the names below it), "
+        "`photos.example:8443`, `http://photos.example`; without a scheme https only.",
+    )
+    allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks that are not part of the public internet, such as `10.1.0.0/16`, to which the names of "
+        "these hosts may lead.",
+    )
+    timeout_s: Seconds = Field(10.0, description="Longest time to fetch one image, redirects included.")
+    max_redirects: Annotated[int, Unit("redirects")] = Field(
+        3, ge=0, le=10, description="Most redirects of one image; each has to stay on allowed hosts."
+    )
+
+    def allows(self, url: ImageUrl) -> bool:
+        """Return whether a URL's scheme, host and port are allowed."""
+        return any(HostRule.parse(entry).matches(url) for entry in self.allowed_hosts)
+
+
 class IngressConfig(ResponseConfig):
     """``user_config:`` of the Ingress; the groups below belong to it."""
 
-    renamed = {
+    renamed: ClassVar = {
         "lanes": "max_inflight_groups",
         "max_group": "max_group_size",
         "shadow_share": "shadow_fraction",
@@ -259,12 +251,18 @@ class IngressConfig(ResponseConfig):
     )
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
+    model_aliases: tuple[str, ...] = Field(
+        (), description="Further names of the model in paths, such as the one that it had on another server."
+    )
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()
     prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
     feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
+    images_by_url: ImagesByUrlConfig | None = Field(
+        None, description="`{allowed_hosts: […]}` turns on images by URL in JSON."
+    )
     open: bool = Field(
         False,
         description="Let everybody call who reaches the API. An API that listens beyond this machine needs `keys` or "

@@ -35,7 +35,7 @@ class UnauthorizedError(ServiceError, status=401, code="unauthorized", title="Un
 
 
 class ForbiddenSourceError(ServiceError, status=403, code="forbidden_source", title="Forbidden source"):
-    """A job may not read from this source."""
+    """A job or an image may not be read from this source."""
 
 
 class CrossSiteError(ServiceError, status=403, code="cross_site", title="Cross-site request"):
@@ -117,6 +117,10 @@ class InvalidParameterError(ServiceError, status=422, code="invalid_parameter", 
 
 class InvalidImageError(ServiceError, status=422, code="invalid_image", title="Invalid image"):
     """The content starts like an image of an accepted format but cannot be decoded."""
+
+
+class UnfetchableImageError(ServiceError, status=422, code="unfetchable_image", title="Image cannot be fetched"):
+    """A URL gives no image: its host cannot be reached, may not be, or answers with something else."""
 
 
 class UnclassifiableImageError(

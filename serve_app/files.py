@@ -66,6 +66,15 @@ def create_folder(path: Path) -> None:
         fsync(folder.parent)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder; files that another process deletes meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
 def read_stored(kind: type[Model], path: Path) -> Model:
     """Return the content of a JSON file that this or another version of the service wrote.
 

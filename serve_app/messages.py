@@ -1,7 +1,8 @@
 """What travels between the stages: a request for one image, and its result.
 
-``ClassifyRequest`` goes from HTTP to the model, ``ClassifyResult`` or a ``ServiceError`` comes back. The same two types
-are used inside one process and between processes, where they are pickled.
+``ClassifyRequest`` goes from HTTP to the model, ``ClassifyResult`` or a ``ServiceError`` comes back. For an image by
+URL, ``RemoteImage`` goes to the Preprocessor first, and the encoded file comes back. The same types are used inside one
+process and between processes, where they are pickled.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
+from serve_app.config import EngineConfig, ImagesByUrlConfig, LimitsConfig, WeightsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import ServiceError
+from serve_app.image_url import ImageUrl
 from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, ModelCard, ModelRef
+from serve_app.settings import FrozenModel
 
 Explain = Literal["top"] | int | None
 Image = TypeVar("Image", bytes, np.ndarray)
@@ -47,6 +50,16 @@ class ClassifyRequest(Generic[Image]):
     def with_crop(self, crop: np.ndarray) -> ClassifyRequest[np.ndarray]:
         """Return the same request with the preprocessed image."""
         return ClassifyRequest(crop, self.top_k, self.explain, self.context, self.max_pixels, self.measure_stats)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """One image to fetch, with the settings of the ingress that asks for it."""
+
+    url: ImageUrl
+    config: ImagesByUrlConfig
+    limits: LimitsConfig
+    context: RequestContext
 
 
 class ImageInfo(FrozenModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from serve_app.config import FrozenModel, Sha256
+from serve_app.settings import FrozenModel, Sha256
 
 DEFAULT_ABSTAIN_BELOW = 0.4  # used when neither the settings nor the card set a threshold
 

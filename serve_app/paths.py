@@ -1,8 +1,34 @@
-"""Where the project's own files are."""
+"""Where the project's own files are (in a checkout, an image or a wheel), and where the service keeps its data."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parent  # of a checkout: configs/ and frontend/ stand beside the package
+ROOT = PACKAGE.parent  # of a checkout; for a wheel the folder into which pip installs packages
+IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+CONFIGS = PACKAGE / "configs"  # a link to configs/ of the checkout; a wheel contains copies
+PAGE = ROOT / "frontend" / "app.py"
+DATA_VARIABLE = "SERVE_APP_DATA"
+
+
+def data_folder() -> Path:
+    """Return the folder below which the service keeps jobs, prediction log and votes.
+
+    The environment's SERVE_APP_DATA names it. Without that it is ``.data`` of a checkout, and for an installed package
+    the user's folder for such data, ``~/.local/state/serve-app`` (XDG Base Directory Specification).
+    """
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).absolute()
+    if IS_CHECKOUT:
+        return ROOT / ".data"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "serve-app"
+
+
+def data_path(folder: str) -> str:
+    """Return a folder of the settings as an absolute path, or unchanged if it is a URI such as ``s3://…``.
+
+    A relative path is below ``data_folder``.
+    """
+    return folder if "://" in folder else str(data_folder() / folder)

@@ -20,11 +20,10 @@ def offer_csv(table: pd.DataFrame, name: str) -> None:
 
 def offer_csv_and_json(table: pd.DataFrame, document: Any, name: str) -> None:
     """Offer a table as ``name.csv`` and a document as ``name.json``, side by side."""
-    csv, raw, _ = st.columns([1, 1, 4])
-    with csv:
-        offer_csv(table, name)
     data = json.dumps(document, indent=2)
-    raw.download_button("JSON", data, f"{name}.json", "application/json", key=f"{name}-json", icon=DOWNLOAD_ICON)
+    with st.container(horizontal=True):
+        offer_csv(table, name)
+        st.download_button("JSON", data, f"{name}.json", "application/json", key=f"{name}-json", icon=DOWNLOAD_ICON)
 
 
 def to_csv(table: pd.DataFrame) -> str:

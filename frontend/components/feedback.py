@@ -6,6 +6,7 @@ import streamlit as st
 
 from frontend.api_client import ApiClient, Json, Photo, ProblemError
 from frontend.components.markdown import escape_markdown
+from frontend.components.model_card import list_classes
 
 DOWN, UP = 0, 1  # values of st.feedback("thumbs")
 
@@ -24,7 +25,7 @@ def show_feedback(client: ApiClient, photo: Photo, result: Json, model: Json, se
     label = best if thumb == UP else None
     with right_class:
         if thumb == DOWN:
-            others = [name for name in _labels(client, model) if name != best]
+            others = [label for label in list_classes(client, model) if label != best]
             hint = "Choose the right class"
             label = st.selectbox("What is it?", others, None, placeholder=hint, key=f"{key}-is-{photo.key}")
     if thumb is not None:
@@ -38,17 +39,10 @@ def _send(client: ApiClient, photo: Photo | None, request_id: str, correct: bool
     sent: dict[str, tuple[bool, str | None]] = st.session_state.setdefault("votes", {})
     if sent.get(request_id) != (correct, label):
         try:
-            client.feedback(request_id, correct, label, photo)
+            with st.spinner("Sending your feedback…"):
+                client.feedback(request_id, correct, label, photo)
         except ProblemError as error:
             st.error(f"Your feedback was not saved: {escape_markdown(error)}", icon=":material/warning:")
             return
         sent[request_id] = (correct, label)
     st.caption("Thank you." + (" The photo is saved with your feedback." if photo else ""))
-
-
-def _labels(client: ApiClient, model: Json) -> list[str]:
-    """Return the model's classes, sorted; the session keeps them."""
-    cache: dict[str, list[str]] = st.session_state.setdefault("labels", {})
-    if model["version"] not in cache:
-        cache[model["version"]] = sorted(client.labels(model["name"], model["variant"]))
-    return cache[model["version"]]

@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
+from frontend.components.certainty import SURE, UNKNOWN, UNSURE, certainty
 from frontend.components.downloads import offer_csv_and_json
 from frontend.components.markdown import escape_markdown
 from frontend.components.one_photo import show_one
@@ -17,7 +18,8 @@ from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_
 from frontend.components.problems import show_problem
 
 CARDS_PER_PAGE, CARD_COLUMNS = 24, 4
-ALL, SURE, UNSURE, FAILED = "All", "Sure", "Not sure", "Failed"
+ALL, FAILED = "All", "Failed"
+STATES = [ALL, SURE, UNSURE, UNKNOWN, FAILED]
 ORDERS = {  # text -> the column to sort by, and whether it ascends
     "As uploaded": ("index", True),
     "Most confident first": ("score", False),
@@ -38,7 +40,7 @@ def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     columns = st.columns(4)
     columns[0].metric("Photos", len(rows))
     columns[1].metric("Classified", len(rows) - len(refused))
-    columns[2].metric("Not sure", int((rows["state"] == UNSURE).sum()))
+    columns[2].metric("Not sure", int(rows["state"].isin([UNSURE, UNKNOWN]).sum()))
     columns[3].metric("Failed", len(refused))
     retryable = [photos[i] for i in refused.index if results[i]["error"].get("retryable")]
     if retryable and st.button("Retry failed photos", icon=":material/refresh:"):
@@ -95,16 +97,15 @@ def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
             rows.append((photo.name, FAILED, None, None, f"{problem.get('title')}: {problem.get('detail')}"))
         else:
             best = result["predictions"][0]
-            state = UNSURE if result["uncertainty"]["abstain"] else SURE
-            rows.append((photo.name, state, best["label"], best["score"], None))
+            rows.append((photo.name, certainty(result), best["label"], best["score"], None))
     table = pd.DataFrame(rows, columns=["name", "state", "class", "score", "reason"])
     return table.rename_axis("index").astype({"score": float})
 
 
 def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that pass the user's filters, in the user's order."""
-    state_box, class_box, score_box, order_box = st.columns([3, 3, 2, 2])
-    state = state_box.segmented_control("Show", [ALL, SURE, UNSURE, FAILED], default=ALL) or ALL
+    class_box, score_box, order_box = st.columns(3)
+    state = st.segmented_control("Show", STATES, default=ALL) or ALL
     classes = class_box.multiselect("Classes", sorted(rows["class"].dropna().unique()), placeholder="All classes")
     min_score = score_box.slider("Minimum confidence", 0, 100, 0, format="%d %%") / 100
     column, ascending = ORDERS[order_box.selectbox("Order", ORDERS)]
@@ -123,18 +124,19 @@ def _show_cards(
     pages = -(-len(shown) // CARDS_PER_PAGE)
     page = st.pagination(pages, key="many-page") if pages > 1 else 1
     rows = shown.iloc[(page - 1) * CARDS_PER_PAGE : page * CARDS_PER_PAGE]
+    with st.spinner("Making the thumbnails…"):
+        pictures = {i: make_picture(photos[i], served["limits"], THUMBNAIL_PX) for i in rows.index}
     for column, i in grid(list(rows.index), CARD_COLUMNS):
-        row = rows.loc[i]
+        row, picture = rows.loc[i], pictures[i]
         with column.container(border=True):
-            picture = make_picture(photos[i], served["limits"], THUMBNAIL_PX)
             if row["state"] == FAILED:
                 if picture.jpeg:
                     show_picture(picture)
                 show_problem(results[i]["error"], row["name"])
                 continue
             show_picture(picture)
-            not_sure = " · not sure" if row["state"] == UNSURE else ""
-            st.progress(row["score"], f"**{escape_markdown(row['class'])}** · {row['score']:.0%}{not_sure}")
+            state = "" if row["state"] == SURE else f" · {row['state'].lower()}"
+            st.progress(row["score"], f"**{escape_markdown(row['class'])}** · {row['score']:.0%}{state}")
             st.caption(escape_markdown(row["name"]))
             if st.button("Details", key=f"details-{i}", type="tertiary"):
                 _show_details(client, photos[i], served)
@@ -148,7 +150,9 @@ def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:
     table = shown.assign(score=shown["score"] * 100, reason=shown["reason"].fillna(""))
-    table.insert(0, "photo", [make_picture(photos[i], served["limits"], THUMBNAIL_PX).data_url for i in shown.index])
+    with st.spinner("Making the thumbnails…"):
+        pictures = [make_picture(photos[i], served["limits"], THUMBNAIL_PX).data_url for i in shown.index]
+    table.insert(0, "photo", pictures)
     columns: dict[str, Any] = {
         "photo": st.column_config.ImageColumn("Photo", width="small"),
         "name": "Name",

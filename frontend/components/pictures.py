@@ -51,10 +51,13 @@ def make_picture(photo: Photo, limits: Mapping[str, Any], side_px: int = DISPLAY
         return Picture(None, "the page has too little memory for it now")
 
 
-def show_picture(picture: Picture, caption: str | None = None, width: Any = "stretch") -> None:
-    """Show a picture with a caption in Markdown, or a placeholder with the reason why there is none."""
+def show_picture(picture: Picture, caption: str | None = None, width: Any = "stretch", alt: str = "") -> None:
+    """Show a picture with a caption in Markdown, or a placeholder with the reason why there is none.
+
+    ``alt`` is plain text for screen readers; leave it out where the text beside the picture says the same.
+    """
     if picture.jpeg:
-        st.image(picture.jpeg, caption, width)
+        st.image(picture.jpeg, caption, width, alt=alt)
         return
     with st.container(border=True, width=width):
         st.caption(f":material/hide_image: No picture: {escape_markdown(picture.reason)}")

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from frontend.api_client import Photo
+from frontend.zipped_photos import unzip
 from serve_app.preprocessing.formats import SUFFIXES
 
 ACCEPTED = sorted(suffix.removeprefix(".") for suffix in SUFFIXES)  # of file names in a folder
@@ -21,6 +22,11 @@ def max_upload_mb(limits: Mapping[str, Any]) -> int:
 def read_photo(file: Any) -> list[Photo]:
     """Return the one photo in an uploaded file."""
     return [Photo(file.name, file.getvalue())]
+
+
+def read_zip(file: Any) -> list[Photo]:
+    """Return the photos in an uploaded zip; raise ZipError where it cannot be read or has too many."""
+    return unzip(file.getvalue(), ACCEPTED)
 
 
 def read_once(store: str, files: Iterable[tuple[Any, Callable[[Any], list[Photo]]]]) -> list[Photo]:

@@ -40,7 +40,8 @@ def show_batch_jobs(client: ApiClient) -> None:
     if user is not None:
         client = client.for_user(user)
     try:
-        listing = client.jobs()
+        with st.spinner("Reaching the service…"):
+            listing = client.jobs()
     except ProblemError as error:
         if error.problem.get("code") != "jobs_off":
             raise
@@ -68,10 +69,9 @@ def _show_form(client: ApiClient, listing: Json) -> None:
         key = f"zip-{st.session_state.get('submitted-zips', 0)}"
         uploaded = st.file_uploader("A zip of images", "zip", max_upload_size=max_mb, key=key)
         st.caption(f"Send a larger zip, up to {api_mb} MB, directly to the API:")
-        st.code(client.curl_job("photos.zip"), language="bash", wrap_lines=True)
+        st.code(client.curl_job("photos.zip"), language=None, wrap_lines=True)
         if uploaded and st.button("Classify the zip", type="primary", icon=":material/play_arrow:"):
-            with st.spinner("Uploading…"):
-                _submit(lambda: client.submit_zip(uploaded.name, uploaded))
+            _submit(lambda: client.submit_zip(uploaded.name, uploaded))
     with from_prefix:
         if not listing["sources"]:
             hint = "Allow some with `jobs: {sources: […]}` in the Ingress's `user_config`."
@@ -86,7 +86,8 @@ def _show_form(client: ApiClient, listing: Json) -> None:
 def _submit(send: Callable[[], Json]) -> None:
     """Send a new job and open it, or show why the API refused it."""
     try:
-        job = send()
+        with st.spinner("Starting the job…"):
+            job = send()
     except ProblemError as error:
         show_problem(error.problem)
         return
@@ -127,7 +128,8 @@ def _follow(client: ApiClient, job: str) -> None:
         st.rerun()
     _show_progress(state)
     if st.button("Cancel", icon=":material/cancel:"):
-        client.cancel(job)
+        with st.spinner("Cancelling…"):
+            client.cancel(job)
         st.rerun()
 
 

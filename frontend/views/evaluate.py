@@ -14,8 +14,9 @@ from frontend.components.downloads import offer_csv_and_json
 from frontend.components.many_photos import classify_all
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_picture
-from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo
-from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
+from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo, read_zip
+from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table
+from frontend.zipped_photos import ZipError
 
 MAX_MISTAKES, MISTAKE_COLUMNS = 24, 6
 HELP = (
@@ -27,7 +28,8 @@ HELP = (
 
 def show_evaluate(client: ApiClient) -> None:
     """Classify labeled photos and show the served model's metrics on them."""
-    served = client.models()
+    with st.spinner("Reaching the service…"):
+        served = client.models()
     model = served["models"][0]
     st.title("How good is the model?")
     name, version = escape_markdown(model["name"]), escape_markdown(model["version"])
@@ -37,8 +39,8 @@ def show_evaluate(client: ApiClient) -> None:
         if not uploaded:
             st.info(HELP, icon=":material/folder_open:")
             return
-        named = by_folder(uploaded, client.labels(model["name"], model["variant"]), ACCEPTED)
-    except LabelError as error:
+        named = by_folder(uploaded, list(client.classes(model["name"], model["variant"])), ACCEPTED)
+    except (LabelError, ZipError) as error:
         st.error(escape_markdown(error), icon=":material/warning:")
         return
     photos = [photo for photo, _ in named]
@@ -76,8 +78,9 @@ def _photos(served: Json) -> list[Photo]:
     archive = from_zip.file_uploader("A zip with a folder of photos per class", type="zip")
     readers = [(file, read_photo) for file in files]
     if archive:
-        readers.append((archive, lambda file: unzip(file.getvalue(), ACCEPTED)))
-    return read_once("labeled-photos", readers)
+        readers.append((archive, read_zip))
+    with st.spinner("Reading the photos…"):
+        return read_once("labeled-photos", readers)
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
@@ -99,7 +102,8 @@ def _show_confusion(rows: pd.DataFrame) -> None:
     counts["share"] = counts["photos"] / counts.groupby("label")["photos"].transform("sum")
     x, y = alt.X("predicted:N", title="predicted class"), alt.Y("label:N", title="true class")
     base = alt.Chart(counts).encode(x, y, tooltip=list(counts.columns))
-    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=alt.Scale(domain=[0, 1]), legend=None))
+    scale = alt.Scale(domain=[0, 1], scheme="blues")  # the same in both themes, as the colors of the numbers are
+    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
     text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
     st.altair_chart(cells + base.mark_text().encode(text="photos:Q", color=text_color), width="stretch")
 

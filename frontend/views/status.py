@@ -16,7 +16,8 @@ REFRESH_S = 2.0
 def show_status(client: ApiClient) -> None:
     """Show whether the service is ready, its counters since the start, its model and its limits."""
     st.title("Status")
-    served = client.models()
+    with st.spinner("Reaching the service…"):
+        served = client.models()
     _show_live(client)
     model, limits = served["models"][0], served["limits"]
     st.subheader("Model")

@@ -1,10 +1,7 @@
-"""Turn the prediction log into one clean file per day and hourly summaries.
+"""Turn the prediction log into one clean file per day and hourly summaries; see prediction_log_format.py.
 
-    raw/         files of the service; deleted once their rows are in days/
-    days/        one file per day (UTC), each row once, sorted by time
-    summary/     counts per hour, one folder per table; the analytics page draws from them
-    rejected/    files that are no prediction log or cannot be read, and rows without a time, request id, image number
-                 or status
+``rejected/`` takes files that are no prediction log or cannot be read, and rows without a time, request id, image
+number or status.
 
 A row's key is the server's own id of the request and the image's number, so a raw file that is processed twice counts
 once. The request id is no key: a gateway may send the same one with every request. Files of before that column have the
@@ -24,43 +21,22 @@ import duckdb
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
-from serve_app.files import atomic_write, exclusive_lock
-from serve_app.observability.prediction_log import RAW, SCHEMA
-
-DAYS, SUMMARY, REJECTED = "days", "summary", "rejected"
-SPILL = ".spill"  # DuckDB's temporary files
-KEY = "request_uuid, request_id, image, time"
-OLD_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("request_uuid"))  # of raw files of older versions
-COMPLETE = "time IS NOT NULL AND request_id IS NOT NULL AND image IS NOT NULL AND status IS NOT NULL"
-# Histogram bins that add up over hours and days: SQL for the lower and upper end of the bin that holds x.
-BIN_GROWTH, BIN_FLOOR = 1.1, 0.01
-LOG_BIN = f"floor(ln(greatest(x, {BIN_FLOOR}) / {BIN_FLOOR}) / ln({BIN_GROWTH}))"
-LOG_ENDS = f"{BIN_FLOOR} * {BIN_GROWTH} ** {LOG_BIN}", f"{BIN_FLOOR} * {BIN_GROWTH} ** ({LOG_BIN} + 1)"
-
-
-def _linear_ends(width: float) -> tuple[str, str]:
-    return f"floor(x / {width}) * {width}", f"(floor(x / {width}) + 1) * {width}"
-
-
-BINS = {
-    **dict.fromkeys(("decode_ms", "queue_ms", "model_ms", "total_ms", "sharpness", "bytes"), LOG_ENDS),
-    **dict.fromkeys(("score", "margin"), _linear_ends(0.02)),
-    "entropy": _linear_ends(0.1),
-    **dict.fromkeys(("brightness", "contrast"), _linear_ends(4)),
-    "batch_size": _linear_ends(1),
-}
-KEYS = "date_trunc('hour', time) AS hour, variant, version"
-HISTOGRAMS = " UNION ALL ".join(
-    f"SELECT {KEYS}, '{name}' AS metric, {low} AS low, {high} AS high, count(*) AS images "
-    f"FROM (SELECT *, {name}::DOUBLE AS x FROM day WHERE isfinite({name}::DOUBLE)) GROUP BY ALL"
-    for name, (low, high) in BINS.items()
+from serve_app.analytics import retention
+from serve_app.files import atomic_write, create_folder, exclusive_lock
+from serve_app.prediction_log_format import (
+    ADDED_LATER,
+    COMPLETE,
+    DAYS,
+    ONCE,
+    RAW,
+    REJECTED,
+    SCHEMA,
+    SUMMARY,
+    TABLES,
+    summary_queries,
 )
-TABLES = {
-    "hours": f"SELECT {KEYS}, status, count(*) AS images, sum(bytes) AS bytes FROM day GROUP BY ALL",
-    "classes": f"SELECT {KEYS}, label, count(*) AS images, sum(score) FILTER (isfinite(score)) AS score_sum FROM day "
-    "WHERE label IS NOT NULL GROUP BY ALL",
-    "histograms": HISTOGRAMS,
-}
+
+SPILL = ".spill"  # DuckDB's temporary files
 
 
 class EtlError(Exception):
@@ -81,58 +57,73 @@ class Report:
     expired: list[str] = field(default_factory=list)
 
 
-def run(folder: Path, keep_days: int | None = None, today: datetime.date | None = None) -> Report:
+def run(
+    folder: Path,
+    keep_days: int | None = None,
+    today: datetime.date | None = None,
+    max_bytes: int | None = None,
+    memory_mb: int | None = None,
+) -> Report:
     """Move the rows of ``raw/`` to ``days/`` and bring ``summary/`` up to date.
 
     Args:
         folder: The prediction log's folder, on a local disk.
         keep_days: Delete rows of days that are older than this; their summaries stay. None keeps all rows.
         today: The date in UTC; by default the clock's.
+        max_bytes: Delete the oldest files above this, see retention.py; None keeps all.
+        memory_mb: Memory of DuckDB in MB, on one thread; above it DuckDB spills to the folder. None is its default,
+            80 % of the machine's memory and all cores.
 
     Raises:
         EtlError: The folder is no prediction log, or another run is in progress.
     """
     if not (folder / RAW).is_dir():
         raise EtlError(f"{folder} holds no prediction log: there is no folder {RAW} in it")
+    today = today or datetime.datetime.now(datetime.UTC).date()
     try:
         with exclusive_lock(folder / ".etl.lock"):
-            report = _update(folder)
+            report = Report()
+            retention.delete_partial(folder)
+            try:
+                _update(folder, memory_mb, report)
+            finally:  # also on a full disk: this makes room
+                if keep_days is not None:
+                    report.expired += retention.delete_old(folder, keep_days, today)
+                if max_bytes is not None:
+                    report.expired += retention.delete_excess(folder, max_bytes, today)
     except BlockingIOError:
         raise EtlError(f"another run is in progress on {folder}: wait until it has ended") from None
-    if keep_days is not None:
-        oldest = (today or datetime.datetime.now(datetime.UTC).date()) - datetime.timedelta(days=keep_days)
-        for path in sorted((folder / DAYS).glob("*.parquet")):
-            if path.stem < oldest.isoformat():
-                path.unlink()
-                report.expired.append(path.stem)
     return report
 
 
-def _update(folder: Path) -> Report:
+def _update(folder: Path, memory_mb: int | None, report: Report) -> None:
     for name in (DAYS, REJECTED, *(f"{SUMMARY}/{table}" for table in TABLES)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    report = Report()
+        create_folder(folder / name)
     with duckdb.connect() as db:
         # DuckDB downloads a missing extension by default; the ETL must work offline.
         db.execute("SET autoinstall_known_extensions = false; SET TimeZone = 'UTC'")
         db.execute("SET temp_directory = ?", [str(folder / SPILL)])
+        if memory_mb is not None:
+            db.execute(f"SET memory_limit = '{memory_mb} MB'; SET threads = 1")
         files = list(_valid_files(folder, report))
         if files:
             _merge(db, folder, files, report)
         for path in files:
             path.unlink()
     shutil.rmtree(folder / SPILL, ignore_errors=True)
-    return report
 
 
 def _valid_files(folder: Path, report: Report) -> Iterator[Path]:
-    """Yield the raw files that have the log's columns; move the others to ``rejected/`` with the reason."""
+    """Yield the raw files that have the log's columns; move the others to ``rejected/`` with the reason.
+
+    Columns of a newer version are ignored.
+    """
     for path in sorted((folder / RAW).glob("[!.]*.parquet")):
         try:
-            schema = pq.read_schema(path)
-            differences = ", ".join(sorted(set(schema.names) ^ set(SCHEMA.names))) or "types"
-            known = any(schema.equals(each) for each in (SCHEMA, OLD_SCHEMA))
-            reason = _damage(path) if known else f"columns differ from the prediction log's: {differences}"
+            types = dict(zip((schema := pq.read_schema(path)).names, schema.types, strict=True))
+            needed = [column for column in SCHEMA if column.name in types or column.name not in ADDED_LATER]
+            differences = ", ".join(column.name for column in needed if types.get(column.name) != column.type)
+            reason = f"columns that are missing or have another type: {differences}" if differences else _damage(path)
         except (OSError, ArrowException) as error:
             reason = " ".join(str(error).split())
         if reason is None:
@@ -180,12 +171,11 @@ def _merge(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], repor
             report.late_rows += len(rows)  # a summary of these rows alone would replace the day's counts
             continue
         before = len(rows.create_view("rows"))
-        once = f"QUALIFY row_number() OVER (PARTITION BY {KEY}) = 1"
-        _write(db.sql(f"SELECT * FROM rows {once} ORDER BY time, request_id, request_uuid, image"), path)
+        _write(db.sql(f"SELECT * FROM rows {ONCE} ORDER BY time, request_id, request_uuid, image"), path)
         written = db.read_parquet(str(path)).create_view("day")
         report.duplicates += before - len(written)
         report.days.append(day)
-        for summary, query in zip(summaries, TABLES.values(), strict=True):
+        for summary, query in zip(summaries, summary_queries("day").values(), strict=True):
             _write(db.sql(f"SELECT * FROM ({query}) ORDER BY ALL"), summary)
 
 

@@ -13,15 +13,17 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
+from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import UnknownJobError
 from serve_app.files import CorruptFileError, read_stored
 from serve_app.model_card import ModelRef
+from serve_app.settings import FrozenModel
 
 ID = re.compile("[0-9a-f]{32}")
 DRAFT, DELETED = ".draft-", ".deleted-"
 REQUEST, UPLOAD, RESULTS = "job.json", "upload.zip", "results"
 PROGRESS, ATTEMPTS, STOPPED = "progress.json", "attempts.json", "stopped"
+OPEN = ("queued", "running")
 OUTCOMES = {"cancelled": "cancelled", "failed": "failed.json", "succeeded": f"{RESULTS}/summary.json"}
 Outcome = Literal["cancelled", "failed", "succeeded"]
 Stored = TypeVar("Stored", bound=FrozenModel)
@@ -114,11 +116,11 @@ def read_outcome(folder: Path) -> Outcome | None:
     return None
 
 
-def read_request(folder: Path, caller: str | None) -> tuple[JobSummary | None, str]:
+def read_request(folder: Path, caller: str | None = None, owner: str | None = None) -> tuple[JobSummary | None, str]:
     """Return the request in a job's folder; if it cannot be read, what is left of it, if anything, and the reason.
 
     Raises:
-        UnknownJobError: No such job, or another caller's job (404).
+        UnknownJobError: No such job, or another caller's or owner's job (404).
     """
     unknown = UnknownJobError(f"no job {folder.name!r:.80}; jobs are deleted some days after they have ended")
     request: JobSummary | None = None
@@ -133,6 +135,6 @@ def read_request(folder: Path, caller: str | None) -> tuple[JobSummary | None, s
         reason = f"job {folder.name} is damaged or was written by another version ({error}); submit it again"
         with suppress(OSError, CorruptFileError):
             request = read_stored(JobSummary, folder / REQUEST)
-    if request and caller not in (None, request.caller):
+    if request and (caller not in (None, request.caller) or owner not in (None, request.owner)):
         raise unknown
     return request, reason

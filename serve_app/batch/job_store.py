@@ -26,6 +26,8 @@ import json
 import logging
 import os
 import uuid
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from serve_app.batch.job_records import (
     ATTEMPTS,
     DRAFT,
     ID,
+    OPEN,
     OUTCOMES,
     PROGRESS,
     REQUEST,
@@ -55,7 +58,7 @@ from serve_app.batch.job_sweep import delete, sweep
 from serve_app.errors import ConflictError, CorruptJobError, UnknownJobError
 from serve_app.files import atomic_write, create_folder, fsync
 from serve_app.model_card import ModelRef
-from serve_app.paths import ROOT
+from serve_app.paths import data_path
 
 log = logging.getLogger("serve_app")
 
@@ -63,6 +66,7 @@ log = logging.getLogger("serve_app")
 class JobStore:
     """Reads and writes the jobs of one folder; several processes may use the folder at a time.
 
+    Methods that take a ``caller`` and an ``owner`` see only jobs of that API key and owner; None means of all.
     Every method raises OSError if the folder cannot be read or written.
     """
 
@@ -106,50 +110,45 @@ class JobStore:
                 )
         return job
 
-    def request(self, job: str, caller: str | None = None) -> JobRequest:
+    def request(self, job: str, caller: str | None = None, owner: str | None = None) -> JobRequest:
         """Return what was submitted.
 
         Raises:
-            UnknownJobError: No such job, or another caller's job (404).
+            UnknownJobError: No such job, or another caller's or owner's job (404).
             CorruptJobError: The request cannot be read (409).
         """
-        request, corrupt = read_request(self._path(job), caller)
+        request, corrupt = read_request(self._path(job), caller, owner)
         if not isinstance(request, JobRequest):
             raise CorruptJobError(corrupt)
         return request
 
-    def state(self, job: str, caller: str | None = None) -> JobState:
+    def state(self, job: str, caller: str | None = None, owner: str | None = None) -> JobState:
         """Return a job's state; one that cannot be read has failed.
 
-        Whoever knows the id of a job without a readable owner may see that it failed.
+        Whoever knows the id of a job without a readable caller and owner may see that it failed.
 
         Raises:
-            UnknownJobError: No such job, or another caller's job (404).
+            UnknownJobError: No such job, or another caller's or owner's job (404).
         """
-        request, corrupt = read_request(self._path(job), caller)
+        request, corrupt = read_request(self._path(job), caller, owner)
         return self._state(job, request or self._unknown_request(job), corrupt)
 
-    def jobs(self, caller: str | None = None) -> list[JobState]:
-        """Return a caller's jobs, or all jobs, the newest first; jobs without a readable owner only among all jobs."""
-        states = []
-        for job in self._ids():
-            try:
-                request, corrupt = read_request(self._path(job), caller)
-                if request or caller is None:
-                    states.append(self._state(job, request or self._unknown_request(job), corrupt))
-            except UnknownJobError:  # another caller's, or deleted a moment ago
-                continue
-            except OSError as error:
-                log.warning("job %s: cannot be read now: %s", job, error)
+    def jobs(self, caller: str | None = None, owner: str | None = None) -> list[JobState]:
+        """Return jobs, the newest first; jobs without a readable caller and owner only among all jobs."""
+        states = [state for _, state in self._read_all(caller, owner)]
         return sorted(states, key=lambda state: state.created, reverse=True)
 
     def open_jobs(self) -> list[str]:
         """Return the ids of the jobs that have not ended, the oldest first."""
-        return [state.id for state in reversed(self.jobs()) if state.status in ("queued", "running")]
+        return [state.id for state in reversed(self.jobs()) if state.status in OPEN]
+
+    def count_open_jobs(self) -> Counter[str | None]:
+        """Return how many jobs of each caller have not ended."""
+        return Counter(caller for caller, state in self._read_all() if state.status in OPEN)
 
     def cancel(self, job: str) -> None:
         """Cancel a job, unless it has ended."""
-        if self.state(job).status in ("queued", "running"):
+        if self.state(job).status in OPEN:
             (self._path(job) / OUTCOMES["cancelled"]).touch()
             fsync(self._path(job))
 
@@ -179,7 +178,7 @@ class JobStore:
 
     def input_path(self, job: str) -> str:
         """Return the source for `serve-app predict`."""
-        request, _ = read_request(self._path(job), None)
+        request, _ = read_request(self._path(job))
         location = request.location if isinstance(request, JobRequest) else None
         return location or str(self._path(job) / UPLOAD)
 
@@ -212,6 +211,19 @@ class JobStore:
         except OSError as error:  # the job exists, so its caller gets its id
             log.warning("job %s: a power cut now would lose it: %s", job, error)
         return True
+
+    def _read_all(self, caller: str | None = None, owner: str | None = None) -> Iterator[tuple[str | None, JobState]]:
+        """Yield the caller and the state of each job."""
+        for job in self._ids():
+            try:
+                request, corrupt = read_request(self._path(job), caller, owner)
+                if request or (caller is None and owner is None):
+                    request = request or self._unknown_request(job)
+                    yield request.caller, self._state(job, request, corrupt)
+            except UnknownJobError:  # another caller's or owner's, or deleted a moment ago
+                continue
+            except OSError as error:
+                log.warning("job %s: cannot be read now: %s", job, error)
 
     def _state(self, job: str, request: JobSummary, corrupt: str) -> JobState:
         path = self._path(job)
@@ -250,4 +262,4 @@ class JobStore:
 
 def open_store(folder: str) -> JobStore:
     """Return the store of ``jobs.folder``; a relative folder is below the project."""
-    return JobStore(ROOT / folder)
+    return JobStore(Path(data_path(folder)))

@@ -68,7 +68,7 @@ def _sweep_one(path: Path, keep_days: float) -> None:
             since = path  # the request is lost
         elif outcome:
             since = path / OUTCOMES[outcome]
-        elif read_request(path, None)[1]:  # it cannot be read; its files stay for an upgrade that can read it
+        elif read_request(path)[1]:  # it cannot be read; its files stay for an upgrade that can read it
             since = path / REQUEST
         else:
             return

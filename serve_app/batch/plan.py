@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig, WeightsConfig
+from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
+from serve_app.settings import FrozenModel
 
 
 class BatchJobConfig(FrozenModel):

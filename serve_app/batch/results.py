@@ -31,10 +31,11 @@ from pydantic import ValidationError
 from serve_app.batch.outages import is_passing
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.sources import filesystem
-from serve_app.config import EngineConfig, FrozenModel, LimitsConfig
+from serve_app.config import EngineConfig, LimitsConfig
 from serve_app.errors import SourceError, SourceUnavailableError
 from serve_app.files import CorruptFileError, atomic_write, create_folder, exclusive_lock
 from serve_app.model_card import ModelCard
+from serve_app.settings import FrozenModel
 
 LISTING_SCHEMA = pa.schema([("name", pa.binary())])
 SCHEMA = pa.schema(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from serve_app.batch.job_records import OPEN
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.predict import ExitCode
 from serve_app.errors import UnknownJobError
@@ -187,7 +188,7 @@ class Supervisor:
 
     def _is_open(self, job: str) -> bool:
         with suppress(UnknownJobError):
-            return self._store.state(job).status in ("queued", "running")
+            return self._store.state(job).status in OPEN
         return False
 
     def _sleep(self, seconds: float) -> None:

@@ -7,8 +7,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from serve_app.config import JobsConfig, MiB
+from serve_app.config import JobsConfig
 from serve_app.errors import ArchiveError, MalformedRequestError, TooLargeError
+from serve_app.settings import MiB
 from serve_app.zip_entries import (
     DIRECTORY_BYTES_PER_ENTRY,
     ZipNameError,

@@ -16,6 +16,8 @@ from serve_app.cli.arguments import exit_on
 def etl(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder as in `prediction_log.folder`.")],
     keep_days: Annotated[int | None, Option(min=0, help="Days of rows to keep. Default: all.")] = None,
+    max_bytes: Annotated[int | None, Option(min=1, help="Bytes to keep, newest first. Default: all.")] = None,
+    memory_mb: Annotated[int | None, Option(min=64, help="Memory in MB, on one core. Default: 80 %.")] = None,
 ) -> None:
     """Turn the prediction log into one clean file per day and hourly summaries.
 
@@ -29,10 +31,11 @@ def etl(
     import duckdb
 
     from serve_app.analytics import etl as analytics_etl
+    from serve_app.prediction_log_format import REJECTED
 
     with exit_on(analytics_etl.EtlError, OSError, duckdb.Error, code=2):
-        report = analytics_etl.run(folder, keep_days)
+        report = analytics_etl.run(folder, keep_days, max_bytes=max_bytes, memory_mb=memory_mb)
     typer.echo(json.dumps(asdict(report)))
     if report.rejected_files or report.rejected_rows:
-        typer.echo(f"error: files or rows were rejected; see {folder / analytics_etl.REJECTED}", err=True)
+        typer.echo(f"error: files or rows were rejected; see {folder / REJECTED}", err=True)
         raise typer.Exit(1)

@@ -14,8 +14,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.ray_internals import set_request_id
-from serve_app.errors import NotReadyError, OverloadedError
-from serve_app.messages import ClassifyRequest, ModelState, Outcome
+from serve_app.errors import NotReadyError, OverloadedError, ServiceError
+from serve_app.messages import ClassifyRequest, ModelState, Outcome, RemoteImage
 
 log = logging.getLogger("serve_app")
 Value = TypeVar("Value")
@@ -73,6 +73,13 @@ class HandleClient:
         if context := requests[0].context:
             set_request_id(context.request_id)
         return await call(lambda: handle.remote(requests, in_flight_hint), "preprocess")
+
+    async def fetch(self, image: RemoteImage) -> bytes | ServiceError:
+        """Fetch an image by its URL."""
+        handle = await self._handle()
+        set_request_id(image.context.request_id)
+        encoded: bytes | ServiceError = await call(lambda: handle.fetch.remote(image), "preprocess")
+        return encoded
 
     async def fetch_state(self) -> ModelState:
         """Ask the variant which model it serves."""

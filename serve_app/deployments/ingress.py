@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
+from serve_app.analytics.upkeep import Upkeep
 from serve_app.config import IngressConfig
 from serve_app.deployments.handles import Handle, HandleClient
 from serve_app.deployments.job_actor import JobStarter
@@ -54,6 +55,7 @@ class Ingress:
         self.router = VariantRouter(self._connect, self._metrics)
         self._closing_log: asyncio.Future[None] | None = None
         self._job_starter = JobStarter(lambda: self.config.jobs)
+        self._upkeep = Upkeep(lambda: self.config)
         self._applications = [serve.get_replica_context().app_name]
         self._configured = False
         self._refused: str | None = None
@@ -93,6 +95,7 @@ class Ingress:
             await self._wait_until_ready()
             restore_scheduling()
         self._configured = True
+        self._upkeep.start()
         self._job_starter.start()  # in the background: nothing about jobs may fail or delay a change of settings
         if self._closing_log and not config.prediction_log:  # the caller may read the rows when this returns
             await asyncio.wait({self._closing_log}, timeout=LOG_CLOSE_S)

@@ -1,4 +1,4 @@
-"""Stage 2: the deployment that decodes uploads and sends the crops to the model."""
+"""Stage 2: the deployment that fetches images by URL, decodes images and sends the crops to the model."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 from ray import serve
+from ray.serve.metrics import Histogram
 
 from serve_app.deployments.handles import Handle, call, cores, ping
+from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState, Outcome
+from serve_app.fetching.fetch import ImageFetcher
+from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, ModelState, Outcome, RemoteImage
 from serve_app.model_card import ImageTransform
 from serve_app.observability import tracing
 from serve_app.preprocessing.transform import image_stats, preprocess
 from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
 
 RETRY_S = 0.5
+MAX_FETCHES = 32  # half of max_ongoing_requests: slow web servers leave the other half to images that are here
 log = logging.getLogger("serve_app")
 
 
@@ -45,6 +49,8 @@ class Preprocessor:
         self._check_ray = prepare_replica()
         self._classifier, self._transform = classifier, transform
         self._cores = cores()
+        self._fetcher, self._fetches = ImageFetcher(), 0
+        self._fetch_ms = Histogram("preprocessor_fetch_ms", "Time to fetch an image by URL.", MILLISECONDS, ("code",))
         self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
         while not await self._model_fits():
             await asyncio.sleep(RETRY_S)
@@ -60,6 +66,21 @@ class Preprocessor:
         good = [image for image in decoded if isinstance(image, _Preprocessed)]
         outcomes = iter(await self._classify(good, max(in_flight_hint, len(good))) if good else ())
         return [next(outcomes) if isinstance(image, _Preprocessed) else image for image in decoded]
+
+    async def fetch(self, image: RemoteImage) -> bytes | ServiceError:
+        """Fetch an image by its URL; the ingress sends it back with others to be classified."""
+        if self._fetches >= MAX_FETCHES:
+            return OverloadedError(f"{MAX_FETCHES} images by URL are already being fetched; retry later")
+        start = time.perf_counter()
+        self._fetches += 1
+        try:
+            encoded = await self._fetcher.fetch(image)
+        finally:
+            self._fetches -= 1
+        seconds, code = time.perf_counter() - start, encoded.code if isinstance(encoded, ServiceError) else None
+        self._fetch_ms.observe(seconds * 1000, {"code": code or "ok"})
+        tracing.record(image.context, "fetch", seconds, error=code)
+        return encoded
 
     async def check_health(self) -> None:
         """Check that Ray works as this code expects; Ray Serve calls this before the first request and regularly."""

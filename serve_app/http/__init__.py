@@ -11,18 +11,23 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     classify.py               POST /v1/classify, POST /predict
     parameters_middleware.py  query length, the header X-Warnings
     uploads.py                request body -> encoded images
-    content_coding.py         gzip and deflate
+    limited_request.py        a body within its limits; content_coding.py undoes gzip and deflate
     form_body.py              multipart forms; form_names.py reads their names
-    json_body.py              JSON within bounds; base64_images.py decodes its images
+    json_body.py              JSON within bounds; base64_images.py reads its images and their URLs
     unknown_parameters.py     names what was ignored
     negotiation.py            Accept -> JSON or JSON lines
-    fan_out.py                one request -> one task per image
+    fan_out.py                one request -> one task per image; url_images.py has those by URL fetched
     responses.py              results -> JSON
     schemas.py                the JSON types
     oip.py                    Open Inference Protocol, /v2; oip_tensors.py reads and writes its tensors
+    hugging_face.py           POST /, as Hugging Face's inference servers have it
+    torchserve.py             /predictions, /ping and /models, as TorchServe has them
+    one_image.py              classifies the only image of a request, for these two
+    model_names.py            model and version in a path -> variant
+    error_forms.py            errors in the form of the path's protocol
     jobs.py                   /v1/jobs; job_uploads.py writes a zip to disk
     feedback.py               POST /v1/feedback
     status.py                 health, models, status
     service.py                what this package needs from the deployment around it
-    openapi.py                OpenAPI texts that several routes share
+    openapi.py                completes the OpenAPI document; openapi_examples.py holds its examples
 """

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from serve_app.config import IngressConfig
 from serve_app.deadline import Deadline
-from serve_app.errors import OverloadedError
+from serve_app.errors import OverloadedError, TooLargeError
 from serve_app.http.accounts import Charge
 
 DECAY_S = 5.0  # time constant: a change of throughput is known after about this long
@@ -66,6 +67,7 @@ class AdmissionController:
         self._config, self._clock = config, clock
         self._throughput, self._measured_at = ThroughputEstimator(), clock()
         self.images = self.buffered_bytes = 0
+        self.fetching = 0  # of the images, those that are being fetched by URL and that no other stage works on yet
 
     def admit(self, body_bytes: int, deadline: Deadline, charge: Charge | None = None) -> Permit:
         """Let in a request whose body has not been read; ``body_bytes`` is its declared length, 0 if it declares none.
@@ -85,7 +87,8 @@ class AdmissionController:
         deadline.check()
         self._measure()
         limits = self._config().admission
-        waiting = self.images - self._config().stage_capacity
+        in_stages = self.images - self.fetching
+        waiting = in_stages - self._config().stage_capacity
         wait_s = self._throughput.seconds_for(waiting)
         if self.images >= limits.max_inflight_images:
             raise OverloadedError(
@@ -99,7 +102,7 @@ class AdmissionController:
                 f"{limits.max_queue_wait_s:g}); retry later",
                 wait_s,
             )
-        if waiting > 0 and (total_s := self._throughput.seconds_for(self.images)) > deadline.left_s():
+        if waiting > 0 and (total_s := self._throughput.seconds_for(in_stages)) > deadline.left_s():
             raise OverloadedError(f"a result takes {total_s:.1f} s now, longer than the request's deadline", total_s)
 
     def buffer(self, body_bytes: int) -> None:
@@ -120,13 +123,34 @@ class AdmissionController:
             self._throughput.complete(busy=self._busy())
         self.images += images
 
+    @contextmanager
+    def fetch(self) -> Iterator[None]:
+        """Count an image as being fetched inside the block: a slow web server says nothing about the other stages.
+
+        Raises:
+            OverloadedError: Images by URL take their share of the places, a quarter; the rest is for uploads (503).
+        """
+        limit = max(1, self._config().admission.max_inflight_images // 4)
+        if self.fetching >= limit:
+            raise OverloadedError(
+                f"{limit} images by URL are already in flight (limit: a quarter of admission.max_inflight_images); "
+                "retry later"
+            )
+        self._measure()
+        self.fetching += 1
+        try:
+            yield
+        finally:
+            self._measure()
+            self.fetching -= 1
+
     def snapshot(self) -> dict[str, Any]:
         """Return the counts for GET /v1/status."""
         per_s = self._throughput.images_per_s
         return {"images": self.images, "buffered_bytes": self.buffered_bytes, "images_per_s": per_s and round(per_s, 1)}
 
     def _busy(self) -> bool:
-        return self.images >= self._config().stage_capacity
+        return self.images - self.fetching >= self._config().stage_capacity
 
     def _measure(self) -> None:
         now = self._clock()
@@ -144,6 +168,7 @@ class Permit:
         self._controller, self._charge = controller, charge
         self._declared_bytes = self._bytes = body_bytes
         self._images = 0  # known once the body has been read
+        self._fetched_bytes = 0
 
     def receive(self, body_bytes: int) -> None:
         """Count received bytes, or raise OverloadedError (503) if too many are in memory."""
@@ -167,6 +192,29 @@ class Permit:
         self._controller.change(images)
         if self._charge:
             self._charge.take_images(images)
+
+    @contextmanager
+    def fetch(self) -> Iterator[None]:
+        """Count one of the images as being fetched inside the block."""
+        with self._controller.fetch():
+            yield
+
+    def add_fetched(self, size: int, limit: int) -> None:
+        """Count the bytes of a fetched image like those of a body.
+
+        Raises:
+            TooLargeError: The request's fetched images have more bytes than its body may have (413).
+            OverloadedError: Too many bytes are in memory (503).
+        """
+        self._fetched_bytes += size
+        if self._fetched_bytes > limit:
+            raise TooLargeError(
+                f"the images that this request has fetched by URL have over {limit:,} bytes together "
+                f"({limit / 2**20:.1f} MB), the limit"
+            )
+        self.buffer(size)
+        if self._charge:
+            self._charge.take_bytes(size)
 
     def finish_image(self, completed: bool) -> None:
         """Count an image as gone; one that the other stages have not completed says nothing about their throughput."""

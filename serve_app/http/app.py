@@ -14,14 +14,15 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.errors import InvalidParameterError, ServiceError
-from serve_app.http import classify, feedback, jobs, oip, status
+from serve_app.http import classify, feedback, hugging_face, jobs, oip, status, torchserve
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.canonical import CanonicalMiddleware
 from serve_app.http.cross_site import CrossSiteMiddleware
+from serve_app.http.error_forms import advice, error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
-from serve_app.http.oip import error_response
+from serve_app.http.openapi import complete_document, operation_id
 from serve_app.http.parameters_middleware import ParametersMiddleware
 from serve_app.http.responses import to_problem
 from serve_app.http.schemas import Problem
@@ -39,6 +40,9 @@ def create_app(service: Service) -> FastAPI:
         version="1",
         summary="Send a photo, get its most likely classes.",
         separate_input_output_schemas=False,
+        generate_unique_id_function=operation_id,
+        openapi_tags=[{"name": name} for name in ("images", "jobs", "service")],  # the order in /docs; others follow
+        redoc_url=None,  # its page loads a picture from a CDN
     )
     # A redirect to the path without its last slash would make a client send its body twice.
     app.router.redirect_slashes = False
@@ -55,16 +59,20 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(CorsMiddleware, service=service)
     app.add_middleware(RequestIdMiddleware, service=service)
     app.add_middleware(CanonicalMiddleware)
-    app.include_router(oip.create_router(service, fan_out))
-    app.include_router(feedback.create_router(service, fan_out))
-    app.include_router(jobs.create_router(service))
-    app.include_router(classify.create_router(service, fan_out))
-    app.include_router(status.create_router(service, admission, accounts, stats))
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return RedirectResponse("/docs")
 
+    app.include_router(oip.create_router(service, fan_out))
+    app.include_router(feedback.create_router(service, fan_out))
+    app.include_router(jobs.create_router(service))
+    app.include_router(classify.create_router(service, fan_out))
+    app.include_router(status.create_router(service, admission, accounts, stats))
+    app.include_router(hugging_face.create_router(service, fan_out))
+    app.include_router(torchserve.create_router(service, fan_out))
+
+    complete_document(app)
     return app
 
 
@@ -103,7 +111,7 @@ def _handle_errors(app: FastAPI) -> None:
             title=error.detail,
             status=error.status_code,
             code=error.detail.lower().replace(" ", "_"),
-            detail=f"{request.method} {request.url.path:.200}: {error.detail}; /docs lists all routes",
+            detail=f"{request.method} {request.url.path:.200}: {error.detail}; {advice(request)}",
             retryable=False,
             request_id=request_id(request),
         )

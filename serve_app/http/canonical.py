@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.http.oip import app_path
+from serve_app.http.error_forms import app_path
 
 
 class CanonicalMiddleware:

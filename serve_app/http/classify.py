@@ -24,7 +24,7 @@ from serve_app.http.responses import (
 )
 from serve_app.http.schemas import ClassifyResponse, ImageResult
 from serve_app.http.service import Service
-from serve_app.http.uploads import Parameters, read_uploads
+from serve_app.http.uploads import CLASSIFY_BODY, Parameters, read_uploads
 
 JSON = "application/json"
 JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
@@ -32,11 +32,11 @@ JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     """Build the two routes that classify images."""
-    router = APIRouter()
+    router = APIRouter(tags=["images"])
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.router.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))
-        uploads, parameters = await read_uploads(request, service.config.limits)
+        uploads, parameters = await read_uploads(request, service.config.limits, CLASSIFY_BODY)
         if card := service.router.cards().get(choice.variant):
             request.state.model = card.ref
             largest = len(card.labels) - 1

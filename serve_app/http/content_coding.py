@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 
 from starlette.datastructures import Headers
 
-from serve_app.config import MiB
 from serve_app.errors import MalformedRequestError, UnsupportedCodingError
+from serve_app.settings import MiB
 
 GZIP, DEFLATE, RAW_DEFLATE = 31, 15, -15  # zlib's argument for each format
 WINDOW_BITS = {"gzip": GZIP, "x-gzip": GZIP, "deflate": DEFLATE}

@@ -16,12 +16,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import CrossSiteError, ServiceError, UnknownHostError
-from serve_app.http.oip import app_path, error_response
+from serve_app.http.error_forms import app_path, error_response
 from serve_app.http.responses import to_problem
 from serve_app.http.service import Service
 
 READS = ("GET", "HEAD", "OPTIONS")  # a browser shows a page of another site none of their responses
-HEALTH_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
+HEALTH_PATHS = ("/healthz", "/readyz", "/ping", "/v2/health/live", "/v2/health/ready")
 HOST = re.compile(r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^:@/\[\]]*))(:[0-9]*)?")
 WITHOUT_DOT = re.compile(r"[a-z0-9_-]*")
 ANY = "*"

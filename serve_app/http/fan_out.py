@@ -16,6 +16,8 @@ from serve_app.http.responses import to_image_result, to_problem
 from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, Upload
+from serve_app.http.url_images import UrlImages
+from serve_app.image_url import ImageUrl
 from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, Outcome, RequestContext
 from serve_app.observability.stats import Stats
 from serve_app.routing.traffic_split import VariantChoice
@@ -28,6 +30,7 @@ class FanOut:
 
     def __init__(self, service: Service, stats: Stats) -> None:
         self._service, self._stats = service, stats
+        self._url_images = UrlImages(service)
 
     def start(
         self, uploads: Sequence[Upload], parameters: Parameters, choice: VariantChoice, state: State
@@ -76,11 +79,15 @@ class FanOut:
         self, upload: Upload, context: RequestContext, parameters: Parameters, choice: VariantChoice, permit: Permit
     ) -> ImageResult:
         service, start = self._service, time.perf_counter()
+        encoded, fetch_ms = upload.encoded, None
+        if isinstance(encoded, ImageUrl):
+            encoded = await self._url_images.fetch(encoded, context, choice, permit)
+            fetch_ms = (time.perf_counter() - start) * 1000
         explain: Explain = None
         if parameters.explain == "cam":
             explain = "top" if parameters.explain_class is None else parameters.explain_class
         request = ClassifyRequest(
-            image=upload.encoded if isinstance(upload.encoded, bytes) else b"",
+            image=encoded if isinstance(encoded, bytes) else b"",
             top_k=parameters.top_k or service.config.top_k,
             explain=explain,
             context=context,
@@ -88,14 +95,16 @@ class FanOut:
             measure_stats=service.prediction_log is not None,
         )
         outcome: Outcome
-        if isinstance(upload.encoded, ServiceError):
-            outcome = upload.encoded
-            permit.finish_image(completed=True)
+        if isinstance(encoded, ServiceError):
+            outcome = encoded
+            permit.finish_image(completed=fetch_ms is None)
         else:
             outcome = await self.outcome(request, context, choice, permit)
         if service.prediction_log:
             service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000)
         if isinstance(outcome, ClassifyResult):
+            if fetch_ms is not None:
+                outcome.timings_ms = {"fetch": fetch_ms, **outcome.timings_ms}
             self._stats.add_result(outcome)
             return to_image_result(
                 context.index, upload.id, outcome, parameters.min_score, service.config.abstain_below

@@ -23,10 +23,11 @@ from serve_app.http.admission import Permit
 from serve_app.http.fan_out import FanOut
 from serve_app.http.form_body import FORM, FormSchema, read_form
 from serve_app.http.json_body import is_json, looks_like_json
+from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.openapi import IMAGE_BODY, PROBLEMS, form_fields
 from serve_app.http.service import Service
 from serve_app.http.unknown_parameters import note_unknown, note_unknown_query
-from serve_app.http.uploads import UNTOLD_TYPES, LimitedRequest, RequestModel, content_type, read_json
+from serve_app.http.uploads import UNTOLD_TYPES, RequestModel, content_type, read_json
 from serve_app.messages import ClassifyRequest, RequestContext
 from serve_app.observability.feedback_store import Vote
 from serve_app.validation import describe
@@ -56,7 +57,7 @@ BODY = {"required": True, "content": {"application/json": {"schema": SCHEMA}, FO
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     """Build the route over a service whose settings may switch feedback on."""
-    router = APIRouter()
+    router = APIRouter(tags=["images"])
 
     @router.post(
         "/v1/feedback",

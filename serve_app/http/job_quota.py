@@ -15,7 +15,6 @@ RETRY_S = 60  # a job takes minutes
 UPLOAD_RETRY_S = 10
 MAX_UPLOADS = 4  # in flight at one ingress replica
 MAX_UPLOADS_OF_A_KEY = 2
-OPEN = ("queued", "running")
 
 
 class UploadSlots:
@@ -47,9 +46,7 @@ class UploadSlots:
 
 def queue_quota(store: JobStore, caller: str | None, limits: JobsConfig) -> Quota:
     """Return how many jobs of a caller wait or run; without API keys all jobs are one caller's."""
-    used = sum(state.status in OPEN for state in store.jobs(caller))
-    limit = limits.max_queued_jobs
-    return Quota(used=used, limit=limit, remaining=max(0, limit - used))
+    return _queue_quota(store.count_open_jobs(), caller, limits)
 
 
 def check_queue(store: JobStore, caller: str | None, limits: JobsConfig) -> None:
@@ -59,15 +56,22 @@ def check_queue(store: JobStore, caller: str | None, limits: JobsConfig) -> None
         RateLimitedError: The API key has too many jobs that wait or run (429).
         OverloadedError: All clients together have too many (503).
     """
-    if not queue_quota(store, caller, limits).remaining:
+    open_jobs = store.count_open_jobs()
+    if not _queue_quota(open_jobs, caller, limits).remaining:
         error = OverloadedError if caller is None else RateLimitedError
         raise error(
             f"{limits.max_queued_jobs} of your jobs are queued already (limit: `jobs.max_queued_jobs`); retry later",
             RETRY_S,
         )
-    if len(store.open_jobs()) >= limits.max_total_queued_jobs:
+    if open_jobs.total() >= limits.max_total_queued_jobs:
         raise OverloadedError(
             f"{limits.max_total_queued_jobs} jobs are queued already (limit: `jobs.max_total_queued_jobs`); "
             "retry later",
             RETRY_S,
         )
+
+
+def _queue_quota(open_jobs: Counter[str | None], caller: str | None, limits: JobsConfig) -> Quota:
+    used = open_jobs.total() if caller is None else open_jobs[caller]
+    limit = limits.max_queued_jobs
+    return Quota(used=used, limit=limit, remaining=max(0, limit - used))

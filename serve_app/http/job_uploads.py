@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from serve_app.config import JobsConfig, MiB
+from serve_app.config import JobsConfig
 from serve_app.errors import MalformedRequestError, OverloadedError
 from serve_app.http.form_names import read_names
 from serve_app.http.form_parts import FormParts
-from serve_app.http.uploads import LimitedRequest, content_type, receive_within
+from serve_app.http.limited_request import LimitedRequest, receive_within
+from serve_app.http.uploads import content_type
+from serve_app.settings import MiB
 
 # Browsers and tools know zips under several names; the last four are what clients send that set no type: S3's default,
 # curl's default, any, and none. The zip's own bytes are checked either way.
@@ -42,10 +43,10 @@ async def save_zip(request: Request, path: Path, limits: JobsConfig) -> tuple[st
         Its SHA-256 in hex, and the file name that the client gave.
 
     Raises:
-        MalformedRequestError: The form does not hold exactly one file, has too many or too large fields beside it, or
-            the body is truncated (400).
+        MalformedRequestError: The form does not hold exactly one file, has too large fields beside it, or the body is
+            truncated (400).
         SlowBodyError: No byte arrived for IDLE_TIMEOUT_S (408).
-        TooLargeError: The body is larger than ``jobs.max_zip_bytes`` (413).
+        TooLargeError: The body is larger than ``jobs.max_zip_bytes``, or the form has too many parts (413).
         OverloadedError: The disk is full (503).
     """
     _, options = parse_options_header(request.headers.get("content-type", ""))
@@ -88,35 +89,25 @@ class _FormFile(FormParts):
     """
 
     def __init__(self, boundary: bytes) -> None:
-        if not boundary:
-            raise MalformedRequestError("the multipart content type names no boundary")
         self.name = ""  # file name that the client gave; known once the file's first byte has arrived
-        self._parts, self._skipped_bytes = 0, 0
+        self._skipped_bytes = 0
         self._file_name: str | None = None  # of the current part; empty for a file without a name; None for a field
         self._is_file = False  # this part is the file, its first bytes have shown
         self._first = bytearray()
         self._data = bytearray()
-        super().__init__(boundary)
+        super().__init__(boundary, MAX_PARTS)
 
     async def extract(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield the file's bytes."""
-        try:
-            async for chunk in body:
-                self.parser.write(chunk)
-                yield bytes(self._data)
-                self._data.clear()
-            self.parser.finalize()
-        except MultipartParseError as error:
-            raise MalformedRequestError(f"the multipart body does not parse: {error}") from None
-        if not self.is_complete:
-            raise MalformedRequestError("the multipart body ends before its closing boundary")
+        async for chunk in body:
+            self.write(chunk)
+            yield bytes(self._data)
+            self._data.clear()
+        self.check_complete()
         if not self.name:
             raise MalformedRequestError("the form holds no file: send the zip in a field with a file name")
 
     def begin_part(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise MalformedRequestError(f"the form has more than {MAX_PARTS} parts, the limit; send one zip")
         _, self._file_name = read_names(self.headers.get(b"content-disposition", b""))
         kind = self.headers.get(b"content-type", b"").lower()
         if self._file_name is None and kind and not kind.startswith(b"text/"):

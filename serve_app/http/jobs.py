@@ -28,7 +28,7 @@ from serve_app.errors import (
 )
 from serve_app.http.job_errors import hide_server_paths
 from serve_app.http.job_inputs import JobSource, receive_input
-from serve_app.http.job_owner import check_owner, read_owner, scoped_key, visible_jobs
+from serve_app.http.job_owner import read_owner, scoped_key
 from serve_app.http.job_quota import UploadSlots, check_queue
 from serve_app.http.job_uploads import FORM
 from serve_app.http.openapi import PROBLEMS
@@ -56,6 +56,7 @@ BODY = {
     "required": True,
     "content": {
         "application/zip": ZIP,
+        "application/octet-stream": ZIP,
         FORM: {"schema": FILE},
         "application/json": {"schema": JobSource.model_json_schema()},
     },
@@ -89,7 +90,7 @@ def create_router(service: Service) -> APIRouter:
         responses={n: PROBLEMS[n] for n in (400, 403, 408, 409, 413, 414, 415, 422, 429, 503)},
         summary="Classify all images of a zip, folder or bucket prefix",
     )
-    async def submit(
+    async def submit_job(
         request: Request, parameters: Annotated[JobParameters, Query()], key: Annotated[str | None, Key] = None
     ) -> Response:
         """Submit a zip as the body or as the only file of a form, or name a source in JSON.
@@ -143,21 +144,18 @@ def create_router(service: Service) -> APIRouter:
         """List the caller's jobs, the sources that a job may read, and the limits of a zip."""
         current = config()
         limits = current.model_dump(include={"max_zip_bytes", "max_zip_entries", "max_unpacked_bytes"})
-        visible = await _in_store(_visible_states, store(), request)
+        visible = await _in_store(_visible_states, store(), request.state.caller, read_owner(request))
         return _json(JobList(jobs=visible, sources=list(current.sources), limits=limits))
 
     @router.get("/{job}", response_model=JobState, summary="Return a job's status and progress")
     async def get_job(request: Request, job: str) -> Response:
-        jobs = store()
-        await _in_store(check_owner, jobs, job, request)
-        return _json(await _in_store(_visible_state, jobs, job, request.state.caller))
+        return _json(await _in_store(_visible_state, store(), job, request.state.caller, read_owner(request)))
 
     @router.delete("/{job}", response_model=JobState, summary="Cancel a job")
-    async def cancel(request: Request, job: str) -> Response:
+    async def cancel_job(request: Request, job: str) -> Response:
         """Cancel a queued or running job; a job that has ended keeps its status. Results so far stay available."""
         jobs = store()
-        await _in_store(check_owner, jobs, job, request)
-        await _in_store(jobs.state, job, request.state.caller)
+        await _in_store(jobs.state, job, request.state.caller, read_owner(request))
         await _in_store(jobs.cancel, job)
         await _start_jobs(service)
         return _json(await _in_store(_visible_state, jobs, job))
@@ -171,7 +169,7 @@ def create_router(service: Service) -> APIRouter:
         response_class=Response,
         summary="Download the results of a job that has ended",
     )
-    async def results(
+    async def get_job_results(
         request: Request,
         job: str,
         format: Annotated[Format, Query(description="Format of the file.")] = "json",
@@ -180,9 +178,8 @@ def create_router(service: Service) -> APIRouter:
         """Download one row per image. A cancelled or failed job has rows for the images it completed."""
         note_unknown_query(request, ("format", "only"))
         jobs = store()
-        await _in_store(check_owner, jobs, job, request)
-        await _in_store(jobs.request, job, request.state.caller)
-        state = await _in_store(jobs.state, job, request.state.caller)
+        await _in_store(jobs.request, job, request.state.caller, read_owner(request))
+        state = await _in_store(jobs.state, job)
         if state.status not in ENDED:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
         folder = ResultsFolder(str(jobs.results_path(job)))
@@ -195,12 +192,12 @@ def create_router(service: Service) -> APIRouter:
     return router
 
 
-def _visible_states(jobs: JobStore, request: Request) -> list[JobState]:
-    return [hide_server_paths(state, jobs) for state in visible_jobs(jobs, request)]
+def _visible_states(jobs: JobStore, caller: str | None, owner: str | None) -> list[JobState]:
+    return [hide_server_paths(state, jobs) for state in jobs.jobs(caller, owner)]
 
 
-def _visible_state(jobs: JobStore, job: str, caller: str | None = None) -> JobState:
-    return hide_server_paths(jobs.state(job, caller), jobs)
+def _visible_state(jobs: JobStore, job: str, caller: str | None = None, owner: str | None = None) -> JobState:
+    return hide_server_paths(jobs.state(job, caller, owner), jobs)
 
 
 async def _in_store(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -17,8 +17,8 @@ from serve_app.http.accounts import Accounts, Charge
 from serve_app.http.admission import AdmissionController, Permit
 from serve_app.http.body_pace import PacedBody
 from serve_app.http.cross_site import HEALTH_PATHS
+from serve_app.http.error_forms import app_path, error_response
 from serve_app.http.job_uploads import IDLE_TIMEOUT_S
-from serve_app.http.oip import app_path, error_response
 from serve_app.http.request_headers import has_body, new_request_id, valid_request_id
 from serve_app.http.responses import to_problem
 from serve_app.http.service import Service
@@ -26,10 +26,11 @@ from serve_app.observability import tracing
 from serve_app.observability.stats import Stats
 
 # GET requests that need no API key: health and documentation. Everything else needs one, whatever its method and path.
-PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/redoc", "/openapi.json")
+PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/openapi.json")
 PUBLIC_FOLDER = "/static-offline-docs/"
 # Job uploads go to disk as they arrive and have limits of their own, so admission control does not count them.
 JOBS_PATH = "/v1/jobs"
+CLASSIFY_METHODS = ("POST", "PUT")  # each costs its caller a token, also without a body
 MAX_LOGGED_PATH = 200  # characters
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 
@@ -51,7 +52,7 @@ class RequestIdMiddleware:
         state["id"], state["start"] = request_id or new_request_id(), time.perf_counter()
         state["model"] = next((card.ref for card in self._service.router.cards().values()), None)
         path = app_path(scope)[:MAX_LOGGED_PATH]
-        span = tracing.start_span(path, state["id"], headers) if scope["method"] == "POST" else None
+        span = tracing.start_span(path, state["id"], headers) if scope["method"] in CLASSIFY_METHODS else None
         state["traceparent"] = span and span.traceparent
         status: int | None = None
 
@@ -89,7 +90,7 @@ class CorsMiddleware:
         if self._origins != origins:
             self._origins = origins
             self._cors_app = StarletteCorsMiddleware(
-                self._app, origins, ("GET", "POST", "DELETE"), ("*",), expose_headers=("*",), max_age=600
+                self._app, origins, ("GET", "POST", "PUT", "DELETE"), ("*",), expose_headers=("*",), max_age=600
             )
         await (self._cors_app if origins else self._app)(scope, receive, send)
 
@@ -137,7 +138,7 @@ class AdmissionMiddleware:
                 await self._app(scope, self._paced_body(receive, charge, permit), send)
 
     def _authorize(self, scope: Scope) -> Charge | None:
-        """Check the API key; return what the request costs its caller, None if it has no body and is no POST.
+        """Check the API key; return what the request costs its caller, None if it has no body and is no POST or PUT.
 
         Raises:
             UnauthorizedError: The API key is missing or unknown (401).
@@ -147,7 +148,7 @@ class AdmissionMiddleware:
         if method == "GET" and (path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)):
             return None
         caller = scope["state"]["caller"] = self._service.keys.caller(Headers(scope=scope))
-        if method != "POST" and not has_body(scope["headers"]):
+        if method not in CLASSIFY_METHODS and not has_body(scope["headers"]):
             return None
         account = self._accounts.of(caller)
         account.check()

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
-from starlette.types import Scope
 
-from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.errors import NotReadyError
+from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut, gather_results
 from serve_app.http.json_body import off_loop
+from serve_app.http.limited_request import LimitedRequest
+from serve_app.http.model_names import check_model_name, find_version
 from serve_app.http.oip_tensors import (
     INPUT,
     JSON_LENGTH_HEADER,
@@ -25,18 +26,18 @@ from serve_app.http.oip_tensors import (
     read_infer,
     write_infer,
 )
-from serve_app.http.openapi import STATUS_TEXTS
-from serve_app.http.responses import problem_response, response_model, retry_headers, server_timing
-from serve_app.http.schemas import Problem
+from serve_app.http.openapi import errors_as
+from serve_app.http.responses import response_model, server_timing
+from serve_app.http.schemas import ErrorMessage
 from serve_app.http.service import Service
 from serve_app.http.unknown_parameters import note_unknown_members, note_unknown_query
-from serve_app.http.uploads import LimitedRequest, Parameters, body_schema
+from serve_app.http.uploads import Parameters, body_schema
 from serve_app.preprocessing.formats import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
 DESCRIPTIONS = {
-    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 in JSON, bytes as binary data. "
-    "The shape [N] means [N, 1].",
+    INPUT: f"Each element is one encoded image file ({', '.join(FORMATS)}): base64 or its URL in JSON, bytes as binary "
+    "data. The shape [N] means [N, 1].",
     "label": "Class names, best first; the parameter top_k sets their number.",
     "score": "Softmax probabilities, 0-1; with the parameter classification, strings score:class_id:label.",
     "class_id": "Class ids: places in the model's list of labels.",
@@ -45,42 +46,11 @@ CONFIG_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT6
 INFER_BODY = {
     "required": True,
     "content": {
-        "application/json": {
-            "schema": body_schema(InferRequest),
-            "example": {
-                "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["<base64 of a JPEG>"]}],
-                "parameters": {"top_k": 3},
-            },
-        },
+        "application/json": {"schema": body_schema(InferRequest)},
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/json": {"example": {"error": "what is wrong"}}}}
-    for status, text in STATUS_TEXTS.items()
-    if status not in (403, 409)
-}
-
-
-def is_oip(request: Request) -> bool:
-    """Return whether a request is under /v2, where errors have this protocol's form."""
-    path = app_path(request.scope)
-    return path == "/v2" or path.startswith("/v2/")
-
-
-def app_path(scope: Scope) -> str:
-    """Return the path without the prefix under which the app is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
-
-
-def error_response(request: Request, problem: Problem) -> Response:
-    """Answer a problem in the form of the protocol that the request uses."""
-    return _oip_error(problem) if is_oip(request) else problem_response(problem)
-
-
-def _oip_error(problem: Problem, prefix: str = "") -> Response:
-    return JSONResponse({"error": prefix + problem.detail}, problem.status, retry_headers(problem))
+ERRORS = errors_as(ErrorMessage)
 
 
 def create_router(service: Service, fan_out: FanOut) -> APIRouter:
@@ -88,15 +58,10 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     variants = service.router
 
     async def check_name(name: str) -> None:
-        if name != (served := variants.first_card().name):
-            raise UnknownModelError(f"there is no model {name!r}; the model is {served!r}")
+        check_model_name(service, name, variants.first_card().name)
 
     async def variant_of(version: str) -> str:
-        for variant, card in variants.cards().items():
-            if card.version == version:
-                return variant
-        known = ", ".join(repr(card.version) for card in variants.cards().values())
-        raise UnknownModelError(f"{variants.first_card().name!r} has no version {version!r}; known versions: {known}")
+        return find_version(variants, version)
 
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     model = APIRouter(responses={404: ERRORS[404]})
@@ -162,12 +127,12 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
     async def infer(request: Request) -> Response:
         """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
 
-        Images are base64 in `data`, or binary data after the JSON. If an image fails, the request fails with that
-        image's status, and the error gives the image's index. Unknown parameters are ignored and named in the header
-        `X-Warnings`.
+        Images are base64 or allowed URLs in `data`, or binary data after the JSON. If an image fails, the request
+        fails with that image's status, and the error gives the image's index. Unknown parameters are ignored and named
+        in the header `X-Warnings`.
         """
         version = request.path_params.get("version")
-        variant = request.headers.get("x-model") if version is None else await variant_of(version)
+        variant = request.headers.get("x-model") if version is None else find_version(variants, version)
         choice = variants.choose(variant, request.headers.get("x-sticky"))
         limits, default = service.config.limits, service.config.top_k
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
@@ -179,7 +144,8 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         results = await gather_results(fan_out.start(uploads, Parameters(top_k=classes), choice, request.state))
         for result in results:
             if result.error:
-                return _oip_error(result.error, f"image {result.index}: ")
+                detail = f"image {result.index}: {result.error.detail}"
+                return error_response(request, result.error.model_copy(update={"detail": detail}))
         request.state.model = response_model(results)
         predictions = [result.predictions or [] for result in results]
         response = write_infer(infer_request, predictions, infer_request.classes(default), request.state.model)

@@ -16,10 +16,11 @@ from starlette.responses import Response
 
 from serve_app.config import LimitsConfig
 from serve_app.errors import MalformedRequestError
-from serve_app.http.base64_images import decode_base64
+from serve_app.http.base64_images import read_image
 from serve_app.http.json_body import check_json, max_values
 from serve_app.http.schemas import Prediction
 from serve_app.http.uploads import Upload, check_count, check_size
+from serve_app.image_url import ImageUrl
 from serve_app.model_card import ModelRef
 from serve_app.validation import short_repr
 
@@ -183,8 +184,8 @@ def _check_outputs(outputs: Sequence[RequestedOutput]) -> None:
         raise MalformedRequestError("outputs: an output is named twice; name each output at most once")
 
 
-def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: LimitsConfig) -> list[bytes]:
-    """Return the encoded images of the input tensor; ``tail`` is the binary data after the JSON."""
+def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: LimitsConfig) -> Sequence[bytes | ImageUrl]:
+    """Return the encoded images of the input tensor, or their URLs; ``tail`` is the binary data after the JSON."""
     if [tensor.name for tensor in inputs] != [INPUT]:
         names = ", ".join(f"{tensor.name!r:.40}" for tensor in inputs[:3])
         raise MalformedRequestError(f"inputs: send one tensor named {INPUT!r}, not {names or 'none'}")
@@ -213,7 +214,7 @@ def _read_images(inputs: Sequence[InputTensor], tail: memoryview, limits: Limits
     return _from_json(tensor.data, count) if size is None else _from_binary(tail, count)
 
 
-def _from_json(data: Any, count: int) -> list[bytes]:
+def _from_json(data: Any, count: int) -> list[bytes | ImageUrl]:
     if not isinstance(data, list):
         raise MalformedRequestError(f"{INPUT}: data is not a list of image files in base64")
     elements = [element for row in data for element in (row if isinstance(row, list) else [row])]
@@ -221,9 +222,11 @@ def _from_json(data: Any, count: int) -> list[bytes]:
         raise MalformedRequestError(f"{INPUT}: its shape declares {count} elements, but data has {len(elements)}")
     images = []
     for index, element in enumerate(elements):
-        image = decode_base64(element) if isinstance(element, str) else TypeError("not a string")
-        if not isinstance(image, bytes):
-            raise MalformedRequestError(f"image {index}: an element in JSON is an image file in base64 ({image})")
+        image = read_image(element) if isinstance(element, str) else TypeError("not a string")
+        if isinstance(image, Exception):
+            raise MalformedRequestError(
+                f"image {index}: an element in JSON is an image file in base64, or its URL ({image})"
+            )
         images.append(image)
     return images
 

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import QueryTooLongError
-from serve_app.http.oip import error_response
+from serve_app.http.error_forms import error_response
 from serve_app.http.responses import to_problem
 
 HEADER = "X-Warnings"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.http.error_forms import app_path
 from serve_app.http.middleware import JOBS_PATH
-from serve_app.http.oip import app_path
 from serve_app.http.request_headers import NO_RAY_TIMEOUT, NO_READ_AHEAD, has_body, headers_for_ray
 from serve_app.http.slow_readers import SlowReaderMiddleware
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from statistics import fmean
 
 from starlette.responses import Response
 
@@ -91,7 +92,8 @@ def request_problem(results: Sequence[ImageResult]) -> Problem | None:
 def server_timing(results: Sequence[ImageResult], start: float) -> str:
     """Build Server-Timing: the mean of each phase and the total since ``start`` (``time.perf_counter``), in ms."""
     timed = [result.timings_ms for result in results if result.timings_ms]
-    phases = {phase: sum(t[phase] for t in timed) / len(timed) for phase in (timed[0] if timed else ())}
+    names = dict.fromkeys(phase for phases in timed for phase in phases)  # images by URL have one more than the others
+    phases = {name: fmean(phases[name] for phases in timed if name in phases) for name in names}
     phases["total"] = (time.perf_counter() - start) * 1000
     return ", ".join(f"{phase};dur={ms:.1f}" for phase, ms in phases.items())
 

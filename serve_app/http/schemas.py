@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from serve_app.batch.job_records import JobState
-from serve_app.config import FrozenModel
 from serve_app.messages import ImageInfo
 from serve_app.model_card import ModelRef
+from serve_app.settings import FrozenModel
 
 MAX_DETAIL_CHARS = 1000  # errors quote names and values that clients send
 
@@ -59,6 +60,66 @@ class Problem(FrozenModel):
     request_id: str | None = None
 
 
+class ErrorMessage(FrozenModel):
+    """An error as the Open Inference Protocol and Hugging Face's clients have it."""
+
+    error: str
+
+
+class TorchServeError(FrozenModel):
+    """An error as TorchServe has it."""
+
+    code: int = Field(description="The HTTP status.")
+    type: str = Field(description="TorchServe's name of the kind of error.")
+    message: str
+
+
+class LabelScore(FrozenModel):
+    """One class of an answer to a client of Hugging Face's servers."""
+
+    label: str
+    score: float = Field(description="Softmax probability, 0-1.")
+
+
+class TorchServeHealth(FrozenModel):
+    """The answer of /ping."""
+
+    status: str = Field(description="Healthy, or Unhealthy with the HTTP status 503.")
+
+
+class TorchServeNames(FrozenModel):
+    """A model whose JSON has TorchServe's spelling of names."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+
+class TorchServeModel(TorchServeNames):
+    """One model of the list."""
+
+    model_name: str
+    model_url: str = Field(description="SHA-256 of the weights.")
+
+
+class TorchServeModels(FrozenModel):
+    """The answer of /models."""
+
+    models: list[TorchServeModel]
+
+
+class TorchServeWorker(FrozenModel):
+    """A replica of the model that takes requests."""
+
+    id: str
+    status: str = "READY"
+
+
+class TorchServeVersion(TorchServeModel):
+    """One version of the model."""
+
+    model_version: str
+    workers: list[TorchServeWorker]
+
+
 class ImageResult(FrozenModel):
     """The answer for one image of a request: predictions or an error, never both."""
 
@@ -68,7 +129,9 @@ class ImageResult(FrozenModel):
     image: ImageInfo | None = None
     predictions: list[Prediction] | None = None
     uncertainty: Uncertainty | None = None
-    timings_ms: dict[str, float] | None = Field(default=None, description="decode, queue, model.")
+    timings_ms: dict[str, float] | None = Field(
+        default=None, description="fetch (of an image by URL), decode, queue, model."
+    )
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
     model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")

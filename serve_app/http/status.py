@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 
 from serve_app.batch.job_store import open_store
 from serve_app.config import ResponseConfig
-from serve_app.errors import NotReadyError, UnknownModelError
+from serve_app.errors import NotReadyError
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.job_quota import queue_quota
+from serve_app.http.model_names import check_model_name
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import Usage
 from serve_app.http.service import Service
@@ -22,7 +23,7 @@ from serve_app.preprocessing.formats import FORMATS
 
 def create_router(service: Service, admission: AdmissionController, accounts: Accounts, stats: Stats) -> APIRouter:
     """Build the GET routes that describe this ingress replica, its models and the caller's use of them."""
-    router = APIRouter()
+    router = APIRouter(tags=["service"])
 
     @router.get("/healthz", summary="Liveness: the process runs")
     async def healthz() -> dict[str, str]:
@@ -34,7 +35,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         return {"status": "ready", "version": service.router.first_card().version}
 
     @router.get("/v1/models", responses={503: PROBLEMS[503]}, summary="Served models, limits and accepted formats")
-    async def models() -> dict[str, Any]:
+    async def list_models() -> dict[str, Any]:
         service.router.first_card()
         config = service.config
         return {
@@ -51,28 +52,27 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
 
     @router.get(
         "/v1/models/{name}/labels",
-        responses={404: {"description": "Unknown model"}, 503: PROBLEMS[503]},
+        responses={404: PROBLEMS[404], 503: PROBLEMS[503]},
         summary="Class names by class id, and a line about each; X-Model selects another variant",
     )
-    async def labels(request: Request, name: str) -> dict[str, Any]:
+    async def list_labels(request: Request, name: str) -> dict[str, Any]:
         variant = request.headers.get("x-model")
         cards = service.router.cards()
         card = service.router.first_card() if variant is None else cards.get(service.router.choose(variant).variant)
         if card is None:
             raise NotReadyError(f"variant {variant!r} is not ready yet; retry")
-        if name != card.name:
-            raise UnknownModelError(f"there is no model {name!r}; the model is {card.name!r}")
-        return {"name": name, "version": card.version, "labels": card.labels, "descriptions": card.descriptions}
+        check_model_name(service, name, card.name)
+        return {"name": card.name, "version": card.version, "labels": card.labels, "descriptions": card.descriptions}
 
     @router.get("/v1/status", summary="State of the service, and totals of this ingress replica since its start")
-    async def status() -> dict[str, Any]:
+    async def get_status() -> dict[str, Any]:
         described = {**await service.describe(), **await service.router.describe()}
         cards = list(service.router.cards().values())
         return {
             "model": cards[0].ref.model_dump() if cards else None,
             **described,
             "admission": admission.snapshot(),
-            "prediction_log": service.prediction_log and service.prediction_log.snapshot(),
+            "prediction_log": (rows := service.prediction_log) and {**rows.snapshot(), "error": rows.error},
             **stats.snapshot(),
         }
 
@@ -82,7 +82,7 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         responses={401: PROBLEMS[401]},
         summary="What the caller has used, and may use, at this ingress replica",
     )
-    async def usage(request: Request) -> Usage:
+    async def get_usage(request: Request) -> Usage:
         """Return the counts of the caller's API key. Ingress replicas count separately; all of them share the jobs."""
         caller: str | None = request.state.caller
         account, jobs = accounts.of(caller), service.config.jobs

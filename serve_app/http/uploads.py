@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message, Receive, Scope
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, WithJsonSchema, model_validator
+from starlette.requests import Request
 
 from serve_app.config import LimitsConfig
 from serve_app.errors import (
     InvalidParameterError,
     MalformedRequestError,
     ServiceError,
-    SlowBodyError,
     TooLargeError,
     UnsupportedImageError,
 )
-from serve_app.http.admission import Permit
-from serve_app.http.base64_images import decode_base64
-from serve_app.http.content_coding import Inflater, read_coding
+from serve_app.http.base64_images import decode_base64, read_url
 from serve_app.http.form_body import FORM, FormSchema, read_form
 from serve_app.http.json_body import is_json, looks_like_json, max_values, off_loop, parse_json
+from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.unknown_parameters import note_unknown, note_unknown_members, note_unknown_query
+from serve_app.image_url import ImageUrl
 from serve_app.validation import Model, describe, short_repr
 
 RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is the default of S3
 # Types of clients that set none; the last is the default of curl. The body shows whether it is JSON or an image.
 UNTOLD_TYPES = ("", "*/*", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
+TEXT_PARAMETERS = ("explain", "function_to_apply")  # the others are numbers
 
 
 class RequestModel(BaseModel):
@@ -51,7 +49,7 @@ class Parameters(RequestModel):
     explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
 
 
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+def or_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of an object that may be null, and so may its members."""
     null = {"type": "null"}
     members = {name: {"anyOf": [member, null]} for name, member in schema["properties"].items()}
@@ -59,23 +57,65 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class JsonInput(RequestModel):
-    """One image of a JSON body."""
+    """One image of a JSON body: the file itself, or its URL."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"required": ["b64"]},
+            "then": {"not": {"required": ["url"]}},
+            "else": {"required": ["url"]},
+        }
+    )
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
-    b64: str = Field(
+    b64: Annotated[str | None, WithJsonSchema({"type": "string", "format": "byte"})] = Field(
+        None,
         description="The encoded image, in base64 or as a data URI; line breaks, the URL-safe alphabet and missing "
         "padding are fine.",
-        json_schema_extra={"format": "byte"},
     )
+    url: Annotated[str | None, WithJsonSchema({"type": "string"})] = Field(
+        None,
+        description="The image's `https://` URL on a host that the service allows, or a data URI; instead of `b64`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> JsonInput:
+        if (self.b64 is None) == (self.url is None):
+            raise ValueError("send the image as `b64` or its `url`" + (", not both" if self.url else ""))
+        return self
+
+    def read(self) -> bytes | ImageUrl | ServiceError:
+        """Return the file, its URL, or the error that reading it gave."""
+        return decode_base64(self.b64) if self.b64 is not None else read_url(self.url or "")
 
 
 class JsonBody(RequestModel):
     """The JSON body of /v1/classify."""
 
     inputs: Annotated[list[JsonInput], FailFast()] = Field(min_length=1)
-    parameters: Annotated[dict[str, Any] | None, WithJsonSchema(_or_null(Parameters.model_json_schema()))] = Field(
+    parameters: Annotated[dict[str, Any] | None, WithJsonSchema(or_null(Parameters.model_json_schema()))] = Field(
         None, description="The query parameters; null means the default."
     )
+
+
+Given = TypeVar("Given", bound=RequestModel)
+
+
+@dataclass(frozen=True)
+class BodySchema(Generic[Given]):
+    """What the body of a route may contain.
+
+    Attributes:
+        parameters: Parameters in the query, in form fields and under ``parameters`` in JSON.
+        json: The JSON body.
+        file_fields: Names of the form fields with images.
+    """
+
+    parameters: type[Given]
+    json: type[JsonBody] = JsonBody
+    file_fields: tuple[str, ...] = FILE_FIELDS
+
+
+CLASSIFY_BODY = BodySchema(Parameters)
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -99,78 +139,22 @@ class Upload:
     """One image of a request."""
 
     id: str | None  # file name or id that the client gave
-    encoded: bytes | ServiceError  # the encoded file, or the error that reading it gave
+    encoded: bytes | ImageUrl | ServiceError  # the encoded file, where to fetch it, or the error that reading it gave
 
 
-async def receive_within(receive: Receive, seconds: float, refusal: str) -> Message:
-    """Return the next message of a body, or raise SlowBodyError (408) with this text."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await receive()
-    except TimeoutError:
-        raise SlowBodyError(refusal) from None
-
-
-class LimitedRequest(Request):
-    """A request whose body is bounded, whatever its headers declare."""
-
-    def __init__(self, scope: Scope, receive: Receive, max_body_bytes: int) -> None:
-        super().__init__(scope, receive)
-        self._max_body_bytes = max_body_bytes
-
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in pieces, without its content coding.
-
-        Raises:
-            TooLargeError: The declared, the received or the inflated length exceeds the limit (413).
-            MalformedRequestError: The client disconnected before the end, or the coding is broken (400).
-            UnsupportedCodingError: The content coding is not supported (415).
-            OverloadedError: Too many bytes of request bodies are in memory (503).
-        """
-        coding = read_coding(self.headers)
-        declared = self.headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise TooLargeError.over("the body", int(declared), self._max_body_bytes)
-        if coding is None:
-            async for chunk in self._received():
-                yield chunk
-            return
-        permit: Permit | None = self.scope["state"].get("permit")
-        size = 0
-        async for piece in Inflater(coding).inflate(self._received()):
-            size += len(piece)
-            if size > self._max_body_bytes:
-                raise TooLargeError(f"the body inflates to more than {self._max_body_bytes / 2**20:.1f} MB, the limit")
-            if permit:
-                permit.buffer(len(piece))
-            yield piece
-
-    async def _received(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it was sent."""
-        size = 0
-        try:
-            async for chunk in super().stream():
-                size += len(chunk)
-                if size > self._max_body_bytes:
-                    raise TooLargeError.over("the body", size, self._max_body_bytes)
-                yield chunk
-        except ClientDisconnect:  # an ordinary event that needs no traceback in the log
-            raise MalformedRequestError(f"the body ended after {size} bytes, before its end") from None
-
-
-def parse_parameters(*sources: Mapping[str, Any]) -> Parameters:
+def parse_parameters(kind: type[Given], *sources: Mapping[str, Any]) -> Given:
     """Merge and validate parameters, or raise InvalidParameterError (422).
 
     Later sources override earlier ones; null in JSON means that a parameter is not given.
     """
     given = {name: value for source in sources for name, value in source.items() if value is not None}
     try:
-        return Parameters.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        raise InvalidParameterError(describe(error, Parameters)) from None
+        raise InvalidParameterError(describe(error, kind)) from None
 
 
-async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upload], Parameters]:
+async def read_uploads(request: Request, limits: LimitsConfig, schema: BodySchema[Given]) -> tuple[list[Upload], Given]:
     """Read the images and the parameters of a request; unknown parameters become warnings in its state.
 
     Raises:
@@ -181,16 +165,18 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
     """
     limited = LimitedRequest(request.scope, request.receive, limits.max_body_bytes)
     query = dict(request.query_params)
-    note_unknown_query(request, Parameters.model_fields)
+    known, files = schema.parameters.model_fields, schema.file_fields
+    note_unknown_query(request, known)
     kind = content_type(request)
     if kind == FORM:
-        schema = FormSchema(FILE_FIELDS, Parameters.model_fields, limits.max_images, limits.max_image_bytes)
-        form = await read_form(limited.stream(), request.headers["content-type"], schema)
+        form_schema = FormSchema(files, known, limits.max_images, limits.max_image_bytes)
+        form = await read_form(limited.stream(), request.headers["content-type"], form_schema)
         if not form.files:
-            raise MalformedRequestError(f"the form contains no file: use the field {FILE_FIELDS[0]!r}")
-        note_unknown(request, "form field", form.unknown, Parameters.model_fields)
+            raise MalformedRequestError(f"the form contains no file: use the field {files[0]!r}")
+        note_unknown(request, "form field", form.unknown, known)
         # A browser sends empty text for a field that was left blank.
-        parameters = parse_parameters(query, {name: value for name, value in form.fields.items() if value})
+        fields = {name: value for name, value in form.fields.items() if value}
+        parameters = parse_parameters(schema.parameters, query, fields)
         return [Upload(file.name, file.content) for file in form.files], parameters
     if not (kind.startswith("image/") or kind in (*RAW_TYPES, *UNTOLD_TYPES) or is_json(kind)):
         raise UnsupportedImageError(
@@ -199,15 +185,15 @@ async def read_uploads(request: Request, limits: LimitsConfig) -> tuple[list[Upl
         )
     body = await limited.body()
     if is_json(kind) or (kind in UNTOLD_TYPES and looks_like_json(body)):
-        json_body, uploads = await off_loop(len(body), _parse_json_uploads, body, limits)
+        json_body, uploads = await off_loop(len(body), _parse_json_uploads, body, limits, schema)
         given = json_body.parameters or {}
         note_unknown_members(request, json_body)
-        note_unknown(request, "JSON parameter", given, Parameters.model_fields)
-        parameters = parse_parameters(query, given)
+        note_unknown(request, "JSON parameter", given, known)
+        parameters = parse_parameters(schema.parameters, query, given)
     else:
         if not body:
             raise MalformedRequestError("the body is empty: send the image's bytes")
-        uploads, parameters = [Upload(None, body)], parse_parameters(query)
+        uploads, parameters = [Upload(None, body)], parse_parameters(schema.parameters, query)
     return [check_size(upload, limits.max_image_bytes) for upload in uploads], parameters
 
 
@@ -229,17 +215,17 @@ async def read_json(request: LimitedRequest, model: type[Model]) -> Model:
     return parsed
 
 
-def _parse_json_uploads(body: bytes, limits: LimitsConfig) -> tuple[JsonBody, list[Upload]]:
-    parsed = parse_json(body, JsonBody, max_values(limits))
+def _parse_json_uploads(body: bytes, limits: LimitsConfig, schema: BodySchema[Given]) -> tuple[JsonBody, list[Upload]]:
+    parsed = parse_json(body, schema.json, max_values(limits))
     check_count(len(parsed.inputs), limits)
-    _check_types(parsed.parameters or {})
-    return parsed, [Upload(each.id, decode_base64(each.b64)) for each in parsed.inputs]
+    _check_types(parsed.parameters or {}, schema.parameters)
+    return parsed, [Upload(each.id, each.read()) for each in parsed.inputs]
 
 
-def _check_types(parameters: Mapping[str, Any]) -> None:
+def _check_types(parameters: Mapping[str, Any], kind: type[RequestModel]) -> None:
     """Refuse text and booleans for numbers in JSON; in a query, where all is text, pydantic converts them."""
     for name, value in parameters.items():
-        if name in Parameters.model_fields and name != "explain" and isinstance(value, bool | str):
+        if name in kind.model_fields and name not in TEXT_PARAMETERS and isinstance(value, bool | str):
             raise InvalidParameterError(f"{name}: {short_repr(value)} is not a number")
 
 

@@ -3,7 +3,7 @@
 card.py      reads the card beside the weights
 weights.py   finds, verifies and reads weights
 engine.py    one model on one runtime
-runtimes/    what executes the network: torch, ONNX Runtime, MNN, our CPU kernels, CUDA
+runtimes/    what executes the network: torch, ONNX Runtime, our CPU kernels, CUDA
 head.py      last layers, results
 hot_swap.py  replaces the weights of a running model
 health.py    whether the model still gives results

@@ -14,7 +14,7 @@ from pathlib import Path
 from serve_app.exposure import API_HOST
 from serve_app.launcher import haproxy
 from serve_app.launcher.processes import StartError
-from serve_app.paths import ROOT
+from serve_app.paths import CONFIGS
 
 HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HAPROXY_CONFIG = "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"
@@ -31,7 +31,7 @@ RAY_CONSTANTS = (
 
 def read_ray_env() -> dict[str, str]:
     """Return the variables of configs/ray.env, which every Ray node has in its environment."""
-    lines = (ROOT / "configs" / "ray.env").read_text().splitlines()
+    lines = (CONFIGS / "ray.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 

@@ -35,7 +35,7 @@ LOST_UNREPEATABLE = LostRequestError(
     "the replica that had this request was lost; it may have been carried out: check that before you send it again"
 )
 # Classification changes nothing, so it can be repeated. Other POST requests may have been carried out already.
-CLASSIFY_PATHS = r"/(v1/classify|predict|v2/models/[^/]+(/versions/[^/]+)?/infer)/?$"
+CLASSIFY_PATHS = r"(^|/(v1/classify|predict|predictions/[^/]+(/[^/]+)?|v2/models/[^/]+(/versions/[^/]+)?/infer))/?$"
 JOBS_PATHS = "/v1/jobs /v1/jobs/"  # the service recognizes a repeated job by its Idempotency-Key
 
 
@@ -76,13 +76,19 @@ def reply(error: ServiceError) -> str:
 
 
 def body(error: ServiceError) -> str:
-    """Return the body of the answer, in HAProxy's log format."""
+    """Return the body of the answer, in HAProxy's log format.
+
+    HAProxy knows no protocols, so the sentence also stands where clients of the Open Inference Protocol and of Hugging
+    Face (``error``) and of TorchServe (``message``) look for it.
+    """
     values: dict[str, object] = {
         "type": f"/problems/{error.code.replace('_', '-')}",
         "title": error.title,
         "status": error.status,
         "code": error.code,
         "detail": str(error),
+        "error": str(error),
+        "message": str(error),
         "retryable": error.retryable,
     }
     if error.retryable:

@@ -9,6 +9,7 @@ from serve_app.launcher.haproxy_answers import ADDRESS_OVERLOADED, OVERLOADED, T
 REDUCED_SHARE = 0.55  # of the limit: requests that are let in while others have to be refused
 DOWNLOAD_SHARE = 0.25  # of the limit: downloads of results in flight
 ADDRESS_SHARE = 0.5  # of the limit: requests of one address in flight
+HEALTH_PATHS = "/healthz /readyz /ping /v2/health/live /v2/health/ready"  # those of http/cross_site.py
 OVERLOAD = "overload"  # names the stick table and the variable with which HAProxy counts refusals
 SERVERS = f"txn.{OVERLOAD}_servers"  # HAProxy variable: replicas that are up
 COUNTERS = 4  # sc0 overload, sc1 connections of an address, sc2 requests of an address, sc3 downloads
@@ -46,7 +47,7 @@ def refuse_overload(condition: str, backend: str, limit: int) -> Iterator[str]:
         f"{{ queue{backend} gt 0 }}",
         f"{{ sc0_gpc0_rate({OVERLOAD}) gt 0 }} {{ be_conn_free{backend},div({SERVERS}) le {spare} }}",
     )
-    refused = " or ".join(f"{condition}{reason} !{{ path /healthz /readyz }}" for reason in full)
+    refused = " or ".join(f"{condition}{reason} !{{ path {HEALTH_PATHS} }}" for reason in full)
     yield f"http-request track-sc0 int(1) table {OVERLOAD}"
     yield f"http-request set-var({SERVERS}) nbsrv{backend}"
     yield f"http-request sc-inc-gpc0(0) if {refused}"

@@ -23,6 +23,7 @@ from serve_app.config import WeightsConfig
 from serve_app.console import say
 from serve_app.exposure import reachable_host
 from serve_app.inference.card import load_card
+from serve_app.launcher import data
 from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
 from serve_app.launcher.haproxy import LOOPBACK, LOOPBACK_6, error_file, has_loopback_6
 from serve_app.launcher.processes import (
@@ -34,6 +35,7 @@ from serve_app.launcher.processes import (
     raise_on_signals,
     wait_until_ok,
 )
+from serve_app.paths import IS_CHECKOUT
 from serve_app.release import serve_config
 from serve_app.release.rollout import DeployError, ServeApi, previous_config
 from serve_app.release.serve_config import ConfigError
@@ -44,7 +46,15 @@ DRAIN_TIMEOUT_S = 35  # a request may take 30 s (limits.deadline_s of the Ingres
 LOG_TIMEOUT_S = 30
 
 
-def main(config_file: Path, weights: str, host: str, port: int, page_port: int | None, is_open: bool = False) -> None:
+def main(
+    config_file: Path,
+    weights: str,
+    host: str,
+    port: int,
+    page_port: int | None,
+    is_open: bool = False,
+    keeps_log: bool = True,
+) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
@@ -54,6 +64,7 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
         port: Port of the API.
         page_port: Port of the page; None starts no page.
         is_open: Let everybody call who reaches the API, as ``open: true`` in the config file does.
+        keeps_log: Keep prediction log and votes, where the config file says so.
     """
     raise_on_signals()
     started = time.monotonic()
@@ -62,14 +73,16 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
         config = read_config(config_file, port, weights)
         if is_open:
             open_to_all(config)
+        if not keeps_log:
+            data.switch_off(config)
         serve_config.check_access(config, reachable_host(host))
         with contextlib.ExitStack() as stack:
             api, dashboard = stack.enter_context(serving(config, port, host))
             page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
             say(f"ready in {time.monotonic() - started:.0f} s")
             typer.echo(
-                f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n"
-                f"\n  Ctrl-C stops both. Live changes: make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}\n"
+                f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n  data  {data.describe(config)}\n"
+                f"\n  Ctrl-C stops both. Live changes: {deploy_command(config_file, dashboard)}\n"
             )
             while True:
                 signal.pause()
@@ -77,6 +90,13 @@ def main(config_file: Path, weights: str, host: str, port: int, page_port: int |
         pass
     except (StartError, ConfigError) as error:
         sys.exit(f"error: {error}")
+
+
+def deploy_command(config_file: Path, dashboard: str) -> str:
+    """Return the command that brings a changed config to the running service."""
+    if IS_CHECKOUT:
+        return f"make deploy CONFIG=configs/local.yaml ADDRESS={dashboard}"
+    return f"copy {config_file}, change the copy, run serve-app deploy COPY --address {dashboard}"
 
 
 def check_ports(**ports: int) -> None:
@@ -95,9 +115,10 @@ def check_ports(**ports: int) -> None:
             try:
                 probe.bind((address, port))
             except OSError as error:
+                option = "--" + variable.lower().replace("_", "-")
                 raise StartError(
                     f"port {port} cannot be used ({error.strerror}): stop {listener(port)}, "
-                    f"or choose another port with `make run {variable}=…`"
+                    f"or choose another port with `make run {variable}=…` or `serve-app run {option} …`"
                 ) from None
 
 
@@ -185,6 +206,8 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
     try:
         for name, value in ray_environment(Path(folder.name), host).items():
             os.environ.setdefault(name, value)
+        data.create_folder()
+        os.environ.update(data.environment(config))
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # replicas then listen on loopback only
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import

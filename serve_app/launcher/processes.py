@@ -15,7 +15,7 @@ import httpx2
 import psutil
 
 from serve_app.console import say
-from serve_app.paths import ROOT
+from serve_app.paths import IS_CHECKOUT, PAGE, ROOT
 
 PAGE_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
@@ -47,8 +47,9 @@ def page(api: str, port: int, host: str) -> Iterator[str]:
     """
     say("starting the page")
     listen = [f"--server.address={host}", f"--server.port={port}"]
-    command = [sys.executable, "-m", "streamlit", "run", "frontend/app.py", *listen]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "streamlit", "run", str(PAGE), *listen]
+    folder = ROOT if IS_CHECKOUT else None  # Streamlit looks for .streamlit/secrets.toml there
+    process = subprocess.Popen(command, cwd=folder, env={**os.environ, "API_URL": api}, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
 
     def failure() -> str | None:

@@ -25,9 +25,11 @@ from urllib.parse import quote
 
 from pydantic import Field
 
-from serve_app.config import FeedbackConfig, FrozenModel
+from serve_app.config import FeedbackConfig
 from serve_app.errors import DatasetError, NotReadyError, OverloadedError
 from serve_app.files import CorruptFileError, atomic_write, create_folder, read_stored
+from serve_app.paths import data_path
+from serve_app.settings import FrozenModel
 
 VOTES, IMAGES = "votes", "images"
 COUNT_S = 600  # between two counts of a folder, which other replicas fill too
@@ -70,7 +72,7 @@ class Feedback:
     def __init__(self, config: FeedbackConfig, on_vote: Callable[[Vote], None] = lambda vote: None) -> None:
         self.keep_images, self._config = config.keep_images, config
         self._use, self._counted_s = FolderUse(0, 0), -math.inf
-        self._folder, self._on_vote = Path(config.folder), on_vote
+        self._folder, self._on_vote = Path(data_path(config.folder)), on_vote
         self._has_folders = False
         try:
             self._create_folders()

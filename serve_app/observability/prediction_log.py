@@ -3,13 +3,15 @@
 Rows are buffered in memory. A thread writes them every ``flush_s`` seconds, or as soon as there are ``rows_per_file``.
 No request waits for its row. A killed process loses the buffered rows: at most ``flush_s`` of traffic and the file in
 progress. A process that stops writes all rows. When the writer falls behind, or its folder is not writable, rows over
-``max_buffered_rows`` are dropped and counted. No error ends the thread.
+``max_buffered_rows`` are dropped and counted; rows are dropped too while the folder holds ``max_bytes``. No error ends
+the thread, and neither a full disk nor a folder that cannot be created stops the service.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 import uuid
@@ -24,38 +26,12 @@ from pyarrow import fs
 
 from serve_app.config import PredictionLogConfig
 from serve_app.errors import ServiceError
-from serve_app.files import atomic_write
+from serve_app.files import atomic_write, folder_bytes
 from serve_app.messages import ClassifyRequest, ClassifyResult, Outcome
+from serve_app.paths import data_path
+from serve_app.prediction_log_format import RAW, SCHEMA
 
-RAW = "raw"  # subfolder of the log's folder
-SCHEMA = pa.schema(
-    [
-        ("time", pa.timestamp("us", "UTC")),
-        ("request_uuid", pa.string()),  # the server's own id of the request; with ``image`` it is the row's key
-        ("request_id", pa.string()),  # the client's X-Request-ID, which need not be unique, or else the server's
-        ("image", pa.int32()),  # index in the request
-        ("status", pa.string()),  # ok, or the code of the error
-        ("variant", pa.string()),
-        ("version", pa.string()),
-        ("class_id", pa.int32()),
-        ("label", pa.string()),
-        ("score", pa.float32()),
-        ("margin", pa.float32()),
-        ("entropy", pa.float32()),
-        ("format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("bytes", pa.int32()),
-        ("brightness", pa.float32()),
-        ("contrast", pa.float32()),
-        ("sharpness", pa.float32()),
-        ("decode_ms", pa.float32()),
-        ("queue_ms", pa.float32()),
-        ("model_ms", pa.float32()),
-        ("total_ms", pa.float32()),
-        ("batch_size", pa.int32()),
-    ]
-)
+ROOM_CHECK_S = 60  # between two counts of the folder's bytes
 VALUE_ERRORS = (ValueError, TypeError, OverflowError)  # a value does not fit its column; ArrowInvalid is a ValueError
 log = logging.getLogger("serve_app")
 
@@ -67,8 +43,13 @@ class PredictionLog:
         config: Folder, interval and sizes.
         on_flush: Called in the writer thread with the counts of ``snapshot`` after each flush.
 
+    Attributes:
+        written: Rows in files.
+        dropped: Rows that are lost.
+        error: Why the last flush wrote nothing, without the folder's path; None if it wrote.
+
     Raises:
-        ValueError: The folder is not writable.
+        ValueError: The folder is a URI that cannot be opened.
     """
 
     def __init__(
@@ -79,7 +60,10 @@ class PredictionLog:
         self._wake, self._closing = threading.Event(), False
         self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
         self._files = self.written = self.dropped = 0
+        self.error: str | None = None
         self._fs, self._folder = _open(config.folder)
+        self._has_folder, self._is_full, self._checked_s = False, False, -math.inf
+        self._flush()  # there are no rows yet; a folder that cannot be created is logged now
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
@@ -129,13 +113,39 @@ class PredictionLog:
 
         An error of any type ends this flush and not the thread: without the thread all later rows would be dropped.
         """
+        if self._has_folder and not self._rows:
+            return
+        error = None
         try:
-            for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
-                self._write_file([self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))])
-        except OSError as error:
-            log.error("prediction log: cannot write, %d rows stay buffered (%s)", len(self._rows), error)
-        except Exception:
-            log.exception("prediction log: cannot write, %d rows stay buffered", len(self._rows))
+            if not self._has_folder:  # once: a folder that vanishes later was on a disk that is gone
+                self._fs.create_dir(f"{self._folder}/{RAW}", recursive=True)
+                self._has_folder = True
+            if self._rows and not self._has_room():
+                error = f"the folder is full (limit: `prediction_log.max_bytes` = {self._config.max_bytes})"
+                while self._rows:
+                    self._rows.popleft()
+                    self.dropped += 1
+            else:
+                for _ in range(math.ceil(len(self._rows) / self._config.rows_per_file)):
+                    self._write_file([self._rows[i] for i in range(min(len(self._rows), self._config.rows_per_file))])
+        except OSError as caught:
+            error = os.strerror(caught.errno) if caught.errno else type(caught).__name__
+        except Exception as caught:
+            log.exception("prediction log: cannot write")
+            error = type(caught).__name__
+        if error and error != self.error:
+            log.error("prediction log %s: %s; %d rows stay buffered", self._folder, error, len(self._rows))
+        self.error = error
+
+    def _has_room(self) -> bool:
+        """Return whether the folder holds less than ``max_bytes``; count it every ``ROOM_CHECK_S``.
+
+        The ETL deletes old rows long before that, unless it fails each time. A bucket is not counted.
+        """
+        if isinstance(self._fs, fs.LocalFileSystem) and time.monotonic() - self._checked_s > ROOM_CHECK_S:
+            self._is_full = folder_bytes(Path(self._folder)) >= self._config.max_bytes
+            self._checked_s = time.monotonic()
+        return not self._is_full
 
     def _write_file(self, rows: list[tuple[Any, ...]]) -> None:
         """Write the oldest rows to one file and remove them from the buffer.
@@ -199,9 +209,11 @@ def _columns(result: ClassifyResult, size: int) -> tuple[Any, ...]:
 
 
 def _open(folder: str) -> tuple[fs.FileSystem, str]:
+    folder = data_path(folder)
+    if "://" not in folder:
+        return fs.LocalFileSystem(), folder
     try:
-        found, path = fs.FileSystem.from_uri(folder) if "://" in folder else (fs.LocalFileSystem(), folder)
-        found.create_dir(f"{path}/{RAW}", recursive=True)
+        filesystem, path = fs.FileSystem.from_uri(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"prediction_log.folder {folder}: not writable ({error})") from None
-    return found, path.rstrip("/")
+        raise ValueError(f"prediction_log.folder {folder}: cannot be opened ({error})") from None
+    return filesystem, path.rstrip("/")

@@ -49,13 +49,13 @@ class Stats:
     def snapshot(self) -> dict[str, Any]:
         """Return the totals since the start; ``timings_ms`` covers the last 1000 images."""
         failed = sum(self._errors.values())
-        phases = tuple(self._recent[-1]) if self._recent else ()
+        phases = dict.fromkeys(phase for timings in self._recent for phase in timings)
         return {
             "up_s": round(time.time() - self._since, 1),
             "images": {"ok": self._ok, "failed": failed, "in_flight": self._in_flight},
             "errors": dict(self._errors),
             "mean_batch_size": round(self._ok / self._batches, 2) if self._batches else None,
-            "timings_ms": {phase: _percentiles([t[phase] for t in self._recent]) for phase in phases},
+            "timings_ms": {phase: _percentiles([t[phase] for t in self._recent if phase in t]) for phase in phases},
         }
 
 

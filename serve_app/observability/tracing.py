@@ -74,7 +74,7 @@ def record(
 
     Args:
         context: The image's request.
-        name: ``preprocess``, ``queue`` or ``model``.
+        name: ``fetch``, ``preprocess``, ``queue`` or ``model``.
         seconds: Duration of the work.
         ended_s_ago: Seconds since its end.
         attributes: Attributes of the span; None values are left out.

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app import exposure
-from serve_app.config import AppConfig, ClassifierConfig, FrozenModel, IngressConfig, KeysConfig
+from serve_app.config import AppConfig, ClassifierConfig, IngressConfig, KeysConfig
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
+from serve_app.settings import FrozenModel
 from serve_app.validation import parse
 
 Config = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from serve_app.config import IngressConfig
 from serve_app.errors import ModelFailedError, NotReadyError, OverloadedError, ServiceError, UnknownModelError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RemoteImage
 from serve_app.model_card import ModelCard
 from serve_app.routing.shadow import Comparison, ShadowStats
 from serve_app.routing.traffic_split import TrafficSplit, VariantChoice, pick_variant
@@ -126,6 +126,16 @@ class VariantRouter:
         if copied and self._shadow_stats.reserve():
             self._start(self._shadow(str(shadow), request, result))
         return result
+
+    async def fetch(self, image: RemoteImage, choice: VariantChoice) -> bytes:
+        """Let a variant fetch an image by its URL, another one if it is unavailable, or raise ServiceError."""
+        try:
+            return await self._variant(choice.variant).fetch(image)
+        except NotReadyError:
+            others = {name: share for name, share in self._available().items() if name != choice.variant}
+            if choice.named_by_client or not others:
+                raise
+            return await self._variant(pick_variant(others)).fetch(image)
 
     async def describe(self) -> dict[str, Any]:
         """Return ``traffic`` and ``variants`` for GET /v1/status."""

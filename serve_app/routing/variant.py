@@ -9,10 +9,11 @@ from collections import Counter
 from typing import Protocol
 
 from serve_app.batcher import MicroBatcher
-from serve_app.config import BatchConfig, IngressConfig, MiB
-from serve_app.errors import NotReadyError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
+from serve_app.config import BatchConfig, IngressConfig
+from serve_app.errors import NotReadyError, ServiceError
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
 from serve_app.observability import tracing
+from serve_app.settings import MiB
 
 MAX_CALL_BYTES = 32 * MiB  # half of the largest gRPC message that configs/ray.env allows
 RETRY_S = 0.5
@@ -30,6 +31,9 @@ class VariantClient(Protocol):
             NotReadyError: No replica is available (503).
             OverloadedError: The queues of the next stage are full (503).
         """
+
+    async def fetch(self, image: RemoteImage) -> bytes | ServiceError:
+        """Fetch an image by its URL; raises what ``send`` raises."""
 
     async def fetch_state(self) -> ModelState:
         """Ask one of its replicas for its state.
@@ -80,6 +84,13 @@ class Variant:
             self.refresh()
         result.timings_ms["queue"] += sent.queue_s * 1000
         return result
+
+    async def fetch(self, image: RemoteImage) -> bytes:
+        """Fetch an image by its URL, in a call of its own, or raise ServiceError."""
+        encoded = await self._client.fetch(image)
+        if isinstance(encoded, ServiceError):
+            raise encoded
+        return encoded
 
     async def ensure_alive(self) -> None:
         """Return if it gave a result within the last second; else fetch its state, or raise NotReadyError."""

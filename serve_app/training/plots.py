@@ -29,7 +29,9 @@ def _png(path: Path, width: float, height: float) -> Iterator[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DatasetError(f"{path}: plots need matplotlib; run: pip install '.[train]' ({error})") from error
+        raise DatasetError(
+            f"{path}: plots need matplotlib; run: make setup EXTRAS=train, or pip install '.[train]' ({error})"
+        ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
     figure.savefig(path, dpi=110)

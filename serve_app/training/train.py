@@ -124,6 +124,7 @@ def _publish(
             "labels": dataset.labels,
             "transform": ImageTransform(resize_px=px, crop_px=px, mean=MEAN, std=STD),
             "training": {
+                "date": f"{datetime.date.today()}",
                 "data": f"{options.data.name}: {len(dataset.paths)} images in {len(dataset.labels)} classes",
                 "command": options.command,
                 "seed": options.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -191,6 +192,7 @@ def _card(options: TransferOptions, material: Material, dataset: ImageDataset, i
         "transform": ImageTransform(resize_px=recipe.px, crop_px=recipe.px, mean=MEAN, std=STD),
         "notes": options.notes or recipe.notes,
         "training": {
+            "date": f"{datetime.date.today()}",
             "data": f"{counts.total()} photos of {len(recipe.classes)} classes, {unknown} of none",
             "sources": dict(counts),
             "fingerprint": dataset.fingerprint,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.browser import CHROMIUM
 from tests.support.photos import make_photo
+from tests.support.running import Running
 
 TIMEOUT_MS = 60_000
 
@@ -42,3 +45,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         broken = i % 13 == 7
         (folder / f"{i:02}.jpg").write_bytes(b"not a photo" if broken else make_photo(i))
     return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def votes(running: Running, tmp_path: Path) -> Iterator[Path]:
+    """The folder in which the running service keeps feedback and its photos during the test."""
+    cluster = ServeApi(running.dashboard)
+    before = previous_config(cluster.state())
+    config = copy.deepcopy(before)
+    deployments = config["applications"][0]["deployments"]
+    (ingress,) = (deployment for deployment in deployments if deployment["name"] == "Ingress")
+    ingress["user_config"]["feedback"] = {"folder": str(tmp_path), "keep_images": True}
+    cluster.apply(config, 60)
+    yield tmp_path
+    cluster.apply(before, 60)

@@ -26,8 +26,9 @@ FORGED = (
 
 
 def forged(page: Page) -> list[str]:
-    """Return the HTML of each element that a text from outside became."""
-    texts = page.locator("[data-testid=stMarkdownContainer], [data-testid=stCaptionContainer]")
+    """Return the HTML of each element that a text from outside became; the side panel has texts of the model only."""
+    main = page.get_by_test_id("stMain")
+    texts = main.locator("[data-testid=stMarkdownContainer], [data-testid=stCaptionContainer]")
     return [element.evaluate("element => element.outerHTML") for element in texts.locator(FORGED).all()]
 
 
@@ -124,7 +125,7 @@ def test_16_bit_gray_is_shown_with_its_heat_map(page: Page, running: Running) ->
     page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(
         {"name": "gray.png", "mimeType": "image/png", "buffer": encode(gray, "PNG")}
     )
-    expect(page.get_by_text("Heat map for")).to_be_visible()
+    expect(page.get_by_text("Heat map for “")).to_be_visible()
     shown = page.get_by_test_id("stImage").locator("img")
     expect(shown).to_have_count(2)
     for i in range(2):

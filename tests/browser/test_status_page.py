@@ -5,10 +5,11 @@ from __future__ import annotations
 from playwright.sync_api import Page, expect
 
 from serve_app.launcher.environment import free_port
-from tests.support.browser import NEEDS_CHROMIUM, page_server, save_screenshot
+from tests.support.browser import NEEDS_CHROMIUM, page_server, save_screenshot, wait_for_charts
 from tests.support.running import Running
 
 pytestmark = NEEDS_CHROMIUM
+OWN = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 
 
 def test_status_page(page: Page, running: Running) -> None:
@@ -17,6 +18,17 @@ def test_status_page(page: Page, running: Running) -> None:
     expect(page.get_by_text("Ready: every stage is up.")).to_be_visible()
     expect(page.get_by_text("Mean batch size")).to_be_visible()
     save_screenshot(page, "status")
+
+
+def test_nothing_comes_from_other_hosts(page: Page, running: Running) -> None:
+    """No page loads a font, an icon or a script from another host, or reports that it was opened."""
+    others: list[str] = []
+    page.on("request", lambda request: None if request.url.startswith(OWN) else others.append(request.url))
+    for path in ("", "batch", "evaluate", "analytics", "status"):
+        page.goto(f"{running.page}/{path}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        wait_for_charts(page)
+    assert not others
 
 
 def test_a_service_that_is_down_is_explained(page: Page) -> None:

@@ -13,6 +13,7 @@ import httpx2
 import psutil
 
 from serve_app.launcher.environment import free_port, haproxy_files_and_ports, read_ray_env
+from serve_app.paths import DATA_VARIABLE
 from tests.support.paths import ROOT
 
 START_TIMEOUT_S = 90
@@ -84,6 +85,7 @@ def environment(files: Path, api_port: int) -> dict[str, str]:
     """configs/ray.env, and what two nodes on one machine may not share."""
     own = {
         "PYTHONPATH": str(ROOT),
+        DATA_VARIABLE: str(files.parent / "data"),  # one for all nodes
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
     }  # the head keeps http_options.port
     return {**os.environ, **read_ray_env(), **haproxy_files_and_ports(files), **own}

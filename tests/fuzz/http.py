@@ -1,4 +1,6 @@
-"""Send hostile requests to a running service: each gets a response below 500, and no replica dies.
+"""Send hostile requests to a running service: each gets a response below 500, no replica dies, and memory stays flat.
+
+The first quarter of the requests warms the service up; after it, the memory of the replicas may grow by a tenth.
 
 python -m tests.fuzz.http http://127.0.0.1:8000 --dashboard http://127.0.0.1:8265 --inputs 2000
 """
@@ -11,17 +13,20 @@ import socket
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 
 from tests.fuzz.kinds import broken
 from tests.fuzz.mutate import mutate, valid_files
 
 TIMEOUT_S = 40.0
+MAX_GROWTH = 0.1  # of the replicas' memory, after the first quarter of the requests
 SLOW_PIECES, SLOW_PAUSE_S = 20, 0.25  # of a request that is sent slowly
 
 
@@ -77,8 +82,17 @@ def replicas(dashboard: str) -> dict[str, int]:
     }
 
 
-def attack(api: str, inputs: int, seed: int, clients: int = 4) -> list[Outcome]:
-    """Send mutated images in valid and broken requests, ``clients`` at a time; the same seed sends the same bytes."""
+def memory_mib(pids: Iterable[int]) -> float:
+    """Return the resident memory of processes; a dead one has none."""
+    total = 0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            total += psutil.Process(pid).memory_info().rss
+    return total / 2**20
+
+
+def attack(api: str, inputs: range, seed: int, clients: int = 4) -> list[Outcome]:
+    """Send the requests of these numbers, with mutated images, ``clients`` at a time; a seed sends the same bytes."""
     parts = urlsplit(api)
     address = (str(parts.hostname), int(parts.port or 80))
     files = valid_files()
@@ -88,7 +102,7 @@ def attack(api: str, inputs: int, seed: int, clients: int = 4) -> list[Outcome]:
         return send(address, *broken(chance, mutate(files, chance)))
 
     with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(one, range(inputs)))
+        return list(pool.map(one, inputs))
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
@@ -106,7 +120,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=12, help="at once; many of them only wait for the server")
     options = parser.parse_args()
     before = replicas(options.dashboard)
-    outcomes = attack(options.api, options.inputs, options.seed, options.clients)
+    outcomes: list[Outcome] = []
+    memory: list[float] = []
+    for quarter in range(4):
+        inputs = range(quarter * options.inputs // 4, (quarter + 1) * options.inputs // 4)
+        outcomes += attack(options.api, inputs, options.seed, options.clients)
+        memory.append(memory_mib(before.values()))
     after = replicas(options.dashboard)
     counts = Counter((each.kind, each.status) for each in outcomes)
     for (kind, status), count in sorted(counts.items()):
@@ -114,11 +133,12 @@ def main() -> None:
     slowest = max(outcomes, key=lambda each: each.seconds)
     print(f"{len(outcomes)} requests; slowest {slowest.seconds:.2f} s ({slowest.kind}, {slowest.status})")
     print(f"replicas before and after: {'the same' if before == after else (before, after)}")
-    failed = failures(outcomes)
+    print(f"memory of the replicas after each quarter: {', '.join(f'{mib:.0f}' for mib in memory)} MiB")
+    failed, grew = failures(outcomes), memory[-1] > memory[0] * (1 + MAX_GROWTH)
     for each in failed[:20]:
         print("BAD", each)
     alive = httpx2.get(f"{options.api}/readyz", timeout=10).status_code == 200
-    sys.exit(bool(failed) or before != after or not alive)
+    sys.exit(bool(failed) or before != after or grew or not alive)
 
 
 if __name__ == "__main__":

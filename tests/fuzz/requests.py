@@ -11,7 +11,8 @@ import zlib
 
 JSON, BINARY = "application/json", "application/octet-stream"
 INFER = "/v2/models/resnet18/infer"
-PATHS = ("/v1/classify", "/predict", INFER)
+UPLOADS = ("/v1/classify", "/predict", "/", "/predictions/resnet18")
+PATHS = (*UPLOADS, INFER)
 TYPES = (
     "image/jpeg",
     "image/",
@@ -49,7 +50,7 @@ def image_as_body(chance: random.Random, data: bytes) -> bytes:
     query = chance.choice(
         ("", "?top_k=3", "?explain=cam", "?top_k=999999999999999999999", "?explain=%00", "?x=" + "y" * 4000)
     )
-    return request(chance.choice(PATHS[:2]) + query, chance.choice(TYPES), data)
+    return request(chance.choice(UPLOADS) + query, chance.choice(TYPES), data)
 
 
 def image_in_json(chance: random.Random, data: bytes) -> bytes:
@@ -120,7 +121,7 @@ def form(chance: random.Random, data: bytes) -> bytes:
             (b"", "multipart/form-data; boundary=b"),
         )
     )
-    return request(chance.choice(PATHS[:2]), kind, body)
+    return request(chance.choice(UPLOADS), kind, body)
 
 
 def tensors(chance: random.Random, data: bytes) -> bytes:

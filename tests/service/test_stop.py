@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve_app.batch.job_store import JobStore
-from serve_app.observability.prediction_log import RAW
+from serve_app.prediction_log_format import RAW
 from tests.support.configs import local, tuned
 from tests.support.polling import wait_for
 from tests.support.running import start

@@ -24,6 +24,11 @@ Load
     constant_load.py      a steady load with the outcome of each request
     overload.py           ten times the capacity; ``python -m tests.support.overload``
     tiny_server.py        a server whose responses a test writes byte by byte
+    package_index.py      a package index with wheels that are empty
+    readme.py             the commands that README.md shows
+Images by URL
+    image_host.py         a web server with images, whose responses a test writes byte by byte
+    web.py                a fetcher whose names lead where a test says
 
 Fuzz inputs are in tests/fuzz. ``tests.support.paths.ROOT`` is the checkout.
 """

@@ -1,4 +1,4 @@
-"""What the browser tests share: where Chromium is, uploads, screenshots, a page server of a test's own."""
+"""What the browser tests share: where Chromium is, uploads, keys, axe-core, screenshots, a page server of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Locator, Page, expect
 
 from serve_app.launcher.environment import free_port
 from tests.support.paths import ROOT
@@ -27,6 +28,27 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 def upload(page: Page, *paths: Path) -> None:
     """Choose files in the page's first file uploader."""
     page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files([str(path) for path in paths])
+
+
+def tab_to(page: Page, target: Locator, max_keys: int = 80) -> None:
+    """Press Tab until an element has the focus, as a person without a mouse does."""
+    for _ in range(max_keys):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"{max_keys} times Tab did not reach {target}")
+
+
+def serious_findings(page: Page) -> list[str]:
+    """Return what axe-core calls serious or critical on the page as it is now, each with the elements it concerns."""
+    wait_for_charts(page)
+    violations = Axe().run(page).response["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:300]} ({node['failureSummary']})"
+        for violation in violations
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
 
 
 def download_csv(page: Page) -> list[str]:

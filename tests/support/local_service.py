@@ -18,10 +18,11 @@ from serve_app.config import (
     WeightsConfig,
 )
 from serve_app.errors import NotReadyError, ServiceError
+from serve_app.fetching.fetch import ImageFetcher
 from serve_app.http.auth import ApiKeys
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
 from serve_app.model_card import ModelCard
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
@@ -53,6 +54,7 @@ class LocalClient:
     Attributes:
         failing: Raised instead of a result, to see how the API reports it.
         delay_s: Additional time per call, in seconds.
+        fetcher: Fetches images by URL.
     """
 
     def __init__(self, weights: WeightsConfig) -> None:
@@ -63,12 +65,16 @@ class LocalClient:
         )
         self.failing: Exception | None = None
         self.delay_s = 0.0
+        self.fetcher = ImageFetcher()
 
     async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         await asyncio.sleep(self.delay_s)
         if self.failing:
             raise self.failing
         return await asyncio.gather(*map(self._classify, requests))
+
+    async def fetch(self, image: RemoteImage) -> bytes | ServiceError:
+        return await self.fetcher.fetch(image)
 
     async def fetch_state(self) -> ModelState:
         if isinstance(self.failing, ServiceError):

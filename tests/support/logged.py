@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import pyarrow.parquet as pq
 
-from serve_app.observability.prediction_log import RAW, SCHEMA
+from serve_app.prediction_log_format import RAW, SCHEMA
 
 CLASSES = ("airplane", "bird", "boat", "car", "cat", "deer", "dog", "frog", "horse", "truck")
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from serve_app.analytics import etl
-from serve_app.observability.prediction_log import RAW, SCHEMA, write_rows
+from serve_app.observability.prediction_log import write_rows
+from serve_app.prediction_log_format import DAYS, RAW, SCHEMA, SUMMARY
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 Row = dict[str, Any]
@@ -53,9 +53,9 @@ def write_old_raw(folder: Path, name: str, rows: list[Row]) -> None:
 
 def summarized(folder: Path, day: str) -> int:
     """Return the images of a day in the summary."""
-    path = folder / etl.SUMMARY / "hours" / f"{day}.parquet"
+    path = folder / SUMMARY / "hours" / f"{day}.parquet"
     return int(sum(pq.read_table(path).to_pydict()["images"]))
 
 
 def days(folder: Path) -> dict[str, list[Row]]:
-    return {path.stem: pq.read_table(path).to_pylist() for path in sorted((folder / etl.DAYS).glob("*.parquet"))}
+    return {path.stem: pq.read_table(path).to_pylist() for path in sorted((folder / DAYS).glob("*.parquet"))}

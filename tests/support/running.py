@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from serve_app.launcher.environment import free_port
+from serve_app.paths import DATA_VARIABLE
 from serve_app.release.serve_config import Config
 from tests.support.configs import local, with_weights, write
 from tests.support.paths import ROOT
@@ -101,7 +102,8 @@ def start(
         page: Whether to start the page.
         host: Address on which API and page listen.
         weights: As in ``make run WEIGHTS=…``, or ``tiny``: a model that is made for tests.
-        environment: Variables in addition to those of this process and ``RAY_IN_TESTS``.
+        environment: Variables in addition to those of this process and ``RAY_IN_TESTS``; SERVE_APP_DATA is a folder
+            that the end of the block deletes.
 
     Raises:
         RuntimeError: The service did not start; the message holds its output.
@@ -117,7 +119,7 @@ def start(
             ["make", "run", *(f"{name}={value}" for name, value in variables.items()), f"ARGS={arguments}"],
             cwd=ROOT,
             start_new_session=True,
-            env=service_environment({**(environment or {}), "SERVE_APP_TEST": mark}),
+            env=service_environment({DATA_VARIABLE: f"{folder}/data", **(environment or {}), "SERVE_APP_TEST": mark}),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

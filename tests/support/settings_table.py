@@ -13,16 +13,15 @@ from serve_app.config import (
     ClassifierConfig,
     EngineConfig,
     FeedbackConfig,
-    FrozenModel,
+    ImagesByUrlConfig,
     IngressConfig,
     JobsConfig,
     KeysConfig,
     LimitsConfig,
-    MiB,
     PredictionLogConfig,
-    Unit,
     WeightsConfig,
 )
+from serve_app.settings import FrozenModel, MiB, Unit
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "configuration.md"
@@ -40,6 +39,7 @@ SECTIONS: dict[str, type[FrozenModel]] = {
     "`prediction_log` of the Ingress": PredictionLogConfig,
     "`feedback` of the Ingress": FeedbackConfig,
     "`jobs` of the Ingress": JobsConfig,
+    "`images_by_url` of the Ingress": ImagesByUrlConfig,
 }
 
 

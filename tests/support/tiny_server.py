@@ -14,7 +14,8 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
     """Serve on a free loopback port until the block ends.
 
     Args:
-        handler: Receives a request's bytes and returns the bytes of the response; nothing closes the connection.
+        handler: Receives a request's bytes and returns the bytes of the response. The connection is closed after an
+            empty response, and after one with ``Connection: close``, wherever the response ends.
 
     Yields:
         A URL that the server answers.
@@ -24,11 +25,11 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
                 answer = await handler(head + await reader.readexactly(length))
-                if not answer:
-                    break
                 writer.write(answer)
+                if not answer or b"\r\nConnection: close\r\n" in answer:
+                    break
         except asyncio.IncompleteReadError:
             pass
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 from serve_app.config import IngressConfig
 from serve_app.errors import NotReadyError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.routing.router import VariantRouter
 from serve_app.routing.shadow import Comparison
@@ -59,6 +59,11 @@ class FakeClient:
             raise NotReadyError(f"{self.version} is gone")
         self.images += len(requests)
         return [self.error or result(self.version) for _ in requests]
+
+    async def fetch(self, image: RemoteImage) -> bytes | ServiceError:
+        if not self.available:
+            raise NotReadyError(f"{self.version} is gone")
+        return self.error or self.version.encode()
 
     async def fetch_state(self) -> ModelState:
         self.pings += 1

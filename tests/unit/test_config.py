@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_app.config import AppConfig, BatchConfig, FrozenModel, IngressConfig, Settings, Unit, WeightsConfig
+from serve_app.config import AppConfig, BatchConfig, IngressConfig, WeightsConfig
 from serve_app.launcher.environment import read_ray_env
 from serve_app.release.serve_config import BUILDERS, ConfigError, check, check_access
+from serve_app.settings import FrozenModel, Settings, Unit
 from serve_app.validation import parse
 from tests.support.paths import ROOT
 from tests.support.settings_table import SECTIONS, is_group

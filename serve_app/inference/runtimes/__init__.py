@@ -4,12 +4,12 @@ A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, f
 
 - select.py: builds the runtime that the config names, or times all of them and takes the fastest
 - folding.py: merges each batch norm into the convolution before it
-- onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime and MNN read
+- onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime reads
 - int8.py: calibrates that graph and quantizes it
 - parity.py: compares the runtime with PyTorch before it serves
 - base.py: the interface of a runtime
 - parallel.py: distributes batches over one runtime per core
-- torch.py, onnxruntime.py, mnn.py: runtimes that call a library
+- torch.py, onnxruntime.py: runtimes that call a library
 - winograd/: the runtime with convolutions of this project, for CPUs with AVX2 or AVX-512
 - cuda/: the runtime for NVIDIA GPUs
 """

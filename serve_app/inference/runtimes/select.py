@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -19,10 +18,9 @@ from torchvision.models import ResNet
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
-from serve_app.inference.runtimes.cuda.runtime import DTYPES, CudaRuntime, build_cuda_runtime, gpu_available
+from serve_app.inference.runtimes.cuda.runtime import DTYPES, build_cuda_runtime, gpu_available
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.int8 import int8_factory
-from serve_app.inference.runtimes.mnn import MnnRuntime, to_mnn
 from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.runtimes.parallel import ParallelRuntime
@@ -45,41 +43,10 @@ def build_runtime(
     serving: bool = False,
     batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
 ) -> Runtime:
-    """Build the runtime that a config asks for and compare its features with PyTorch's; see select_runtime.
+    """Build the runtime that a config asks for and compare its features with PyTorch's.
 
     Where ``auto`` takes a CPU runtime that differs, the next fastest takes its place. ``build_cuda_runtime`` compares
     a GPU with the CPU itself.
-
-    Raises:
-        EngineError: The weights are broken, this machine cannot run that runtime or precision, or its features differ.
-    """
-    reference = Reference(model, card.transform)
-    unfit: list[str] = []
-    while True:
-        runtime = select_runtime(model, card, config, cores, serving, batch_sizes, unfit)
-        if isinstance(runtime, CudaRuntime):
-            return runtime
-        try:
-            reference.check(runtime)
-        except EngineError as error:
-            if config.runtime != "auto" or config.precision == "int8" or runtime.name == "torch":
-                raise
-            log.warning("%s", error)
-            unfit.append(runtime.name)
-        else:
-            return runtime
-
-
-def select_runtime(
-    model: ResNet,
-    card: ModelCard,
-    config: EngineConfig,
-    cores: int,
-    serving: bool = False,
-    batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
-    unfit: Collection[str] = (),
-) -> Runtime:
-    """Build the runtime that a config asks for.
 
     Args:
         model: In eval mode, on the CPU; its batch norms are folded in place.
@@ -88,26 +55,43 @@ def select_runtime(
         cores: CPU cores that the runtime's batches share.
         serving: Another engine of this process answers requests meanwhile, so building pauses between the runtimes.
         batch_sizes: Sizes that ``auto`` times.
-        unfit: Runtimes that ``auto`` leaves out.
 
     Raises:
-        EngineError: This machine cannot run that runtime or precision.
+        EngineError: The weights are broken, this machine cannot run that runtime or precision, or its features differ.
     """
+    reference = Reference(model, card.transform)
     fold(model)
     if config.runtime == "cuda" or (config.runtime == "auto" and config.precision in DTYPES and gpu_available()):
         return build_cuda_runtime(model, card.transform, config.precision)
+    candidates = _cpu_candidates(model, card, config)
+    while True:
+        only = next(iter(candidates)) if len(candidates) == 1 else None
+        name = only or fastest_runtime(candidates, card.transform.crop_px, batch_sizes)
+        runtime = _build(name, candidates[name], cores, serving)
+        try:
+            reference.check(runtime)
+        except EngineError as error:
+            if only or name == "torch":
+                raise
+            log.warning("%s", error)
+            del candidates[name]
+        else:
+            return runtime
+
+
+def _cpu_candidates(model: ResNet, card: ModelCard, config: EngineConfig) -> dict[str, RuntimeFactory]:
+    """Return the CPU runtimes from which ``auto`` chooses, or only the one that a config names."""
     if config.precision in ("fp16", "bf16"):
         raise EngineError(
             f"engine {config.runtime}: precision {config.precision} needs a GPU; on a CPU use fp32, int8 or auto"
         )
     if config.precision == "int8":
-        name, build = "onnxruntime", int8_factory(to_onnx(model, card.transform), card, config.runtime)
-    else:
-        factories, name = runtime_factories(model, card.transform), config.runtime
-        if name == "auto":
-            fit = {name: build for name, build in _worth_timing(factories).items() if name not in unfit}
-            name = fastest_runtime(fit, card.transform.crop_px, batch_sizes)
-        build = factories[name]
+        return {"onnxruntime": int8_factory(to_onnx(model, card.transform), card, config.runtime)}
+    factories = runtime_factories(model, card.transform)
+    return factories if config.runtime == "auto" else {config.runtime: factories[config.runtime]}
+
+
+def _build(name: str, build: RuntimeFactory, cores: int, serving: bool) -> Runtime:
     if serving:
         build = _with_pauses(build)
     try:
@@ -119,14 +103,12 @@ def select_runtime(
 def runtime_factories(model: ResNet, transform: ImageTransform) -> dict[str, RuntimeFactory]:
     """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use."""
     graph = cache(lambda: to_onnx(model, transform).SerializeToString())
-    converted = cache(lambda: to_mnn(graph()))
     winograd = cache(lambda: _winograd_factory(model, transform))
     return {
         "winograd": lambda threads: winograd()(threads),
         "torch": lambda threads: TorchRuntime(model, transform, threads),
         # Any number of threads may call one OnnxRuntime, so the workers share it and its weights.
         "onnxruntime": cache(lambda threads: OnnxRuntime(graph(), threads)),
-        "mnn": lambda threads: MnnRuntime(converted(), threads, transform.crop_px),
     }
 
 
@@ -163,16 +145,6 @@ def fastest_runtime(
     fastest = min(seconds, key=lambda name: seconds[name])
     log.info("engine %s; ms per image: %s", fastest, {name: round(s * 1000, 1) for name, s in seconds.items()})
     return fastest
-
-
-def _worth_timing(factories: Mapping[str, RuntimeFactory]) -> dict[str, RuntimeFactory]:
-    """Leave out MNN on a CPU with AVX-512: its wheel ends at AVX2, and building it takes two seconds."""
-    with suppress(ImportError):  # without numba there is no winograd runtime, which beats MNN
-        from serve_app.inference.runtimes.winograd import kernels
-
-        if kernels.AVX512:
-            return {name: build for name, build in factories.items() if name != "mnn"}
-    return dict(factories)
 
 
 def _winograd_factory(model: ResNet, transform: ImageTransform) -> RuntimeFactory:

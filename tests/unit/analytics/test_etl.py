@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from serve_app.analytics import etl
 from serve_app.cli.main import app
 from serve_app.files import exclusive_lock
-from serve_app.observability.prediction_log import RAW, SCHEMA
+from serve_app.prediction_log_format import DAYS, RAW, REJECTED, SCHEMA, SUMMARY
 from tests.support.prediction_rows import days, row, write_raw
 
 
@@ -65,7 +65,7 @@ def test_late_rows_join_their_day(tmp_path: Path) -> None:
     write_raw(tmp_path, "b", [row(2)])
     etl.run(tmp_path)
     assert [row["request_id"] for row in days(tmp_path)["2026-03-01"]] == ["req_1", "req_2", "req_3"]
-    assert len(list((tmp_path / etl.DAYS).glob("*"))) == 1
+    assert len(list((tmp_path / DAYS).glob("*"))) == 1
 
 
 def test_rejected_files_and_rows_are_kept_apart(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_rejected_files_and_rows_are_kept_apart(tmp_path: Path) -> None:
     report = etl.run(tmp_path)
     assert [row["request_id"] for row in days(tmp_path)["2026-03-01"]] == ["req_1", "req_3"]
     assert (report.rejected_rows, len(report.rejected_files)) == (1, 2)
-    assert {path.name for path in (tmp_path / etl.REJECTED).iterdir()} == {
+    assert {path.name for path in (tmp_path / REJECTED).iterdir()} == {
         *("rows-a.parquet", "torn.parquet", "other.parquet", "reasons.jsonl")
     }
 
@@ -89,7 +89,7 @@ def test_summaries_add_up(tmp_path: Path) -> None:
     etl.run(tmp_path)
 
     def select(query: str, table: str) -> list[Any]:
-        path = tmp_path / etl.SUMMARY / table / "2026-03-01.parquet"
+        path = tmp_path / SUMMARY / table / "2026-03-01.parquet"
         return duckdb.sql(f"SELECT {query} FROM '{path}'").fetchall()
 
     assert select("sum(images) FILTER (status = 'ok'), sum(images), count(DISTINCT hour)", "hours") == [(300, 310, 3)]
@@ -107,7 +107,7 @@ def test_old_days_are_deleted_and_their_summaries_stay(tmp_path: Path) -> None:
     report = etl.run(tmp_path, keep_days=1, today=datetime.date(2026, 3, 3))
     assert report.expired == ["2026-03-01"]
     assert list(days(tmp_path)) == ["2026-03-02", "2026-03-03"]
-    assert len(list((tmp_path / etl.SUMMARY / "hours").glob("*"))) == 3
+    assert len(list((tmp_path / SUMMARY / "hours").glob("*"))) == 3
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve_app.analytics import etl
-from serve_app.observability.prediction_log import RAW
+from serve_app.prediction_log_format import DAYS, RAW, REJECTED, SUMMARY
 from tests.support.paths import ROOT
 from tests.support.prediction_rows import NOON, days, row, summarized, write_old_raw, write_raw
 
@@ -65,8 +65,8 @@ def test_raw_files_of_older_versions_are_processed(tmp_path: Path) -> None:
 def test_days_of_older_versions_take_new_rows(tmp_path: Path) -> None:
     """A file of a day that lacks the column keeps its rows."""
     write_old_raw(tmp_path, "old", [row(1)])
-    (tmp_path / etl.DAYS).mkdir()
-    (tmp_path / RAW / "old.parquet").rename(tmp_path / etl.DAYS / "2026-03-01.parquet")
+    (tmp_path / DAYS).mkdir()
+    (tmp_path / RAW / "old.parquet").rename(tmp_path / DAYS / "2026-03-01.parquet")
     write_raw(tmp_path, "new", [row(2)])
     etl.run(tmp_path)
     assert [each["request_id"] for each in days(tmp_path)["2026-03-01"]] == ["req_1", "req_2"]
@@ -81,7 +81,7 @@ def test_a_raw_file_with_damaged_rows_stops_no_other(tmp_path: Path, damage: Any
     report = etl.run(tmp_path)
     assert [name.split(":")[0] for name in report.rejected_files] == ["a.parquet"]
     assert [each["request_id"] for each in days(tmp_path)["2026-03-01"]] == ["req_2000"]
-    assert (tmp_path / etl.REJECTED / "a.parquet").exists()
+    assert (tmp_path / REJECTED / "a.parquet").exists()
 
 
 @pytest.mark.parametrize("damage", [erase, erase_pages])
@@ -89,7 +89,7 @@ def test_a_damaged_day_stops_no_run(tmp_path: Path, damage: Any) -> None:
     """The file of the day goes to rejected/, and the day begins again with the rows that come later."""
     write_raw(tmp_path, "a", [row(n) for n in range(1000)])
     etl.run(tmp_path)
-    damage(tmp_path / etl.DAYS / "2026-03-01.parquet")
+    damage(tmp_path / DAYS / "2026-03-01.parquet")
     write_raw(tmp_path, "b", [row(2000), row(2001, hours=24)])
     report = etl.run(tmp_path)
     assert [name.split(":")[0] for name in report.rejected_files] == ["2026-03-01.parquet"]
@@ -126,9 +126,9 @@ def test_scores_that_are_no_numbers_spoil_no_summary(tmp_path: Path) -> None:
         tmp_path, "a", [row(1, score=0.5, label="cat"), row(2, score=float("nan"), entropy=float("inf"), label="cat")]
     )
     etl.run(tmp_path)
-    (counted,) = pq.read_table(tmp_path / etl.SUMMARY / "classes").to_pylist()
+    (counted,) = pq.read_table(tmp_path / SUMMARY / "classes").to_pylist()
     assert (counted["images"], counted["score_sum"]) == (2, 0.5)
-    metrics = pq.read_table(tmp_path / etl.SUMMARY / "histograms").to_pydict()
+    metrics = pq.read_table(tmp_path / SUMMARY / "histograms").to_pydict()
     assert sum(n for name, n in zip(metrics["metric"], metrics["images"], strict=True) if name == "score") == 1
 
 

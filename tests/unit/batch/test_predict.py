@@ -104,7 +104,7 @@ def test_killed_run_is_resumed(photos: Path, tmp_path: Path) -> None:
         (("photos", "used"), "has results of"),
         (("photos", "file.txt/out"), "cannot be written to"),
         (("photos", "out", "--weights", "resnet"), "unknown name; use imagenet"),
-        (("photos", "out", "--engine", '{"runtim": "mnn"}'), "runtim: unknown name"),
+        (("photos", "out", "--engine", '{"runtim": "torch"}'), "runtim: unknown name"),
     ],
     ids=["no source", "empty source", "no zip", "other results", "no folder", "weights", "engine"],
 )

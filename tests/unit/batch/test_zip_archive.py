@@ -10,8 +10,9 @@ import pytest
 
 from serve_app.batch.sources import open_source
 from serve_app.batch.zip_archive import check_zip
-from serve_app.config import JobsConfig, MiB
+from serve_app.config import JobsConfig
 from serve_app.errors import ArchiveError, MalformedRequestError, ServiceError, SourceError, TooLargeError
+from serve_app.settings import MiB
 from tests.support.photos import encode, make_picture
 from tests.support.raw_zips import DESCRIPTOR, ENCRYPTED, UNIX, UTF8, RawEntry, raw_zip, unicode_path
 

@@ -44,6 +44,7 @@ def write_settings(settings: Settings, tmp_path: Path) -> WriteSettings:
 def outputs() -> dict[str, str]:
     return {
         "Bucket": "bucket",
+        "DataAddress": "fs-0123456789abcdef0.efs.us-east-1.amazonaws.com",
         "Endpoint": "eice-0123456789abcdef0",
         "SecurityGroup": "sg-0123456789abcdef0",
         "HeadProfile": "head",

@@ -24,7 +24,7 @@ from tests.support.paths import ROOT
 MANIFESTS = ROOT / "cluster" / "kubernetes"
 VARIANTS = {"new-cluster": [], "incremental": ["incremental"]}
 KINDS = {
-    *("Namespace", "ConfigMap", "RayService", "Deployment", "Service"),
+    *("Namespace", "ConfigMap", "RayService", "Deployment", "Service", "PersistentVolumeClaim"),
     *("HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"),
 }
 Manifest = dict[str, Any]
@@ -264,6 +264,21 @@ def test_the_page_finds_the_api(manifests: list[Manifest]) -> None:
         address = f"http://{name}-gateway-{options['gatewayClassName']}"
     (container,) = pods(manifests)["page"]["spec"]["containers"]
     assert {"name": "API_URL", "value": address} in container["env"]
+
+
+def test_the_page_reads_what_the_replicas_write(manifests: list[Manifest]) -> None:
+    """Every pod mounts one volume, which many nodes may write, at the data folder of the image; the page reads only."""
+    claim = only(manifests, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    for name, template in pods(manifests).items():
+        (volume,) = (volume for volume in template["spec"]["volumes"] if volume["name"] == "data")
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        (container,) = template["spec"]["containers"]
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "data")
+        assert (mount["mountPath"], mount.get("readOnly", False)) == ("/data", name == "page")
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert (environment["PREDICTION_LOG"], environment["FEEDBACK_FOLDER"]) == ("/data/predictions", "/data/feedback")
+    assert "SERVE_APP_DATA=/data" in (ROOT / "Dockerfile").read_text()
 
 
 def test_only_the_autoscaler_sets_the_pages_replicas(manifests: list[Manifest]) -> None:

@@ -83,6 +83,15 @@ def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
     )
 
 
+def test_every_node_and_the_page_share_the_data_folder(config: dict[str, Any], outputs: dict[str, str]) -> None:
+    """Hosts mount the stack's file system at /data, or serve without it; containers see it, the page read-only."""
+    mount = next(command for command in config["initialization_commands"] if "mount -t nfs4" in command)
+    assert f"{outputs['DataAddress']}:/ /data || echo" in mount
+    assert subprocess.run(["bash", "-n", "-c", mount], check=False).returncode == 0
+    assert "--volume=/data:/data" in config["docker"]["run_options"]
+    assert "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions" in launcher.START_PAGE
+
+
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The check that precedes every launch says which program to install."""
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -51,6 +51,15 @@ def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> No
     assert "Policies" not in resources["WorkerRole"]["Properties"]
 
 
+def test_the_file_system_is_encrypted_among_the_nodes_and_outlives_the_stack(resources: dict[str, Any]) -> None:
+    """Only the nodes' security group reaches its mount targets, one in each of the first two subnets."""
+    assert resources["Data"]["DeletionPolicy"] == "Retain"
+    assert resources["Data"]["Properties"]["Encrypted"] is True
+    targets = [each["Properties"] for each in resources.values() if each["Type"] == "AWS::EFS::MountTarget"]
+    assert [target["SubnetId"]["Fn::Select"][0] for target in targets] == [0, 1]
+    assert all(target["SecurityGroups"] == [{"Fn::GetAtt": ["Nodes", "GroupId"]}] for target in targets)
+
+
 def test_the_bucket_is_private_encrypted_and_outlives_the_stack(resources: dict[str, Any]) -> None:
     """Deleting the stack keeps the bucket; public access is blocked in all four ways."""
     bucket = resources["Bucket"]

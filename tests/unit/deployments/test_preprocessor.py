@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import pickle
 import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -13,10 +14,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from serve_app.config import ImagesByUrlConfig, LimitsConfig
 from serve_app.deadline import Deadline
 from serve_app.deployments import preprocessor
-from serve_app.errors import DeadlineExceededError, OverloadedError, ServiceError
-from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RequestContext
+from serve_app.deployments.preprocessor import MAX_FETCHES
+from serve_app.errors import DeadlineExceededError, OverloadedError, ServiceError, UnfetchableImageError
+from serve_app.fetching.fetch import ImageFetcher
+from serve_app.image_url import ImageUrl
+from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RemoteImage, RequestContext
 from serve_app.model_card import ImageTransform, ModelCard
 from tests.support.photos import make_photo
 from tests.support.weights import MEAN, STD
@@ -152,3 +157,48 @@ async def test_statistics_without_memory_leave_the_others_alone(stage: Any, monk
     outcomes = await stage([request(0), measured], 2)
     assert [type(outcome) for outcome in outcomes] == [ClassifyResult, OverloadedError]
     assert len(calls) == 2
+
+
+def remote_image(index: int = 0, timeout_s: float = 60) -> RemoteImage:
+    """An image that has crossed from the ingress's process."""
+    url, config = ImageUrl.parse("https://photos.example/"), ImagesByUrlConfig(allowed_hosts=("photos.example",))
+    context = RequestContext("req", index, Deadline(timeout_s))
+    image: RemoteImage = pickle.loads(pickle.dumps(RemoteImage(url, config, LimitsConfig(), context)))
+    assert image.config == config
+    return image
+
+
+async def test_slow_web_servers_leave_places_for_decoding(stage: Any) -> None:
+    """A replica refuses to fetch more than half as many images as it takes calls; the others are decoded meanwhile."""
+    may_end = asyncio.Event()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        await may_end.wait()
+        return ["10.0.0.1"]
+
+    stage._fetcher = ImageFetcher(resolve)
+    fetches = [asyncio.create_task(stage.fetch(remote_image(index))) for index in range(MAX_FETCHES + 1)]
+    assert preprocessor.Preprocessor.max_ongoing_requests >= 2 * MAX_FETCHES
+    refused = await fetches[-1]
+    assert isinstance(refused, OverloadedError)
+    assert "already being fetched; retry later" in str(refused)
+    (outcome,) = await stage([request(1)], 1)
+    assert isinstance(outcome, ClassifyResult)
+    may_end.set()
+    outcomes = await asyncio.gather(*fetches[:-1])
+    assert {type(outcome) for outcome in outcomes} == {UnfetchableImageError}
+    assert isinstance(await stage.fetch(remote_image()), UnfetchableImageError)  # the places are free again
+
+
+async def test_a_cancelled_fetch_frees_its_place(stage: Any) -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return await asyncio.Future()
+
+    stage._fetcher = ImageFetcher(resolve)
+    fetch = asyncio.create_task(stage.fetch(remote_image()))
+    await asyncio.sleep(0)
+    assert stage._fetches == 1
+    fetch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetch
+    assert stage._fetches == 0

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from frontend.api_client import ServerDownError
 from frontend.prediction_log_queries import DateRange, PredictionLogQueries, measure_drift, quantile
+from serve_app import prediction_log_format
 from serve_app.analytics import etl
 from tests.support.logged import CLASSES, log_day
+from tests.support.prediction_rows import NOON, row, write_raw
 
 DAYS = [date(2026, 3, n) for n in range(1, 7)]
 FIRST, SAME, DOUBLED, BLURRED, TWO_VERSIONS, EMPTY = (DateRange(day, day) for day in DAYS)
 IMAGES = 20_000
-SCRIPT = "from frontend.views.analytics import show_analytics\nshow_analytics()"
+SCRIPT = """
+import streamlit as st
+from frontend.views.analytics import show_analytics
+show_analytics(st.session_state["client"])
+"""
+WRITING = {"written": 5, "buffered": 0, "dropped": 0, "error": None}
+
+
+class FakeClient:
+    """An API client whose service reports this state of the prediction log, or does not respond."""
+
+    def __init__(self, rows: dict[str, Any] | Exception | None) -> None:
+        self.rows = rows
+
+    def status(self) -> dict[str, Any]:
+        if isinstance(self.rows, Exception):
+            raise self.rows
+        return {"prediction_log": self.rows}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +75,7 @@ def test_counts(queries: PredictionLogQueries) -> None:
 
 def test_phase_quantiles_match_the_rows(queries: PredictionLogQueries, folder: Path) -> None:
     """The histograms' quantiles are within 5 % of the exact ones."""
-    exact = pd.read_parquet(folder / etl.DAYS / f"{DAYS[0]}.parquet")["total_ms"]
+    exact = pd.read_parquet(folder / prediction_log_format.DAYS / f"{DAYS[0]}.parquet")["total_ms"]
     estimated = queries.phase_quantiles(FIRST)["total_ms"]
     assert estimated == pytest.approx([exact.quantile(q) for q in (0.5, 0.95, 0.99)], rel=0.05)
 
@@ -69,7 +91,7 @@ def test_versions_side_by_side(queries: PredictionLogQueries, folder: Path) -> N
     """Each version has a row with the mean score and the quantiles of its own images."""
     versions = queries.versions(TWO_VERSIONS).set_index("version")
     assert list(versions.index) == ["v1", "v2"]
-    rows = pd.read_parquet(folder / etl.DAYS / f"{DAYS[4]}.parquet").groupby("version")
+    rows = pd.read_parquet(folder / prediction_log_format.DAYS / f"{DAYS[4]}.parquet").groupby("version")
     assert list(versions["mean score"]) == pytest.approx(list(rows["score"].mean()))
     assert list(versions["p95 ms"]) == pytest.approx(list(rows["total_ms"].quantile(0.95)), rel=0.1)
 
@@ -115,7 +137,9 @@ def test_quantile_interpolates_within_a_bin() -> None:
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch, folder: Path) -> AppTest:
     monkeypatch.setenv("PREDICTION_LOG", str(folder))
-    return AppTest.from_string(SCRIPT, default_timeout=30)
+    page = AppTest.from_string(SCRIPT, default_timeout=60)
+    page.session_state["client"] = FakeClient(WRITING)
+    return page
 
 
 def test_page(page: AppTest) -> None:
@@ -124,8 +148,10 @@ def test_page(page: AppTest) -> None:
     assert not page.exception
     assert page.metric[0].value == f"{IMAGES * 4 + 2000:,}"
     assert [subheader.value for subheader in page.subheader] == [
-        *("Time per image, ms", "Batch size", "Classes", "Confidence", "Versions", "Drift")
+        *("Time per image, ms", "Batch size", "Classes", "Confidence", "Votes", "Versions", "Drift")
     ]
+    assert not page.info
+    assert not page.warning
     page.date_input[0].set_value((DAYS[2], DAYS[2])).run()
     assert not page.exception
     page.date_input(key="baseline").set_value((DAYS[0], DAYS[1])).run()
@@ -136,12 +162,80 @@ def test_page(page: AppTest) -> None:
     )
 
 
-def test_page_without_a_log_says_how_to_get_one(page: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty log names the command that summarizes it, but not its path; a page without a log names the setting."""
+def test_an_empty_log_says_what_will_appear(page: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what is stored; the page names no path of the server. The first row takes its place."""
     monkeypatch.setenv("PREDICTION_LOG", str(tmp_path))
     page.run()
-    assert "serve-app etl" in page.info[0].value
-    assert str(tmp_path) not in page.info[0].value
-    monkeypatch.delenv("PREDICTION_LOG")
+    assert "No image has been classified yet" in page.info[0].value
+    assert "the most frequent classes" in page.markdown[0].value
+    assert "No photos" in page.caption[0].value
+    assert str(tmp_path) not in str([element.value for element in (*page.info, *page.markdown, *page.caption)])
+    page.session_state["client"] = FakeClient(WRITING | {"error": "No space left on device"})
     page.run()
-    assert "user_config" in page.info[0].value
+    assert not page.info  # a photo would not appear
+    assert "the most frequent classes" in page.markdown[0].value
+    page.session_state["client"] = FakeClient(WRITING)
+    log_day(tmp_path, DAYS[0], 50)
+    page.run()
+    assert not page.info
+    assert page.metric[0].value == "50"
+
+
+def test_a_page_without_a_log_says_how_to_get_one(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREDICTION_LOG")
+    page.session_state["client"] = FakeClient(None)
+    page.run()
+    assert "is switched off" in page.info[0].value
+    for words in ("--no-log", "user_config", "PREDICTION_LOG"):
+        assert words in page.info[1].value
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (None, "The prediction log is switched off, so nothing new appears here.** To switch it on"),
+        (WRITING | {"error": "No space left on device", "buffered": 12}, "No space left on device.** Classification"),
+        (ServerDownError("http://x does not respond as the API"), "The service does not respond"),
+    ],
+    ids=["switched off", "full disk", "server down"],
+)
+def test_days_are_shown_while_nothing_new_is_written(page: AppTest, rows: Any, sentence: str) -> None:
+    """With the reason above them."""
+    page.session_state["client"] = FakeClient(rows)
+    page.run()
+    assert not page.exception
+    assert sentence in (*page.info, *page.warning)[0].value
+    assert page.metric[0].value == f"{IMAGES * 4 + 2000:,}"
+
+
+def test_a_log_of_errors_alone_is_shown(page: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first file that somebody tried was no photo: volume and times, and why there are no classes."""
+    write_raw(tmp_path, "a", [row(n, status="unsupported_image", label=None, score=None) for n in range(3)])
+    monkeypatch.setenv("PREDICTION_LOG", str(tmp_path))
+    page.run()
+    assert not page.exception
+    assert [metric.value for metric in page.metric[:2]] == ["3", "100.00%"]
+    assert any("No image of these days has a class" in caption.value for caption in page.caption)
+
+
+def test_votes_are_counted(page: AppTest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of the selected days, the last one on each answer; without any, the page says what they are."""
+    (tmp_path / "log").mkdir()
+    write_raw(tmp_path / "log", "a", [row(1)])
+    monkeypatch.setenv("PREDICTION_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("FEEDBACK_FOLDER", str(tmp_path))
+    page.run()
+    assert any("No votes on these days" in caption.value for caption in page.caption)
+    (tmp_path / "votes").mkdir()
+    for number, (request, correct) in enumerate([("a", False), ("b", True), ("c", None), ("a", True)]):
+        write_vote(tmp_path, NOON.timestamp() + number, {"request_id": request, "correct": correct})
+    write_vote(tmp_path, NOON.timestamp() - 86400, {"request_id": "d", "correct": False})
+    (tmp_path / "votes" / f"{int(NOON.timestamp() * 1e9):020d}-torn.json").write_text("")
+    page.run()
+    assert not page.exception
+    assert {metric.label: metric.value for metric in page.metric}.items() >= {"Votes": "3", "Right": "100%"}.items()
+
+
+def write_vote(folder: Path, time_s: float, vote: dict[str, Any]) -> None:
+    name = f"{int(time_s * 1e9):020d}-0000.json"
+    (folder / "votes" / name).write_text(json.dumps({"index": 0, "version": "v1", **vote}))

@@ -42,6 +42,14 @@ def test_requests_keep_the_limits(client: ApiClient) -> None:
     assert len(list(client.classify_many(given, 64, 50_000))) == 10
 
 
+def test_names_with_line_separators_of_unicode(client: ApiClient) -> None:
+    """JSON does not escape them, and they do not end a line of the stream."""
+    given = [Photo(f"a{separator}b.jpg", make_photo()) for separator in "\x85\u2028\u2029"]
+    results = list(client.classify_many(given, 4, 10**6))
+    assert {result["id"] for result in results} == {photo.name for photo in given}
+    assert {result["status"] for result in results} == {"ok"}
+
+
 def test_a_refused_request_fails_only_its_photos(client: ApiClient, service: LocalService) -> None:
     """A photo over the body limit fails with a reason; photos in other requests are classified."""
     service.configure(limits=LimitsConfig(max_images=4, max_body_bytes=100_000))
@@ -67,7 +75,7 @@ def test_problems_are_raised(client: ApiClient, service: LocalService) -> None:
     service.client.failing = OverloadedError("busy")
     assert client.not_ready_reason() is not None
     with pytest.raises(ProblemError) as raised:
-        client.labels("other", "main")
+        client.classes("other", "main")
     assert raised.value.problem["status"] == 404
 
 

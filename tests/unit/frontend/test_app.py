@@ -39,4 +39,7 @@ def test_streamlit_finds_no_pages_of_its_own() -> None:
 
 def test_an_error_of_the_page_shows_no_traceback() -> None:
     """Streamlit writes it to its log: a traceback names paths of the server and values."""
-    assert tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["client"]["showErrorDetails"] == "none"
+    assert (
+        tomllib.loads((ROOT / "frontend" / ".streamlit" / "config.toml").read_text())["client"]["showErrorDetails"]
+        == "none"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend.api_client import ApiClient, Photo
 from frontend.components.markdown import escape_markdown
+from frontend.components.one_photo import _to_json
 from serve_app.config import FeedbackConfig
 from serve_app.errors import OverloadedError
 from serve_app.observability.feedback_store import Feedback, labeled_images, read_votes
@@ -48,6 +51,60 @@ def test_one_photo(page: AppTest) -> None:
     assert "requests.post" in page.code[1].value
 
 
+def test_another_classs_heat_map(page: AppTest) -> None:
+    """The select beside the bars asks for another class's map; the vote stays with the first answer."""
+    upload(page)
+    first = json.loads(page.code[2].value)
+    (select,) = [each for each in page.selectbox if each.label == "Heat map for"]
+    assert select.value == first["predictions"][0]["class_id"]
+    second = first["predictions"][1]
+    select.select(second["class_id"]).run()
+    assert not page.exception
+    assert json.loads(page.code[2].value) == first
+    plain, heat = page.image
+    assert f"Heat map for “{second['label']}”" in heat.captions[0]
+    assert plain.proto.imgs[0].alt == "Your photo cat.jpg"
+    assert heat.proto.imgs[0].alt == f"Your photo with the places marked that speak for {second['label']}"
+
+
+def test_result_as_json() -> None:
+    """The JSON to copy is the result; lists of numbers take a line each, and texts keep their brackets and spaces."""
+    result = {"id": 'a [\n  "1,  2" ].jpg', "values": [[0.5, -1e-9], [2]], "empty": []}
+    text = _to_json(result)
+    assert json.loads(text) == result
+    assert "[ 0.5, -1e-09 ]" in text
+
+
+def test_result_as_csv(page: AppTest) -> None:
+    """The predictions can be copied as CSV, one class a line."""
+    upload(page)
+    lines = page.code[3].value.splitlines()
+    assert lines[0] == "label,score,class_id"
+    assert len(lines) == 1 + len(json.loads(page.code[2].value)["predictions"])
+
+
+def test_zip(page: AppTest) -> None:
+    """The photos of a zip are shown like uploaded ones."""
+    page.run()
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for i in range(3):
+            archive.writestr(f"holiday/{i}.jpg", make_photo(i))
+    page.file_uploader[2].upload("holiday.zip", data.getvalue(), "application/zip").run()
+    assert not page.exception
+    assert {metric.label: metric.value for metric in page.metric}["Classified"] == "3"
+
+
+def test_a_zip_without_photos_says_so(page: AppTest) -> None:
+    """The sentence names what is missing; the page stays usable."""
+    page.run()
+    data = io.BytesIO()
+    zipfile.ZipFile(data, "w").close()
+    page.file_uploader[2].upload("empty.zip", data.getvalue(), "application/zip").run()
+    assert not page.exception
+    assert "no photos in this zip" in page.error[0].value
+
+
 def test_many_photos(page: AppTest, client: ApiClient) -> None:
     """Of six photos the broken one is counted as failed and shows the API's reason."""
     page.run()
@@ -59,6 +116,7 @@ def test_many_photos(page: AppTest, client: ApiClient) -> None:
     assert (metrics["Photos"], metrics["Failed"]) == ("6", "1")
     detail = client.classify(Photo("x.txt", b"text"))["error"]["detail"]
     assert escape_markdown(detail) in page.error[0].value
+    assert "goes into the tab Zip" in page.error[0].value
 
 
 def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalService) -> None:
@@ -68,6 +126,9 @@ def test_an_overloaded_service_says_when_to_retry(page: AppTest, service: LocalS
     page.file_uploader[0].upload("cat.jpg", make_photo(), "image/jpeg").run()
     assert not page.exception
     assert page.error[0].value == r"**cat\.jpg** · **Overloaded**: 1024 images are in flight (retry in 7 s)"
+    service.client.failing = None
+    page.button(key="one-retry").click().run()
+    assert not page.error
 
 
 def test_feedback_reaches_the_training_set(feedback_page: AppTest, tmp_path: Path) -> None:
@@ -79,7 +140,8 @@ def test_feedback_reaches_the_training_set(feedback_page: AppTest, tmp_path: Pat
     assert not feedback_page.exception
     assert [(vote.correct, vote.label) for vote in read_votes(tmp_path)] == [(False, None)]
     right = "bee" if best != "bee" else "cow"
-    feedback_page.selectbox[0].select(right).run()
+    (question,) = [each for each in feedback_page.selectbox if each.label == "What is it?"]
+    question.select(right).run()
     assert not feedback_page.exception
     (kept,) = labeled_images(tmp_path)
     assert (kept.label, kept.path.read_bytes()) == (right, make_photo())
@@ -119,4 +181,4 @@ def test_a_photo_over_the_limit_is_not_sent(
     page.file_uploader[0].upload("large.jpg", large.data, "image/jpeg").run()
     assert not page.exception
     (error,) = page.error
-    assert error.value == rf"**large\.jpg** · **Too large**: {escape_markdown(detail)}"
+    assert error.value.startswith(rf"**large\.jpg** · **Too large**: {escape_markdown(detail)}. Make it smaller")

@@ -36,4 +36,7 @@ def test_a_table_becomes_a_csv_without_formulas() -> None:
 
 def test_streamlits_own_export_of_tables_is_off() -> None:
     """Streamlit's toolbar writes a table's cells as they come."""
-    assert tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["client"]["disableDataExport"] is True
+    assert (
+        tomllib.loads((ROOT / "frontend" / ".streamlit" / "config.toml").read_text())["client"]["disableDataExport"]
+        is True
+    )

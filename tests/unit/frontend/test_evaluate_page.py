@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from frontend import labeled_photos
 from frontend.api_client import ApiClient, Photo
 from frontend.components.markdown import escape_markdown
-from frontend.labeled_photos import LabelError, by_folder, class_table, compute_metrics, table, unzip
+from frontend.labeled_photos import by_folder, class_table, compute_metrics, table
+from frontend.zipped_photos import unzip
 from serve_app.config import WeightsConfig
 from serve_app.http.app import create_app
 from serve_app.training.evaluate import evaluate
@@ -111,18 +110,6 @@ def test_page_names_folders_that_are_not_classes(page: AppTest) -> None:
     assert escape_markdown("not classes of the model: tractor") in page.error[0].value
 
 
-def test_broken_and_oversized_zips_are_refused(photos: list[Photo], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LabelError, match="cannot be read"):
-        unzip(b"text", FORMATS)
-    assert len(unzip(zipped(photos), FORMATS)) == PHOTOS
-    monkeypatch.setattr(labeled_photos, "MAX_ENTRIES", PHOTOS - 1)
-    with pytest.raises(LabelError, match="more than 17 photos"):
-        unzip(zipped(photos), FORMATS)
-    monkeypatch.setattr(labeled_photos, "MAX_ENTRIES", 1)  # already the size of the directory is too much
-    with pytest.raises(LabelError, match="more than 1 photos"):
-        unzip(zipped(photos), FORMATS)
-
-
 def test_zip_names_are_those_of_batch_jobs(photos: list[Photo]) -> None:
     """A zip from Windows, with `./`, or without a flag for UTF-8 has the classes of its folders."""
     data = photos[0].data
@@ -141,31 +128,3 @@ def test_zip_names_are_those_of_batch_jobs(photos: list[Photo]) -> None:
         ("käfer/é.jpg", "käfer"),
     ]
     assert {photo.data for photo, _ in named} == {data}
-
-
-@pytest.mark.parametrize(
-    ("entry", "sentence"),
-    [
-        (RawEntry(b"ant/../a.jpg"), "leads out"),
-        (RawEntry(b"ant/a.jpg", flags=1), r"ant/a\.jpg in the zip cannot be read: the entry is encrypted"),
-        (RawEntry(b"ant/a.jpg", method=14), "compression method 14"),
-        (RawEntry(b"ant/a.jpg", b"\xff" * 99, method=8, declared=10), "CRC"),
-        (RawEntry(b"ant/a.jpg", declared=257 << 20), "or 256 MB"),
-        (RawEntry(b"\xff.jpg", flags=0x800), "not UTF-8"),
-    ],
-)
-def test_a_zip_that_cannot_be_read_has_a_sentence(entry: RawEntry, sentence: str) -> None:
-    """Each was an exception on the page, or unpacked without a bound."""
-    with pytest.raises(LabelError, match=sentence):
-        unzip(raw_zip([entry]), FORMATS)
-
-
-def test_a_lying_directory_does_not_decide_how_much_is_unpacked() -> None:
-    """100 MB that the directory declares as 10 bytes take less than 5 MB."""
-    data = raw_zip([RawEntry(b"ant/a.jpg", bytes(100_000_000), method=8, declared=10)])
-    tracemalloc.start()
-    with pytest.raises(LabelError, match="cannot be read"):
-        unzip(data, FORMATS)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 5_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import ExitStack
 
 import pytest
 
@@ -174,3 +175,22 @@ def test_failed_images_do_not_count_as_throughput(stages: Stages) -> None:
     permit, _ = stages.in_flight.pop()
     permit.finish_image(completed=False)
     assert stages.admission.snapshot()["images_per_s"] == before
+
+
+def test_images_that_are_fetched_do_not_look_like_slow_stages(stages: Stages) -> None:
+    """A slow web server makes nobody's wait longer, and takes at most a quarter of the places."""
+    stages.overload(5)
+    stages.work(10)
+    permit = stages.admission.admit(0, Deadline(30))
+    permit.add_images(50)
+    with ExitStack() as fetching:
+        for _ in range(50):
+            fetching.enter_context(permit.fetch())
+        with pytest.raises(OverloadedError, match="50 images by URL are already in flight"), permit.fetch():
+            pass
+        stages.clock.advance(20)
+        stages.arrive(deadline_s=1)
+    assert stages.admission.fetching == 0
+    stages.clock.advance(20)  # now the images are in the stages, which have finished none of them
+    with pytest.raises(OverloadedError, match="would wait"):
+        stages.arrive()

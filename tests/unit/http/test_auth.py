@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from typer.testing import CliRunner
 from serve_app.cli.main import app
 from serve_app.config import KeysConfig, WeightsConfig
 from serve_app.errors import RateLimitedError, UnauthorizedError
-from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.rate_limit import TokenBucket
 from serve_app.validation import parse
@@ -45,12 +43,6 @@ def service(weights: WeightsConfig) -> LocalService:
     service = LocalService(weights)
     service.keys = ApiKeys(KeysConfig(hashes={"alice": hash_key(ALICE), "bob": hash_key(BOB)}))
     return service
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 def test_without_configured_keys_every_client_may_call(http: TestClient, service: LocalService) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from starlette.testclient import TestClient
 
 from serve_app.config import FeedbackConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import DatasetError, NotReadyError
-from serve_app.http.app import create_app
 from serve_app.observability.feedback_store import Feedback, Vote, class_folder, labeled_images, read_votes
 from serve_app.training.data import list_images
 from tests.support.faults import DiskRecorder, emptied, full_disk
@@ -30,12 +28,6 @@ def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
     service = LocalService(weights, LimitsConfig(max_image_bytes=200_000))
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path), keep_images=True))
     return service
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 def say(http: TestClient, image: bytes | None = None, **body: Any) -> httpx2.Response:

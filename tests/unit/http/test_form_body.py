@@ -192,7 +192,7 @@ def many(count: int, disposition: str = "form-data; name=x", data: bytes = b"1")
     return part(data, disposition) * count + b"--XbX--"
 
 
-@pytest.mark.parametrize("step", [1000, 2**30])
+@pytest.mark.parametrize("step", [5, 1000, 2**30])
 @pytest.mark.parametrize(
     ("body", "error", "says"),
     [
@@ -202,6 +202,7 @@ def many(count: int, disposition: str = "form-data; name=x", data: bytes = b"1")
         (many(5000), TooLargeError, "more than 72 parts"),
         (many(5000, "form-data; name=images; filename=", b""), TooLargeError, "more than 72 parts"),
         (part(b"\r\n--XbXq" * 5000) + b"--XbX--", TooLargeError, "more than 72 parts"),
+        (part(b"\r\n--XbXq" * 72) + b"--XbX--", TooLargeError, "more than 72 parts"),
         (many(1, "form-data; name=top_k", b"1" * 5000), MalformedRequestError, "'top_k': longer than 4096 bytes"),
         (many(1, "form-data; name=" + "x" * 5000), MalformedRequestError, "does not parse"),
         (part(b"1", more="X: y\r\n" * 20) + b"--XbX--", MalformedRequestError, "does not parse"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from serve_app.batch.job_store import JobStore
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import ResultsFolder
 from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
-from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.inference.card import load_card
 from tests.support.faults import WRONG_JSON, full_disk
@@ -28,12 +26,6 @@ def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
     local = LocalService(weights)
     local.configure(jobs=JobsConfig(folder=str(tmp_path / "jobs")))
     return local
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def test_job_that_exists_is_accepted(
     async def fail() -> None:
         raise error
 
-    def fail_state(self: JobStore, job: str, caller: str | None = None) -> None:
+    def fail_state(self: JobStore, job: str, *_: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(service, "start_jobs", fail)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from serve_app.batch.job_records import JobSummary, read_request
 from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
@@ -80,3 +81,20 @@ def test_a_malformed_owner_is_refused(owner: str, method: str, http: TestClient)
     response = http.request(method, "/v1/jobs", headers={"x-job-owner": owner.encode("latin-1")}, **body)
     assert response.status_code == 422
     assert "X-Job-Owner" in response.json()["detail"]
+
+
+def test_a_list_and_a_submission_read_each_job_a_few_times(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list reads a request once; a submission counts the open jobs before and after its body."""
+    reads: list[Path] = []
+
+    def count(folder: Path, *arguments: str | None) -> tuple[JobSummary | None, str]:
+        reads.append(folder)
+        return read_request(folder, *arguments)
+
+    jobs = [submit(http, ALICE) for _ in range(5)]
+    monkeypatch.setattr("serve_app.batch.job_store.read_request", count)
+    assert listed(http, ALICE) == set(jobs)
+    assert sorted(folder.name for folder in reads) == sorted(jobs)
+    reads.clear()
+    new = submit(http, ALICE)
+    assert sorted(folder.name for folder in reads if folder.name != new) == sorted(2 * jobs)

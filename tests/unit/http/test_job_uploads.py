@@ -188,14 +188,23 @@ def test_duplicate_name_in_a_zip_is_refused(http: TestClient) -> None:
         pytest.param({"files": {"file": (None, "text")}}, 400, "holds no file", id="text"),
         pytest.param({"files": {"file": (None, "PK")}}, 400, "holds no file", id="short text"),
         pytest.param({"files": {"note": (None, "x" * 70_000)}}, 400, "beside the zip", id="long text"),
-        pytest.param({"files": [("t", (None, "x"))] * 65}, 400, "more than 64 parts", id="many fields"),
+        pytest.param({"files": [("t", (None, "x"))] * 65}, 413, "more than 64 parts", id="many fields"),
+        pytest.param(
+            {"content": form(data=b"\r\n--xq" * 65), "headers": FORM_HEADER}, 413, "more than 64", id="no boundaries"
+        ),
         pytest.param({"content": b"--x\r\n", "headers": FORM_HEADER}, 400, "closing boundary", id="truncated"),
         pytest.param({"content": b"--x--\r\n", "headers": FORM_HEADER}, 400, "holds no file", id="no parts"),
         pytest.param(
             {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
             400,
-            "names no boundary",
+            "has no boundary",
             id="boundary",
+        ),
+        pytest.param(
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=" + "b" * 300}},
+            400,
+            "Boundary length",
+            id="long boundary",
         ),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ PATHS = ("/v1/classify", "/predict", "/v2/models/resnet18/infer")
 @pytest.fixture
 def service(weights: WeightsConfig) -> LocalService:
     return LocalService(weights)
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 @pytest.mark.parametrize("path", PATHS)

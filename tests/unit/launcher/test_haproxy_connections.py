@@ -113,6 +113,10 @@ REPEATABLE = {
     "predict": post("/predict"),
     "OIP": post("/v2/models/resnet18/infer"),
     "OIP version": post("/v2/models/resnet18/versions/1/infer"),
+    "Hugging Face": post("/"),
+    "TorchServe": post("/predictions/resnet18"),
+    "TorchServe version": post("/predictions/resnet18/1.0/"),
+    "TorchServe PUT": get("/predictions/resnet18", method="PUT"),
     "job with key": post("/v1/jobs?top_k=3", "Idempotency-Key: 7"),
     "GET": get("/v1/jobs/7/results"),
     "DELETE": get("/v1/jobs/7", method="DELETE"),
@@ -123,7 +127,7 @@ UNREPEATABLE = {
     "feedback": post("/v1/feedback"),
     "feedback with a key": post("/v1/feedback", "Idempotency-Key: 7"),
     "unknown": post("/v1/classify/later"),
-    "root": post("/"),
+    "below a prediction": post("/predictions/resnet18/1/later"),
 }
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
-import sys
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-import setup_venv
 from serve_app.exposure import PUBLISHED_ON
 from serve_app.launcher import local
 from serve_app.launcher.environment import HAPROXY_CONFIG
@@ -153,49 +149,6 @@ def test_haproxys_reason_is_read_from_the_nodes_folder(tmp_path: Path, monkeypat
 def test_waiting_ends_in_time() -> None:
     with pytest.raises(StartError, match="the API did not answer within 0 s"):
         wait_until_ok("http://127.0.0.1:9", 0, "the API", lambda: None)
-
-
-def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(setup_venv, "STAMP", str(tmp_path / "none"))
-    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer is needed, .* is 3\.9"):
-        setup_venv.main()
-
-
-def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.delenv("WHEEL_INDEX", raising=False)
-    monkeypatch.setattr(setup_venv, "STAMP", str(tmp_path / "none"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**10, 9 * 10**9, 10**9))
-    with pytest.raises(SystemExit, match=r"1\.0 GB of disk are free, the packages need"):
-        setup_venv.main()
-
-
-def test_a_failed_install_is_one_sentence() -> None:
-    with pytest.raises(SystemExit, match="error: that did not work"):
-        setup_venv.run([sys.executable, "-c", "raise SystemExit(1)"], "that did not work")
-
-
-def test_set_up_twice_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A second start takes no time: the stamp says that everything is there."""
-    stamp = tmp_path / "installed"
-    stamp.write_text(setup_venv.fingerprint())
-    monkeypatch.setattr(setup_venv, "STAMP", str(stamp))
-    monkeypatch.setattr(setup_venv, "run", lambda *_: pytest.fail("must not install"))
-    setup_venv.main()
-
-
-def test_setup_is_readable_by_old_pythons() -> None:
-    """The file that says that Python is too old must not need a new one."""
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 5))",
-            str(ROOT / "setup_venv.py"),
-        ],
-        check=True,
-    )
 
 
 def test_make_prints_its_targets() -> None:

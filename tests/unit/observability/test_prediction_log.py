@@ -25,8 +25,10 @@ from serve_app.http.app import create_app
 from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, ImageStats, Outcome, RequestContext
 from serve_app.model_card import ModelRef
 from serve_app.observability import prediction_log
-from serve_app.observability.prediction_log import RAW, PredictionLog
+from serve_app.observability.prediction_log import PredictionLog
+from serve_app.prediction_log_format import RAW
 from serve_app.validation import parse
+from tests.support.faults import full_disk
 from tests.support.local_service import LocalService
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
@@ -109,10 +111,65 @@ def test_what_cannot_be_written_waits_then_is_dropped_and_counted(tmp_path: Path
     assert [row["request_id"] for row in rows(tmp_path / "log")] == [f"req_{n}" for n in range(10)]
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_stops_nothing(tmp_path: Path) -> None:
+    """Rows wait, and the reason has no path; once the folder can be, they are written."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"prediction_log\.folder .*file/log: not writable"):
-        PredictionLog(PredictionLogConfig(folder=str(tmp_path / "file" / "log")))
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path / "file" / "log"), flush_s=3600))
+    assert log.error == "Not a directory"
+    add(log, 1)
+    assert log.snapshot() == {"written": 0, "buffered": 1, "dropped": 0}
+    (tmp_path / "file").unlink()
+    log.close()
+    assert (log.snapshot()["written"], log.error) == (1, None)
+    assert len(rows(tmp_path / "file" / "log")) == 1
+
+
+def test_a_uri_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prediction_log\.folder nosuch://bucket/log: cannot be opened"):
+        PredictionLog(PredictionLogConfig(folder="nosuch://bucket/log"))
+
+
+def test_a_full_folder_takes_no_rows_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above `max_bytes`, rows are dropped and counted; the reason names the limit. Nothing else stops."""
+    monkeypatch.setattr(prediction_log, "ROOM_CHECK_S", 0)
+    (tmp_path / "days").mkdir()
+    (tmp_path / "days" / "2026-03-01.parquet").write_bytes(bytes(20_000))
+    log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=3600, max_bytes=20_000))
+    add(log, 1)
+    log._flush()
+    assert log.snapshot() == {"written": 0, "buffered": 0, "dropped": 1}
+    assert log.error == "the folder is full (limit: `prediction_log.max_bytes` = 20000)"
+    (tmp_path / "days" / "2026-03-01.parquet").unlink()
+    add(log, 2)
+    log.close()
+    assert (log.snapshot(), log.error) == ({"written": 1, "buffered": 0, "dropped": 1}, None)
+
+
+def test_a_full_disk_stops_no_classification(
+    weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are classified while nothing can be written; the status says why, and the rows are written later."""
+    service = LocalService(weights)
+    service.prediction_log = log = PredictionLog(PredictionLogConfig(folder=str(tmp_path), flush_s=3600))
+    client = TestClient(create_app(service))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        assert client.post("/v1/classify", content=make_photo()).status_code == 200
+        log._flush()
+        state = {"written": 0, "buffered": 1, "dropped": 0, "error": "No space left on device"}
+        assert client.get("/v1/status").json()["prediction_log"] == state
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    log.close()
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_relative_folder_is_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever Ray starts the replica."""
+    monkeypatch.setenv("SERVE_APP_DATA", str(tmp_path))
+    log = PredictionLog(PredictionLogConfig(folder="predictions"))
+    add(log, 1)
+    log.close()
+    assert len(rows(tmp_path / "predictions")) == 1
 
 
 KILLED = """

@@ -22,7 +22,7 @@ def test_every_group_of_settings_has_a_table() -> None:
     groups = [field for field in fields if not field.description]
     assert len(groups) == 5
     assert all(is_group(field) for field in groups)
-    for key in ("prediction_log", "feedback", "jobs"):
+    for key in ("prediction_log", "feedback", "jobs", "images_by_url"):
         assert f"`{key}` of the Ingress" in SECTIONS
 
 

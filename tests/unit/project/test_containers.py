@@ -87,6 +87,19 @@ def test_compose_serves_the_same_files_as_a_laptop(name: str, config: str) -> No
     assert SERVICES[name]["environment"] == {PUBLISHED_ON: "${BIND:-127.0.0.1}"}  # keyless on loopback only
 
 
+def test_the_page_reads_the_data_folder_of_the_api() -> None:
+    """One volume at the image's SERVE_APP_DATA: the API writes prediction log and votes, the page only reads them."""
+    environment = " ".join(rest for keyword, rest in instructions("AS serve") if keyword == "ENV")
+    assert "SERVE_APP_DATA=/data" in environment
+    assert all("data:/data" in SERVICES[name]["volumes"] for name in APIS)
+    assert SERVICES["page"]["volumes"] == ["data:/data:ro"]
+    for name, key in (("PREDICTION_LOG", "prediction_log"), ("FEEDBACK_FOLDER", "feedback")):
+        for file in ("local", "gpu", "production"):
+            (app,) = yaml.safe_load((ROOT / "configs" / f"{file}.yaml").read_text())["applications"]
+            (ingress,) = (each for each in app["deployments"] if each["name"] == "Ingress")
+            assert SERVICES["page"]["environment"][name] == f"/data/{ingress['user_config'][key]['folder']}"
+
+
 def test_the_image_repeats_nothing_of_ray_env() -> None:
     """It contains the file, and its command is `serve-app run`, which reads the file."""
     serve = instructions("AS serve")
@@ -155,8 +168,7 @@ def test_the_page_works_with_the_code_that_its_image_contains(tmp_path: Path) ->
 
 def test_requirements_of_the_images_are_pinned() -> None:
     """constraints.txt has a version for every requirement that an image installs."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     pinned = {canonicalize_name(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    for requirement in project["dependencies"] + extras["aws"] + extras["page"]:
+    for requirement in extras["api"] + extras["aws"] + extras["tracing"] + extras["page"]:
         assert canonicalize_name(re.split(r"[\[=<>;\s]", requirement)[0]) in pinned, requirement

@@ -7,8 +7,13 @@ from collections import Counter
 
 import pytest
 
-from serve_app.errors import NotReadyError, OverloadedError, UnknownModelError
+from serve_app.config import ImagesByUrlConfig, LimitsConfig
+from serve_app.deadline import Deadline
+from serve_app.errors import NotReadyError, OverloadedError, UnfetchableImageError, UnknownModelError
+from serve_app.image_url import ImageUrl
+from serve_app.messages import RemoteImage, RequestContext
 from serve_app.routing.shadow import MAX_IN_FLIGHT, Comparison, compare
+from serve_app.routing.traffic_split import VariantChoice
 from tests.support.clock import in_virtual_time
 from tests.support.variants import World, result, until
 
@@ -92,6 +97,23 @@ async def test_overload_stays_with_its_variant() -> None:
     with pytest.raises(OverloadedError):
         await world.classify()
     assert world.clients["green"].images == 0
+
+
+@in_virtual_time
+async def test_another_variant_fetches_an_image_by_url() -> None:
+    """One that is unavailable is replaced unless the client named it; an error of the image is not tried again."""
+    world, url = World(), ImageUrl.parse("https://photos.example/")
+    config = ImagesByUrlConfig(allowed_hosts=("photos.example",))
+    image = RemoteImage(url, config, LimitsConfig(), RequestContext("req", 0, Deadline(60)))
+    await world.configure(traffic={"blue": 1, "green": 1})
+    assert await world.router.fetch(image, VariantChoice("blue")) == b"blue"
+    world.clients["blue"].available = False
+    assert await world.router.fetch(image, VariantChoice("blue")) == b"green"
+    with pytest.raises(NotReadyError):
+        await world.router.fetch(image, VariantChoice("blue", named_by_client=True))
+    world.clients["green"].error = UnfetchableImageError("no image")
+    with pytest.raises(UnfetchableImageError):
+        await world.router.fetch(image, VariantChoice("green"))
 
 
 @in_virtual_time

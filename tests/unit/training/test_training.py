@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,8 @@ def test_a_killed_command_resumes(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert f"sha256: {card.sha256}" in result.stdout
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (card.labels, card.transform.crop_px, card.training["seed"]) == (("green", "red"), 24, 0)
+    assert card.training["recipe"]["workers"] == 1
+    assert date.fromisoformat(card.training["date"]) <= date.today()
     assert card.training["command"] == shlex.join(["serve-app", *arguments])
     assert card.calibration is not None
     assert card.calibration.images == card.metrics["held-out"]["images"] == 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import tarfile
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_a_recipe_gives_weights_that_know_the_classes(data: Path, backbone: Path
     assert card.descriptions == RECIPE["classes"]
     assert (card.left_out, card.licenses) == (RECIPE["left_out"], RECIPE["licenses"])
     assert card.training["sources"] == {"near": 48, "far": 32}
+    assert date.fromisoformat(card.training["date"]) <= date.today()
     assert card.training["init"] == {"backbone": "backbone.safetensors", "sha256": sha256(backbone)}
     assert card.calibration is not None
     assert card.metrics["left-out sources"]["images"] == 64

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import EngineError
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.runtimes import select
+from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.weights import load_model
 from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
 
@@ -61,9 +61,9 @@ def fail(error: Exception) -> FakeRuntime:
 
 
 @pytest.mark.parametrize(
-    ("torch_s", "mnn_s", "error", "fastest"),
+    ("torch_s", "other_s", "error", "fastest"),
     [
-        (0.02, 0.001, 0.0, "mnn"),
+        (0.02, 0.001, 0.0, "onnxruntime"),
         (0.001, 0.02, 0.0, "torch"),
         (0.02, 0.001, 0.01, "torch"),
         (0.02, 0.001, float("nan"), "torch"),
@@ -71,22 +71,24 @@ def fail(error: Exception) -> FakeRuntime:
     ids=("faster", "slower", "wrong", "not a number"),
 )
 def test_auto_takes_the_fastest_that_agrees(
-    clock: FakeClock, torch_s: float, mnn_s: float, error: float, fastest: str
+    clock: FakeClock, torch_s: float, other_s: float, error: float, fastest: str
 ) -> None:
     """``auto`` takes the fastest of the runtimes whose features agree with torch's."""
     factories = {
         "torch": lambda threads: FakeRuntime(clock, lambda images: torch_s),
-        "mnn": lambda threads: FakeRuntime(clock, lambda images: mnn_s, error),
+        "onnxruntime": lambda threads: FakeRuntime(clock, lambda images: other_s, error),
     }
     assert select.fastest_runtime(factories, 8) == fastest
 
 
-@pytest.mark.parametrize("error", [ImportError("no module named mnn"), EngineError("engine mnn: failed")], ids=repr)
+@pytest.mark.parametrize(
+    "error", [ImportError("no module named onnxruntime"), EngineError("engine onnxruntime: failed")], ids=repr
+)
 def test_auto_goes_on_without_a_runtime_that_cannot_be_built(clock: FakeClock, error: Exception) -> None:
-    """A runtime that is not installed, or whose converter fails, does not stop ``auto``."""
+    """A runtime that is not installed or fails does not stop ``auto``."""
     factories = {
         "torch": lambda threads: FakeRuntime(clock, lambda images: 0.02),
-        "mnn": lambda threads: fail(error),
+        "onnxruntime": lambda threads: fail(error),
     }
     assert select.fastest_runtime(factories, 8) == "torch"
 
@@ -97,29 +99,10 @@ def test_each_batch_size_counts_as_much_as_the_others(clock: FakeClock) -> None:
     def factory(single: float, per_image: float) -> Callable[[int], FakeRuntime]:
         return lambda threads: FakeRuntime(clock, lambda images: single if images == 1 else per_image * images)
 
-    factories = {"torch": factory(0.008, 0.006), "mnn": factory(0.0105, 0.004)}
-    assert select.fastest_runtime(factories, 8) == "mnn"
-    assert select.fastest_runtime(factories, 8, (8,)) == "mnn"
+    factories = {"torch": factory(0.008, 0.006), "onnxruntime": factory(0.0105, 0.004)}
+    assert select.fastest_runtime(factories, 8) == "onnxruntime"
+    assert select.fastest_runtime(factories, 8, (8,)) == "onnxruntime"
     assert select.fastest_runtime(factories, 8, (1,)) == "torch"
-
-
-@pytest.mark.parametrize("avx512", [True, False])
-def test_auto_times_mnn_only_without_avx512(
-    weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch, avx512: bool
-) -> None:
-    """MNN's wheel ends at AVX2, so ``auto`` does not spend two seconds on it on a CPU with AVX-512."""
-    kernels = pytest.importorskip("serve_app.inference.runtimes.winograd.kernels")
-    timed: list[str] = []
-
-    def fastest_runtime(factories: Mapping[str, Any], *_: object) -> str:
-        timed.extend(factories)
-        return "torch"
-
-    monkeypatch.setattr(kernels, "AVX512", avx512)
-    monkeypatch.setattr(select, "gpu_available", lambda: False)
-    monkeypatch.setattr(select, "fastest_runtime", fastest_runtime)
-    assert select.select_runtime(*load_model(weights), EngineConfig(), 1).name == "torch"
-    assert set(timed) == {"winograd", "torch", "onnxruntime"} | (set() if avx512 else {"mnn"})
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
@@ -133,7 +116,7 @@ def test_auto_takes_the_gpu(weights: WeightsConfig, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(select, "gpu_available", lambda: True)
     monkeypatch.setattr(select, "build_cuda_runtime", build_cuda_runtime)
-    assert select.select_runtime(*load_model(weights), EngineConfig(precision=precision), 1).name == "cuda"
+    assert select.build_runtime(*load_model(weights), EngineConfig(precision=precision), 1).name == "cuda"
     assert built == [precision]
 
 
@@ -141,7 +124,7 @@ def test_int8_takes_the_cpu_although_there_is_a_gpu(weights: WeightsConfig, monk
     """``auto`` with int8 goes to ONNX Runtime, which here finds no calibration."""
     monkeypatch.setattr(select, "gpu_available", lambda: True)
     with pytest.raises(EngineError, match="holds no calibration"):
-        select.select_runtime(*load_model(weights), EngineConfig(precision="int8"), 1)
+        select.build_runtime(*load_model(weights), EngineConfig(precision="int8"), 1)
 
 
 def test_a_missing_library_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +146,12 @@ def test_building_beside_requests_pauses_as_long_as_it_took(
     weights: WeightsConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With ``serving``, a pause follows each runtime, as long as building it took."""
+    model, card = load_model(weights)
 
-    def build(threads: int) -> SimpleNamespace:
+    def build(threads: int) -> TorchRuntime:
         clock.now += 0.2
-        return SimpleNamespace(name="torch", workers=1)
+        return TorchRuntime(model, card.transform, threads)
 
     monkeypatch.setattr(select, "runtime_factories", lambda model, transform: {"winograd": build})
-    select.select_runtime(*load_model(weights), EngineConfig(runtime="winograd"), cores=2, serving=True)
+    select.build_runtime(model, card, EngineConfig(runtime="winograd"), cores=2, serving=True)
     assert clock.slept == [pytest.approx(0.2 * select.PAUSE_RATIO)] * 3  # one runtime for both cores, one for each

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,11 @@ def test_features_are_torchs(crop_px: int, threads: int) -> None:
     compare_with_torch(crop_px, threads)
 
 
-def test_features_are_torchs_with_256_bits(tmp_path: Path) -> None:
-    """The code for CPUs without AVX-512 computes the same: half the vector, fewer rows, other panels."""
+@pytest.fixture(scope="module")
+def compiled_anew() -> dict[str, Any]:
+    """Compare with torch in a process that compiles the kernels anew, for a CPU without AVX-512; return its facts."""
     program = (
+        "import json\n"
         "from llvmlite import binding\n"
         "features = binding.get_host_cpu_features()\n"
         "features['avx512f'] = False\n"
@@ -63,24 +66,23 @@ def test_features_are_torchs_with_256_bits(tmp_path: Path) -> None:
         "from tests.unit.inference.runtimes.test_winograd import compare_with_torch\n"
         "for threads in (1, 2):\n"
         "    compare_with_torch(96, threads)\n"
-        "print('floats', kernels.VECTOR_FLOATS)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
-    process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (0, "floats 8\n"), process.stderr
-
-
-def test_kernels_compile_without_a_folder_for_the_cache() -> None:
-    """In a read-only container whose user has no home, each process compiles the kernels anew."""
-    program = (
-        "from serve_app.inference.runtimes.winograd import kernels\n"
-        "from tests.unit.inference.runtimes.test_winograd import compare_with_torch\n"
-        "compare_with_torch(32, 1)\n"
-        "print(kernels.run.stats.cache_path)\n"
+        "print(json.dumps({'floats': kernels.VECTOR_FLOATS, 'cache': kernels.run.stats.cache_path}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
     process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (0, "None\n"), process.stderr
+    assert process.returncode == 0, process.stderr
+    facts: dict[str, Any] = json.loads(process.stdout)
+    return facts
+
+
+def test_features_are_torchs_with_256_bits(compiled_anew: dict[str, Any]) -> None:
+    """The code for CPUs without AVX-512 computes the same: half the vector, fewer rows, other panels."""
+    assert compiled_anew["floats"] == 8
+
+
+def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str, Any]) -> None:
+    """In a read-only container whose user has no home, each process compiles the kernels anew."""
+    assert compiled_anew["cache"] is None
 
 
 def test_broken_weights_stay_visible() -> None:
