@@ -32,3 +32,8 @@ def data_path(folder: str) -> str:
     A relative path is below ``data_folder``.
     """
     return folder if "://" in folder else str(data_folder() / folder)
+
+
+def python_path() -> str:
+    """Return PYTHONPATH for programs of this package: its own folder, then what this process has."""
+    return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

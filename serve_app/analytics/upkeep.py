@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serve_app.config import IngressConfig, PredictionLogConfig
 from serve_app.observability.feedback_store import delete_older
-from serve_app.paths import ROOT, data_path
+from serve_app.paths import data_path, python_path
 from serve_app.prediction_log_format import RAW
 from serve_app.scheduling import idle_python
 
@@ -92,7 +92,7 @@ def run_etl_command(config: PredictionLogConfig) -> None:
         return
     command = [*idle_python(), "-m", "serve_app", "etl", str(folder), "--keep-days", str(config.keep_days)]
     command += ["--max-bytes", str(config.max_bytes), "--memory-mb", str(ETL_MEMORY_MB)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": python_path()}
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ETL_TIMEOUT_S
     )

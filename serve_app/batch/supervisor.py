@@ -15,7 +15,7 @@ from serve_app.batch.job_records import OPEN
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.predict import ExitCode
 from serve_app.errors import UnknownJobError
-from serve_app.paths import ROOT
+from serve_app.paths import ROOT, python_path
 from serve_app.scheduling import idle_python
 
 MAX_ATTEMPTS = 3  # that crash, or during which this machine goes down
@@ -165,7 +165,7 @@ class Supervisor:
         """Run the command once, and terminate it when the job is cancelled; return exit code and error message."""
         command = self._command(self._store, job, self._address, self.workers)
         inherited = {name: value for name, value in os.environ.items() if name not in RAY_WORKER_VARIABLES}
-        environment = inherited | {"PYTHONPATH": str(ROOT)}
+        environment = inherited | {"PYTHONPATH": python_path()}
         with self._store.progress_path(job).with_name("log.txt").open("w+b") as log_file:
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log_file, env=environment)
             try:

@@ -6,7 +6,7 @@ After ``kill``, ``cut`` treats a folder as a disk does that kept only what it ha
 - A file that was written after its last fsync is empty.
 - A file or folder whose name is younger than the last fsync of the folder around it is missing.
 
-A deleted file does not come back, and a replaced file is missing instead of old; both would need the old content.
+A deleted file does not come back, and a file that replaced another one stays: a disk may, but need not, lose these.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import psutil
 
 from tests.support.paths import ROOT
 
+Times = dict[str, int]  # device and inode of a file -> time in ns
 RECORDER = ROOT / "tests" / "support" / "fsync_recorder"
 
 
@@ -54,23 +55,27 @@ def cut(folder: Path, log: Path, since_ns: int = 0) -> list[str]:
         log: As for ``recording``.
         since_ns: When recording began; what was written before is on disk.
     """
-    times: dict[str, dict[int, int]] = {"fsync": defaultdict(int), "name": defaultdict(int)}
+    times: dict[str, Times] = {"fsync": defaultdict(int), "name": defaultdict(int)}
     for line in log.read_text().splitlines():
-        kind, inode, time_ns = line.split()
-        times[kind][int(inode)] = max(times[kind][int(inode)], int(time_ns))
+        kind, file, time_ns = line.split()
+        times[kind][file] = max(times[kind][file], int(time_ns))
     synced = defaultdict(lambda: since_ns, times["fsync"])
     return [str(path.relative_to(folder)) for path in _cut(folder, synced, times["name"])]
 
 
-def _cut(folder: Path, synced: dict[int, int], named: dict[int, int]) -> Iterator[Path]:
-    folder_synced_ns = synced[folder.stat().st_ino]
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _cut(folder: Path, synced: Times, named: Times) -> Iterator[Path]:
+    folder_synced_ns = synced[_identity(folder.stat())]
     for path in sorted(folder.iterdir()):
         status = path.lstat()
-        if named[status.st_ino] > folder_synced_ns:
+        if named[_identity(status)] > folder_synced_ns:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield path
         elif path.is_dir():
             yield from _cut(path, synced, named)
-        elif status.st_size and status.st_mtime_ns > synced[status.st_ino]:
+        elif status.st_size and status.st_mtime_ns > synced[_identity(status)]:
             os.truncate(path, 0)
             yield path
