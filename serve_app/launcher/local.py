@@ -76,6 +76,9 @@ def main(
         if not keeps_log:
             data.switch_off(config)
         serve_config.check_access(config, reachable_host(host))
+        for app in config["applications"]:
+            if chosen := serve_config.configured_weights(app):
+                say(describe_weights(WeightsConfig.model_validate(chosen).source))
         with contextlib.ExitStack() as stack:
             api, dashboard = stack.enter_context(serving(config, port, host))
             page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
@@ -145,7 +148,6 @@ def read_config(path: Path, port: int, weights: str) -> dict[str, Any]:
     single_variant = [app for app in config["applications"] if app.get("import_path") == serve_config.APP]
     if single_variant and weights != "config":
         chosen = choose_weights() if weights == "auto" else weights
-        say(describe_weights(chosen))
         for app in single_variant:
             app["args"] = {**app.get("args", {}), "weights": chosen}
     return config

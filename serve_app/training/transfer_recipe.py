@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from serve_app.config import FrozenModel
 from serve_app.errors import DatasetError
+from serve_app.settings import FrozenModel
 from serve_app.training.augment import Augmentation
 
 

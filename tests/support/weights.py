@@ -22,7 +22,7 @@ from tests.support.photos import make_picture
 LABELS = ("ant", "bee", "cow", "dog", "eel", "fox")
 TINY_LABELS = ("anchor", "bell", "clock", "drum", "egg", "flag", "gate", "hat", "ink", "jar")
 TINY_PX, TINY_VERSION = 96, "tiny-1"
-SPREAD = 4.0  # deviation of the tiny model's logits between pictures
+SPREAD = 1.0  # deviation of the tiny model's logits between pictures; at 4, a pixel's rounding changed scores by 0.002
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -68,9 +68,9 @@ def engine(quantized: WeightsConfig) -> ResNetEngine:
 
 def items(spec: WeightsConfig, n: int = 8) -> list[ClassifyRequest[np.ndarray]]:
     """Crops of photos that were not used for calibration."""
-    transform = load_card(spec).transform
-    photos = (make_photo(100 + i) for i in range(n))
-    return [ClassifyRequest(preprocess(photo, transform, 10**6).pixels, 10, "top") for photo in photos]
+    card = load_card(spec)
+    crops = (preprocess(make_photo(100 + i), card.transform, 10**6).pixels for i in range(n))
+    return [ClassifyRequest(crop, len(card.labels), "top") for crop in crops]
 
 
 def by_class(answers: Sequence[ClassifyResult]) -> np.ndarray:

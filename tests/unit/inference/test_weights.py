@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import urllib.error
@@ -11,17 +10,14 @@ from typing import IO
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.inference import weights as module
-from serve_app.inference.card import DEMO, load_card
+from serve_app.inference.card import load_card
 from serve_app.inference.weights import load_model, publish, republish, sha256
-from serve_app.paths import PACKAGE
-from serve_app.training.transfer import IN_CARD
-from serve_app.training.transfer_recipe import load_recipe
 from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
 from tests.support.weights import LABELS, MEAN, STD, publish_random
 
@@ -44,40 +40,6 @@ def test_published_weights_load(weights: WeightsConfig) -> None:
     assert card.transform.crop_px == 96
     assert not model.training
     assert model.fc.weight.dtype == torch.float32
-
-
-def test_the_demo_model_is_shipped_whole() -> None:
-    """At least 120 described classes, its hash matches, and its file is as small as promised."""
-    model, card = load_model(WeightsConfig(source="demo"))
-    assert model.fc.out_features == len(card.labels) >= 120
-    assert DEMO.stat().st_size < 25e6
-    assert card.transform.crop_px == 224
-    assert all(card.descriptions[label].endswith(".") for label in card.labels)
-    assert {"data", "sources", "command", "seed", "minutes", "recipe", "init"} <= set(card.training)
-    assert card.left_out
-    assert {"left-out sources", "same source"} <= set(card.metrics)
-
-
-def test_the_demo_recipe_is_the_one_in_the_card() -> None:
-    """Rerunning the shipped recipe would give these classes: card and recipe file name the same ones."""
-    card = load_card(WeightsConfig(source="demo"))
-    recipe = load_recipe(PACKAGE / "training" / "recipes" / "demo-2.yaml")
-    assert (card.version, card.labels) == (recipe.version, tuple(recipe.classes))
-    assert (card.descriptions, card.left_out) == (recipe.classes, recipe.left_out)
-    assert card.training["recipe"] == recipe.model_dump(mode="json", exclude=IN_CARD | {"class_map"})
-    with recipe.class_map.open(newline="") as file:
-        mapped = {row["class"] for row in csv.DictReader(file)} - {""}
-    assert mapped == {*recipe.classes, *recipe.left_out}
-
-
-def test_half_precision_on_disk_changed_no_score_of_the_demo_by_a_percent() -> None:
-    """Training compared the scores of the float32 weights with those of the float16 file, read as float32."""
-    model, card = load_model(WeightsConfig(source="demo"))
-    stored = {name: value.dtype for name, value in load_file(DEMO).items() if ".running_" not in f".{name}"}
-    assert {dtype for name, dtype in stored.items() if not name.endswith("tracked")} == {torch.float16}
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert card.training["float16"]["images"] >= 100
-    assert 0 < card.training["float16"]["largest_score_difference"] < 0.01
 
 
 def test_large_statistics_survive_publishing(tmp_path: Path) -> None:

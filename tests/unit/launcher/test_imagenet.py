@@ -19,6 +19,8 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsUnavailableError
 from serve_app.inference.weights import IMAGENET, imagenet_file, load_model, sha256
 from serve_app.launcher import imagenet, local
+from serve_app.launcher.environment import free_port
+from serve_app.launcher.processes import StartError
 from tests.support.paths import ROOT
 
 NAME = "resnet18-{}.pth"  # torchvision's; the digits are the first of the file's hash
@@ -120,7 +122,11 @@ def test_a_download_that_stalls_ends_in_time(download_from: Callable[[str], None
     ("status", "reason", "lines"),
     [
         (0, "", ["weights: imagenet, one thousand classes; WEIGHTS=demo "]),
-        (1, "no network\n", ["ImageNet's weights are not available (no network)", "weights: demo, "]),
+        (
+            1,
+            "no network\n",
+            ["ImageNet's weights are not available (no network)", "weights: demo, 123 everyday classes; "],
+        ),
     ],
 )
 def test_the_start_says_which_model_answers(
@@ -133,8 +139,16 @@ def test_the_start_says_which_model_answers(
     """With ``auto``: the weights, and how to choose the others."""
     done: Any = subprocess.CompletedProcess([], status, "", reason)
     monkeypatch.setattr(local.subprocess, "run", lambda *_args, **_options: done)
-    config = local.read_config(ROOT / "configs" / "local.yaml", 1234, "auto")
-    assert config["applications"][0]["args"]["weights"] == ("demo" if status else "imagenet")
+    served: list[Any] = []
+
+    def serving(config: dict[str, Any], *_args: object) -> None:
+        served.append(config["applications"][0]["args"]["weights"])
+        raise StartError("not started")
+
+    monkeypatch.setattr(local, "serving", serving)
+    with pytest.raises(SystemExit, match="not started"):
+        local.main(ROOT / "configs" / "local.yaml", "auto", "127.0.0.1", free_port(), None)
+    assert served == ["demo" if status else "imagenet"]
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == len(lines)
     assert all(line in text for line, text in zip(lines, shown, strict=True)), shown

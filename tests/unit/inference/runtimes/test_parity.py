@@ -132,7 +132,7 @@ real_pad = int8.pad
 
 
 def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None:
-    """A tenth of the tolerance in float32, a third in int8, so that rounding never refuses a sound runtime."""
+    """A tenth of the tolerance in float32, two thirds in int8, so that rounding never refuses a sound runtime."""
     for spec, runtimes in ((weights, ("onnxruntime", "winograd")), (DEMO, ("onnxruntime", "winograd", "int8"))):
         for name in runtimes:
             model, card = load_model(spec)
@@ -141,7 +141,7 @@ def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None
             runtime = select.build_runtime(model, card, config, 1)
             with torch.inference_mode():
                 error = relative_error(runtime(reference._images), reference._features)
-            assert error < TOLERANCES[runtime.name] / (3 if name == "int8" else 10)
+            assert error < TOLERANCES[runtime.name] * (2 / 3 if name == "int8" else 0.1)
 
 
 def test_the_test_images_are_always_the_same() -> None:
