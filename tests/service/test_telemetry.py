@@ -15,7 +15,7 @@ from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.services import FullService
 from tests.support.trace_collector import Span
-from tests.support.weights import TINY_VERSION
+from tests.support.weights import TINY_LABELS, TINY_VERSION
 
 CLIENT_TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SPAN_NAMES = {"ingress", "preprocess", "queue ingress", "queue classify", "model"}
@@ -109,9 +109,9 @@ def test_every_metric_of_dashboard_and_alerts_is_exported(full_service: FullServ
     for number in range(5):
         assert classify(full_service, f"counted-{number}").status_code == 200
     assert classify(full_service, "bad", content=b"no image").status_code == 415
-    for vote in ({"correct": True}, {"correct": False, "label": "cat"}):
+    for vote in ({"correct": True}, {"correct": False, "label": TINY_LABELS[0]}):
         assert httpx2.post(f"{api}/v1/feedback", json={"request_id": "counted-1", **vote}).status_code == 204
-    assert [vote.label for vote in read_votes(full_service.folder / "feedback")] == [None, "cat"]
+    assert [vote.label for vote in read_votes(full_service.folder / "feedback")] == [None, TINY_LABELS[0]]
 
     def exported() -> str:
         groups = httpx2.get(f"{dashboard}/api/prometheus/sd").json()
