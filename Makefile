@@ -9,6 +9,7 @@ ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 # One process per core, each with one thread: threads that wait for each other take a third more CPU time.
 UNIT_TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal tests/unit
+SERVICE_TESTS = tests/cluster tests/containers tests/browser tests/service
 
 # Keep ARGS from the `make run` that a test starts: make passes a command-line variable on through MAKEFLAGS
 # (MAKEOVERRIDES) and through the environment.
@@ -38,7 +39,7 @@ test: setup ## run all tests; ARGS="-k words" selects some
 	@echo "· running the unit tests on all cores"
 	@$(UNIT_TESTS) $(ARGS); unit=$$?; [ $$unit -ne 2 ] || exit 2; \
 	echo "· running the cluster, browser (real Chromium) and service (real Ray) tests, one after the other"; \
-	$(BIN)/python -m pytest --ignore=tests/unit $(ARGS); service=$$?; \
+	$(BIN)/python -m pytest $(SERVICE_TESTS) $(ARGS); service=$$?; \
 	case "$$unit $$service" in "0 0" | "0 5" | "5 0") ;; *) exit 1 ;; esac
 
 test-unit: setup ## run the unit tests only: no Ray service, no browser

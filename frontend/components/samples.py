@@ -50,7 +50,7 @@ def choose_sample() -> list[Photo]:
             st.button(f"![{sample.alt}]({sample.icon})", key=name, on_click=_choose, args=(sample.photo,))
     with st.popover("Whose photos are these?", type="tertiary"):
         credits = [f"- [{sample.alt}]({sample.source}): {sample.author}" for sample in load_samples()]
-        st.markdown("\n".join(["All are in the public domain (CC0 1.0).", "", *credits]))
+        st.markdown("\n".join(["All are in the public domain.", "", *credits]))
     return [st.session_state[CHOSEN]] if CHOSEN in st.session_state else []
 
 

@@ -7,10 +7,14 @@ import csv
 import torch
 from safetensors.torch import load_file
 
-from serve_app.config import WeightsConfig
+from frontend.components.samples import load_samples
+from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.card import DEMO, load_card
+from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
+from serve_app.messages import ClassifyRequest
 from serve_app.paths import PACKAGE
+from serve_app.preprocessing.transform import preprocess
 from serve_app.training.transfer import IN_CARD
 from serve_app.training.transfer_recipe import load_recipe
 
@@ -47,3 +51,15 @@ def test_half_precision_on_disk_changed_no_score_of_the_demo_by_a_percent() -> N
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert card.training["float16"]["images"] >= 100
     assert 0 < card.training["float16"]["largest_score_difference"] < 0.01
+
+
+def test_the_samples_of_the_page_get_the_right_class() -> None:
+    """A visitor's first click shows a right answer, and a sure one."""
+    model, card = load_model(WeightsConfig(source="demo"))
+    requests = [
+        ClassifyRequest(preprocess(each.photo.data, card.transform, 10**6).pixels, 1) for each in load_samples()
+    ]
+    results = ResNetEngine(model, card, EngineConfig(runtime="torch")).classify(requests)
+    expected = ("cat", "cup", "bee", "horse", "pyramid", "red panda")
+    assert tuple(result.labels[0] for result in results) == expected
+    assert min(result.scores[0] for result in results) > card.calibration.abstain_below

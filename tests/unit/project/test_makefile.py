@@ -31,7 +31,7 @@ def test_args_do_not_reach_a_make_that_a_test_starts(tmp_path: Path) -> None:
     printed = make_test(tmp_path, stub, "ARGS=-k 'two words'").stdout
     unit, service = re.findall("pytest arguments: -m pytest (.*)", printed)
     assert re.fullmatch(r"--numprocesses=logical .* tests/unit -k two words", unit)
-    assert service == "--ignore=tests/unit -k two words"
+    assert service == "tests/cluster tests/containers tests/browser tests/service -k two words"
     assert printed.count("inner ARGS: []") == 2
 
 
