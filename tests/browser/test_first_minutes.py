@@ -51,6 +51,7 @@ def test_without_a_mouse(page: Page, running: Running, files: list[Path], votes:
     page.keyboard.press("Space")
     expect(page.get_by_text("Thank you.")).to_be_visible()
     assert len(list(read_votes(votes))) == 1
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
     tab_to(page, page.get_by_test_id("stFileUploader").locator("button").first)
     with page.expect_file_chooser() as chooser:

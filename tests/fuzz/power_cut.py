@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,23 +40,27 @@ class Round:
 
 
 def rounds(folder: Path, power_cuts: list[bool], seed: int = 1) -> Iterator[Round]:
-    """Run a service in a folder and end it once per item: with a power cut if the item is true, else with SIGKILL."""
-    writes, chance = Writes(), random.Random(seed)
-    for number, has_power_cut in enumerate(power_cuts):
-        with ExitStack() as stack:
-            log, since_ns = folder / f"fsyncs-{number}", time.time_ns()
-            environment = recording(log)
-            running = stack.enter_context(start(writing_config(folder / "data"), page=False, environment=environment))
-            with Writer(running.api, folder / "data", writes, f"round{number}", environment) as writer:
+    """Run a service in a folder and end it once per item: with a power cut if the item is true, else with SIGKILL.
+
+    The next service finds the same folder, is checked, and is the one that the next round ends.
+    """
+    data, writes, chance = folder / "data", Writes(), random.Random(seed)
+    died_at, lost = 0.0, None
+    for number, has_power_cut in enumerate([*power_cuts, None]):
+        log, since_ns = folder / f"fsyncs-{number}", time.time_ns()
+        environment = recording(log)
+        with start(writing_config(data), page=False, environment=environment) as running:
+            if number:
+                yield Round(writes.counts(), lost, check(writes, running.api, data, died_at))
+                writes.forget_unflushed(died_at)
+            if has_power_cut is None:
+                return
+            with Writer(running.api, data, writes, f"round{number}", environment) as writer:
                 time.sleep(SECONDS + chance.random() * 3)
                 died_at = time.time()
                 kill([*running.processes(), *writer.programs])
             running.process.wait()
-        lost = cut(folder / "data", log, since_ns) if has_power_cut else None
-        with start(writing_config(folder / "data"), page=False) as running:
-            problems = check(writes, running.api, folder / "data", died_at)
-        yield Round(writes.counts(), lost, problems)
-        writes.forget_unflushed(died_at)
+        lost = cut(data, log, since_ns) if has_power_cut else None
 
 
 def main() -> None:

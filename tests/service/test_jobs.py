@@ -17,6 +17,7 @@ from serve_app.inference.card import load_card
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import zipped
+from tests.support.weights import tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_command_answers_as_the_service_does(
     folder.mkdir()
     for name, photo in mixed_photos.items():
         (folder / name).write_bytes(photo)
-    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"))
+    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"), weights=tiny())
     results = ResultsFolder(job.out)
     results.begin(job, load_card(job.weights), open_source(job.source).names(), 100)
     Predictor(job)(Decoder(job)(0))

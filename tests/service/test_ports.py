@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import psutil
 
+from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import FullService
 
@@ -46,4 +47,6 @@ def test_nothing_listens_beyond_loopback(running: Running) -> None:
 
 def test_asked_to_only_page_and_api_do(full_service: FullService) -> None:
     """`make run HOST=0.0.0.0` opens API and page and no other port, also with the HAProxy of our image."""
-    assert set(beyond_loopback(full_service.running)) == ports(full_service.running)
+    service = full_service.running
+    # HAProxy hands the port to a new process at each reload.
+    wait_for(lambda: set(beyond_loopback(service)) == ports(service), what="page and API, and nothing else")

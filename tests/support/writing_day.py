@@ -56,8 +56,11 @@ ETL = """
 import pathlib, sys, time
 from serve_app.analytics import etl
 while True:
-    etl.run(pathlib.Path(sys.argv[1]))
-    print("done", flush=True)
+    try:
+        etl.run(pathlib.Path(sys.argv[1]))
+        print("done", flush=True)
+    except etl.EtlError:  # there is no log yet, or the service runs its own ETL
+        pass
     time.sleep(0.5)
 """
 
