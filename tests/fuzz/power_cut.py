@@ -21,7 +21,7 @@ from tests.support.power_cut import cut, kill, recording
 from tests.support.running import start
 from tests.support.writing_day import Writer, Writes, check, writing_config
 
-SECONDS = 15
+SECONDS = 3  # at least, after each kind of write was acknowledged
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def rounds(folder: Path, power_cuts: list[bool], seed: int = 1) -> Iterator[Roun
             if has_power_cut is None:
                 return
             with Writer(running.api, data, writes, f"round{number}", environment) as writer:
+                writer.wait_for_each_kind()
                 time.sleep(SECONDS + chance.random() * 3)
                 died_at = time.time()
                 kill([*running.processes(), *writer.programs])

@@ -125,7 +125,7 @@ class Writer:
     def __init__(self, api: str, folder: Path, writes: Writes, name: str, environment: dict[str, str]) -> None:
         self.programs: list[psutil.Process] = []
         self._api, self._folder, self._writes, self._name, self._environment = api, folder, writes, name, environment
-        self._stop, self._stack = threading.Event(), ExitStack()
+        self._stop, self._stack, self._before = threading.Event(), ExitStack(), writes.counts()
 
     def __enter__(self) -> Writer:
         pool = self._stack.enter_context(ThreadPoolExecutor(8))
@@ -145,6 +145,13 @@ class Writer:
             with suppress(psutil.NoSuchProcess):
                 program.kill()
         self._stack.close()
+
+    def wait_for_each_kind(self) -> None:
+        """Wait until something of each kind was acknowledged since this began."""
+        before = self._before
+        wait_for(
+            lambda: all(n > before[kind] for kind, n in self._writes.counts().items()), 180, "a write of each kind"
+        )
 
     def _start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, **self._environment}
