@@ -52,5 +52,7 @@ def decode_base64(text: str) -> bytes | ServiceError:
         if len(digits) - len(unpadded) > 2:
             raise binascii.Error("Excess padding")
         return base64.b64decode(unpadded + b"=" * (-len(unpadded) % 4), validate=True)
-    except (ValueError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
+        return MalformedRequestError(f"b64: {short_repr(text[error.start])} is not a digit of base64")
+    except ValueError as error:
         return MalformedRequestError(f"b64: {error!s:.100}")

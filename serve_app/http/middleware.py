@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware as StarletteCorsMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.deadline import read_deadline
+from serve_app.deadline import Deadline, read_deadline
 from serve_app.errors import ServiceError, UnauthorizedError
 from serve_app.http.accounts import Accounts, Charge
 from serve_app.http.admission import AdmissionController, Permit
@@ -156,14 +156,18 @@ class AdmissionMiddleware:
 
     def _admit(self, scope: Scope, charge: Charge) -> Permit | None:
         """Return a permit; None for job uploads, which bypass admission control."""
-        if (scope["method"], app_path(scope)) == ("POST", JOBS_PATH):
+        path = app_path(scope)
+        if (scope["method"], path) == ("POST", JOBS_PATH):
             return None
         headers, limits = Headers(scope=scope), self._service.config.limits
         declared = headers.get("content-length", "")
         body_bytes = int(declared) if re.fullmatch("[0-9]{1,18}", declared) else 0
         return self._admission.admit(
             min(body_bytes, limits.max_body_bytes),  # a longer body is refused when it is read
-            read_deadline(headers, limits.deadline_s),
+            # Below the jobs' path HeaderGuard switches Ray's timeout off, with a header that is no deadline.
+            Deadline(limits.deadline_s)
+            if path.startswith(f"{JOBS_PATH}/")
+            else read_deadline(headers, limits.deadline_s),
             charge,
         )
 

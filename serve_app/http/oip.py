@@ -26,7 +26,7 @@ from serve_app.http.oip_tensors import (
     read_infer,
     write_infer,
 )
-from serve_app.http.openapi import errors_as
+from serve_app.http.openapi import IMAGE_BODY, errors_as
 from serve_app.http.responses import response_model, server_timing
 from serve_app.http.schemas import ErrorMessage
 from serve_app.http.service import Service
@@ -123,7 +123,12 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
             "dynamic_batching": {},
         }
 
-    @model.post("/infer", openapi_extra={"requestBody": INFER_BODY}, responses=ERRORS, summary="Classify images")
+    @model.post(
+        "/infer",
+        openapi_extra={"requestBody": INFER_BODY},
+        responses={**ERRORS, 200: {"content": {"application/octet-stream": IMAGE_BODY}}},  # JSON, then binary data
+        summary="Classify images",
+    )
     async def infer(request: Request) -> Response:
         """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
 

@@ -59,20 +59,14 @@ def or_null(schema: dict[str, Any]) -> dict[str, Any]:
 class JsonInput(RequestModel):
     """One image of a JSON body: the file itself, or its URL."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "if": {"required": ["b64"]},
-            "then": {"not": {"required": ["url"]}},
-            "else": {"required": ["url"]},
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["b64"]}, {"required": ["url"]}]})
     id: str | None = Field(None, max_length=1000, description="Returned with the result.")
-    b64: Annotated[str | None, WithJsonSchema({"type": "string", "format": "byte"})] = Field(
+    b64: Annotated[str | None, WithJsonSchema({"type": ["string", "null"], "format": "byte"})] = Field(
         None,
         description="The encoded image, in base64 or as a data URI; line breaks, the URL-safe alphabet and missing "
         "padding are fine.",
     )
-    url: Annotated[str | None, WithJsonSchema({"type": "string"})] = Field(
+    url: Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})] = Field(
         None,
         description="The image's `https://` URL on a host that the service allows, or a data URI; instead of `b64`.",
     )

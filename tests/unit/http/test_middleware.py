@@ -48,6 +48,13 @@ def test_a_client_sets_its_deadline(http: TestClient, service: LocalService, pat
     assert (invalid.status_code, invalid.json()["code"]) == (422, "invalid_parameter")
 
 
+@pytest.mark.parametrize(("method", "status"), [("DELETE", 404), ("PUT", 405)])
+def test_a_request_about_a_job_has_no_deadline(http: TestClient, method: str, status: int) -> None:
+    """Ray's timeout is switched off there with a header that is no deadline of ours, also if the request has a body."""
+    headers = {"x-request-timeout-seconds": "0"}
+    assert http.request(method, "/v1/jobs/5f4b", content=b"body", headers=headers).status_code == status
+
+
 async def test_a_body_that_never_ends_is_not_awaited(service: LocalService) -> None:
     """A body that has not arrived at the deadline is a 408."""
     service.configure(limits=LimitsConfig(deadline_s=0.1))
