@@ -12,20 +12,20 @@ from tests.support.running import Running
 from tests.support.services import FullService
 
 
-def listening(service: Running) -> dict[int, tuple[str, str]]:
-    """Return the address and the program of each TCP port on which a process of this service listens."""
-    listeners = {}
+def listening(service: Running) -> set[tuple[int, str, str]]:
+    """Return port, address and program of each TCP listener of this service; HAProxy has one per address."""
+    listeners = set()
     for process in service.processes():
         with suppress(psutil.Error):
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
-                    listeners[connection.laddr.port] = (connection.laddr.ip, process.name())
+                    listeners.add((connection.laddr.port, connection.laddr.ip, process.name()))
     return listeners
 
 
-def beyond_loopback(service: Running) -> dict[int, tuple[str, str]]:
-    """Return the listeners that other machines can reach."""
-    return {port: listener for port, listener in listening(service).items() if not is_loopback(listener[0])}
+def beyond_loopback(service: Running) -> set[int]:
+    """Return the ports that other machines can reach."""
+    return {port for port, address, _ in listening(service) if not is_loopback(address)}
 
 
 def is_loopback(address: str) -> bool:
@@ -41,12 +41,12 @@ def ports(service: Running) -> set[int]:
 
 def test_nothing_listens_beyond_loopback(running: Running) -> None:
     """Other machines of the network reach neither Ray, replicas and HAProxy nor API and page."""
-    assert ports(running) < set(listening(running))  # the check covers more than those two
-    assert beyond_loopback(running) == {}
+    assert ports(running) < {port for port, _, _ in listening(running)}  # the check covers more than those two
+    assert beyond_loopback(running) == set()
 
 
 def test_asked_to_only_page_and_api_do(full_service: FullService) -> None:
     """`make run HOST=0.0.0.0` opens API and page and no other port, also with the HAProxy of our image."""
     service = full_service.running
     # HAProxy hands the port to a new process at each reload.
-    wait_for(lambda: set(beyond_loopback(service)) == ports(service), what="page and API, and nothing else")
+    wait_for(lambda: beyond_loopback(service) == ports(service), what="page and API, and nothing else")
