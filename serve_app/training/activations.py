@@ -59,7 +59,8 @@ def compute_activations(
     for view in range(views):
         prefix = folder / f"{key}-{view}"
         shape = tuple(stages.third(normalize(dataset.pixels[:1].float())).shape[1:])
-        maps.append(_memmap(prefix.with_suffix(".maps.npy"), (rows, *shape)))
+        stored = _memmap(prefix.with_suffix(".maps.npy"), (rows, *shape))
+        maps.append(stored)
         mirrored = view == 0  # augmented views are mirrored at random
         pooled = _memmap(prefix.with_suffix(".features.npy"), (1 + mirrored, rows, 512))
         progress = prefix.with_suffix(".json")
@@ -70,11 +71,11 @@ def compute_activations(
                 pixels = dataset.pixels[part]
                 generator = torch.Generator().manual_seed((seed * 1009 + view) * 1_000_003 + start)
                 crops = augment(pixels, px, options, generator) if view else pixels.float()
-                maps[view][part], pooled[:, part] = stages(crops, mirrored)
+                stored[part], pooled[:, part] = stages(crops, mirrored)
                 bar.update(len(pixels))
                 if number % SAVE_EVERY == 0 or start + BATCH >= rows:
-                    maps[view].flush()  # type: ignore[attr-defined]
-                    pooled.flush()  # type: ignore[attr-defined]
+                    stored.flush()
+                    pooled.flush()
                     with atomic_write(progress) as unfinished:
                         unfinished.write_text(json.dumps({"rows": min(start + BATCH, rows), **settings}))
         features.append(torch.from_numpy(np.array(pooled)))
@@ -110,11 +111,11 @@ def normalize(crops: Tensor) -> Tensor:
     return (crops - mean) / std
 
 
-def _memmap(path: Path, shape: Sequence[int]) -> np.ndarray:
+def _memmap(path: Path, shape: Sequence[int]) -> np.memmap:
     """Open an array on disk, or create it; one of another shape, left by a crash, is replaced."""
     if path.exists():
         try:
-            array: np.ndarray = np.load(path, mmap_mode="r+")
+            array: np.memmap = np.load(path, mmap_mode="r+")
             if array.shape == tuple(shape):
                 return array
         except ValueError:
