@@ -22,7 +22,7 @@ from serve_app.files import atomic_write
 from serve_app.inference.health import ModelHealth
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.observability import tracing
-from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
+from serve_app.scheduling import node_lock, restore_scheduling
 from serve_app.validation import parse
 
 log = logging.getLogger("serve_app")
@@ -43,7 +43,6 @@ class Classifier:
     """
 
     def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
-        enter_idle_scheduling()
         self._check_ray = prepare_replica()
         # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
         from serve_app.inference.hot_swap import HotSwapModel

@@ -35,8 +35,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(classifier, "prepare_replica", lambda: lambda: None)
     monkeypatch.setattr(classifier, "cores", lambda: 1)
     monkeypatch.setattr(classifier, "_node_file", lambda name: tmp_path / name)
-    for name in ("enter_idle_scheduling", "restore_scheduling"):
-        monkeypatch.setattr(classifier, name, lambda: None)
+    monkeypatch.setattr(classifier, "restore_scheduling", lambda: None)
     for name in ("Histogram", "Counter"):
         monkeypatch.setattr(classifier, name, NoMetric)
     return tmp_path
