@@ -64,10 +64,11 @@ def create_app(service: Service) -> FastAPI:
     async def root() -> Response:
         return RedirectResponse("/docs")
 
+    # FastAPI tries one router after the other: the first answers most requests.
+    app.include_router(classify.create_router(service, fan_out))
     app.include_router(oip.create_router(service, fan_out))
     app.include_router(feedback.create_router(service, fan_out))
     app.include_router(jobs.create_router(service))
-    app.include_router(classify.create_router(service, fan_out))
     app.include_router(status.create_router(service, admission, accounts, stats))
     app.include_router(hugging_face.create_router(service, fan_out))
     app.include_router(torchserve.create_router(service, fan_out))
