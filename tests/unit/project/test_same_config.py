@@ -25,7 +25,7 @@ ADDRESSES = {"host", "port", "proxy_location", "jobs", "open"}
 # How replicas are replaced and watched, and what the log looks like: no answer depends on it.
 OPERATION = {
     *("max_surge_percent", "graceful_shutdown_timeout_s", "health_check_period_s"),
-    *("request_timeout_s", "encoding"),
+    *("request_timeout_s", "keep_alive_timeout_s", "encoding"),
 }
 
 
