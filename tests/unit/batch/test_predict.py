@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from serve_app.batch.plan import BatchJobConfig
@@ -25,6 +23,7 @@ from serve_app.batch.worker import Decoder, Predictor
 from serve_app.cli.main import app
 from serve_app.config import LimitsConfig, WeightsConfig
 from serve_app.inference.card import load_card
+from tests.support.bucket import bucket as s3_bucket
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 
@@ -175,23 +174,10 @@ def test_odd_names_and_files_have_rows(weights: WeightsConfig, tmp_path: Path) -
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket() -> Iterator[Any]:
     """A client of a local S3 server with an empty bucket."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photos")
-    yield client
-    server.stop()
+    with s3_bucket("photos") as client:
+        yield client
 
 
 def test_bucket_gives_the_same_results_as_a_folder(bucket: Any, weights: WeightsConfig, tmp_path: Path) -> None:
