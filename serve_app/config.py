@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
+from serve_app.heads_config import HeadsConfig
 from serve_app.image_url import HostRule, ImageUrl
 from serve_app.settings import Bytes, Days, FrozenModel, Images, MiB, Rows, Seconds, Settings, Sha256, Unit
 
@@ -260,6 +261,7 @@ class IngressConfig(ResponseConfig):
     prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
     feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
+    heads: HeadsConfig | None = Field(None, description="`{folder: …}` turns on heads: classes that clients teach.")
     images_by_url: ImagesByUrlConfig | None = Field(
         None, description="`{allowed_hosts: […]}` turns on images by URL in JSON."
     )

@@ -58,6 +58,10 @@ class JobsOffError(ServiceError, status=404, code="jobs_off", title="Jobs are sw
     """Batch jobs are switched off."""
 
 
+class HeadsOffError(ServiceError, status=404, code="heads_off", title="Heads are switched off"):
+    """Heads are switched off."""
+
+
 class QueryTooLongError(ServiceError, status=414, code="query_too_long", title="Query too long"):
     """The query string is longer than any use of it."""
 
@@ -87,6 +91,14 @@ class TooLargeError(ServiceError, status=413, code="too_large", title="Too large
     def over(cls, what: str, size: int, limit: int) -> TooLargeError:
         """Return the error for something of ``size`` bytes."""
         return cls(f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)")
+
+
+class TooManyClassesError(TooLargeError, code="too_many_classes", title="Too many classes"):
+    """A head would have more classes than the limit."""
+
+
+class TooManyPhotosError(TooLargeError, code="too_many_photos", title="Too many photos"):
+    """A request, a class or a head would have more photos than the limit."""
 
 
 class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too large"):

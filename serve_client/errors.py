@@ -158,6 +158,10 @@ class FeedbackOffError(ProblemError, code="feedback_off"):
     """Feedback is switched off (404)."""
 
 
+class HeadsOffError(ProblemError, code="heads_off"):
+    """Heads are switched off (404)."""
+
+
 class SlowBodyError(ProblemError, code="slow_body"):
     """The body did not arrive in time (408)."""
 
@@ -172,6 +176,14 @@ class TooLargeError(ProblemError, code="too_large"):
 
 class ImageTooLargeError(ProblemError, code="image_too_large"):
     """The image has more pixels than the service decodes (413)."""
+
+
+class TooManyClassesError(ProblemError, code="too_many_classes"):
+    """A head would have more classes than the limit (413)."""
+
+
+class TooManyPhotosError(ProblemError, code="too_many_photos"):
+    """A request, a class or a head would have more photos than the limit (413)."""
 
 
 class QueryTooLongError(ProblemError, code="query_too_long"):
