@@ -54,6 +54,10 @@ class UnknownJobError(ServiceError, status=404, code="unknown_job", title="Unkno
     """The caller has no job of that id."""
 
 
+class UnknownHeadError(ServiceError, status=404, code="unknown_head", title="Unknown head"):
+    """The caller has no head of that name, or the head has no such version, example or photo."""
+
+
 class JobsOffError(ServiceError, status=404, code="jobs_off", title="Jobs are switched off"):
     """Batch jobs are switched off."""
 
@@ -82,6 +86,26 @@ class ConflictError(ServiceError, status=409, code="conflict", title="Conflict")
 
 class CorruptJobError(ConflictError):
     """The request of a job cannot be read any more: its file is damaged, or a newer version wrote it."""
+
+
+class HeadNameTakenError(ServiceError, status=409, code="head_name_taken", title="Name is taken"):
+    """A head of that name belongs to another API key."""
+
+
+class TooManyHeadsError(ServiceError, status=409, code="too_many_heads", title="Too many heads"):
+    """The API key has as many heads as it may have."""
+
+
+class HeadBackboneChangedError(ServiceError, status=409, code="head_backbone_changed", title="Backbone has changed"):
+    """The head was taught with other weights than those that serve, and has to be taught again."""
+
+
+class HeadDamagedError(ServiceError, status=409, code="head_damaged", title="Head is damaged"):
+    """The files of a head are damaged, and no earlier version is left."""
+
+
+class PreconditionFailedError(ServiceError, status=412, code="precondition_failed", title="Precondition failed"):
+    """The resource changed since the caller read it: its ETag differs from If-Match."""
 
 
 class TooLargeError(ServiceError, status=413, code="too_large", title="Too large"):
