@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from serve_app.settings import Bytes, FrozenModel, MiB, Unit
 
 Photos = Annotated[int, Field(ge=1), Unit("photos")]
 
 
+def _check_folder(folder: str) -> str:
+    if "://" in folder:
+        raise ValueError("a bucket cannot hold heads; name a folder, such as a volume that all nodes mount")
+    return folder
+
+
 class HeadsConfig(FrozenModel):
     """Classes that clients teach from photos, and where they are stored."""
 
-    folder: str = Field(..., description="Folder of the heads; all ingress replicas share it. Relative: as for jobs.")
+    folder: Annotated[str, AfterValidator(_check_folder)] = Field(
+        ...,
+        description="Folder of the heads; all ingress replicas share it. Relative: as for jobs.",
+    )
     keep_photos: bool = Field(
         False, description="Keep the taught photos, to fit heads again by themselves when the weights change."
     )
     keep_versions: Annotated[int, Unit("versions")] = Field(
-        5, ge=1, le=100, description="Versions of a head to keep, the serving one included; a rollback takes an old one."
+        5, ge=1, le=100, description="Earlier versions of a head to keep; a rollback takes one of them."
     )
     max_heads: Annotated[int, Unit("heads")] = Field(100, ge=1, description="Most heads of one API key.")
     max_classes: Annotated[int, Unit("classes")] = Field(100, ge=1, le=1000, description="Most classes of a head.")

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from serve_app.errors import InvalidParameterError
 from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.head_use import HeadUses
 from serve_app.http.negotiation import choose_media_type
 from serve_app.http.openapi import IMAGES_BODY, PROBLEMS
 from serve_app.http.responses import (
@@ -30,21 +31,24 @@ JSON = "application/json"
 JSONL = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 
 
-def create_router(service: Service, fan_out: FanOut) -> APIRouter:
+def create_router(service: Service, fan_out: FanOut, heads: HeadUses) -> APIRouter:
     """Build the two routes that classify images."""
     router = APIRouter(tags=["images"])
 
     async def start(request: Request) -> list[asyncio.Task[ImageResult]]:
         choice = service.router.choose(request.headers.get("x-model"), request.headers.get("x-sticky"))
         uploads, parameters = await read_uploads(request, service.config.limits, CLASSIFY_BODY)
+        if use := await heads.of(parameters.head, request.state.caller):
+            use.check_classes(parameters)
+            choice = heads.variant(use, choice)
         if card := service.router.cards().get(choice.variant):
             request.state.model = card.ref
             largest = len(card.labels) - 1
-            if (parameters.explain_class or 0) > largest:
+            if use is None and (parameters.explain_class or 0) > largest:
                 raise InvalidParameterError(
                     f"explain_class: {parameters.explain_class} is not a class id; the largest is {largest}"
                 )
-        return fan_out.start(uploads, parameters, choice, request.state)
+        return fan_out.start(uploads, parameters, choice, request.state, use)
 
     async def finish(request: Request) -> list[ImageResult]:
         results = await gather_results(await start(request))

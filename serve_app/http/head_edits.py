@@ -53,7 +53,9 @@ async def in_store(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     except OSError as error:
         log.error("heads: the folder cannot be used: %s", error)
         reason = error.strerror or type(error).__name__
-        raise NotReadyError(f"the folder of heads (`heads.folder`) cannot be used now: {reason}; retry later") from error
+        raise NotReadyError(
+            f"the folder of heads (`heads.folder`) cannot be used now: {reason}; retry later"
+        ) from error
 
 
 class HeadEditor:
@@ -121,8 +123,8 @@ class HeadEditor:
             backbone = stored.entry.backbone
             if edit.backbone is not None and edit.backbone.sha256 != backbone.sha256:
                 raise HeadBackboneChangedError(
-                    f"the head was taught on weights {backbone.version!r}, and {edit.backbone.version!r} serve now; send "
-                    "all its photos again with PUT"
+                    f"the head was taught on weights {backbone.version!r}, and {edit.backbone.version!r} serve now; "
+                    "send all its photos again with PUT"
                 )
             check_size(Counter(example.class_name for example in edit.examples), self._config)
             await self._check_bytes(edit)
@@ -167,14 +169,12 @@ class HeadEditor:
         new = sum(example.embedding.nbytes for example in edit.examples) + sum(map(len, edit.photos.values()))
         if used + new > self._config.max_bytes:
             raise TooManyHeadsError(
-                f"your heads have {used / 2**20:.1f} MB and this one adds {new / 2**20:.1f} MB (limit: `heads.max_bytes` = "
-                f"{self._config.max_bytes / 2**20:.1f} MB); delete a head"
+                f"your heads have {used / 2**20:.1f} MB and this one adds {new / 2**20:.1f} MB (limit: "
+                f"`heads.max_bytes` = {self._config.max_bytes / 2**20:.1f} MB); delete a head"
             )
 
 
-def without_duplicates(
-    photos: Iterable[Photo], known: Iterable[Example], warnings: list[str]
-) -> list[Photo]:
+def without_duplicates(photos: Iterable[Photo], known: Iterable[Example], warnings: list[str]) -> list[Photo]:
     """Leave out photos that their class has already, and name them in ``warnings``."""
     seen = {(example.class_name, example.photo_sha256) for example in known}
     kept = []

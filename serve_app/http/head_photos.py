@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+
 from serve_app.errors import DeadlineExceededError, NotReadyError, ServiceError
 from serve_app.heads.examples import Example, new_example_id
 from serve_app.http.admission import Permit
@@ -48,7 +49,9 @@ class PhotoEmbedder:
         results: dict[int, ClassifyResult] = {}
         for _ in range(MAX_ROUNDS):
             missing = [index for index in range(len(views)) if index not in results]
-            results |= zip(missing, await self._embed([views[i] for i in missing], choice, permit, request_id), strict=True)
+            results |= zip(
+                missing, await self._embed([views[i] for i in missing], choice, permit, request_id), strict=True
+            )
             model = results[missing[-1]].model  # the weights that answered last are the newest
             results = {index: result for index, result in results.items() if result.model == model}
             if len(results) == len(views):
@@ -65,7 +68,9 @@ class PhotoEmbedder:
 
         async def embed(index: int, photo: Photo, mirror: bool) -> ClassifyResult:
             async with places:
-                return await self._embed_view(RequestContext(request_id, index, permit.deadline), photo, mirror, choice, permit)
+                return await self._embed_view(
+                    RequestContext(request_id, index, permit.deadline), photo, mirror, choice, permit
+                )
 
         tasks = [asyncio.create_task(embed(index, *view)) for index, view in enumerate(views)]
         try:

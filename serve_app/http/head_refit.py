@@ -45,7 +45,9 @@ class HeadRefitter:
         self._service, self._access, self._embedder, self._admission = service, access, embedder, admission
         self._tasks: dict[Key, asyncio.Task[LoadedHead]] = {}
 
-    async def version_for(self, entry: HeadEntry, model: ModelRef, choice: VariantChoice, deadline: Deadline) -> LoadedHead:
+    async def version_for(
+        self, entry: HeadEntry, model: ModelRef, choice: VariantChoice, deadline: Deadline
+    ) -> LoadedHead:
         """Return the version of a head that belongs to these weights; make it from kept photos if there is none.
 
         Raises:
@@ -93,7 +95,7 @@ class HeadRefitter:
         return loaded
 
     async def _refit(self, stored: StoredHead, choice: VariantChoice) -> None:
-        config, registry = self._access.settings()
+        _, registry = self._access.settings()
         entry, examples = stored.entry, stored.examples
         photos = [
             Photo(each.class_name, each.id, await in_store(registry.store.photo, entry.name, each.id))
@@ -107,9 +109,7 @@ class HeadRefitter:
         ]
         fitted = await self._service.fit_head(refitted, model)
         try:
-            await in_store(
-                registry.store.write, entry.name, fitted, refitted, owner=entry.owner, if_match=entry.etag
-            )
+            await in_store(registry.store.write, entry.name, fitted, refitted, owner=entry.owner, if_match=entry.etag)
         except PreconditionFailedError:  # another replica, or its owner, was faster
             pass
         else:
@@ -119,6 +119,6 @@ class HeadRefitter:
 
 def _changed(entry: HeadEntry, model: ModelRef) -> HeadBackboneChangedError:
     return HeadBackboneChangedError(
-        f"head {shown_name(entry)!r} was taught on weights {entry.backbone.version!r} ({entry.backbone.sha256:.8}), and "
-        f"{model.version!r} ({model.sha256:.8}) serve now; teach it again with PUT /v1/heads/{shown_name(entry)}"
+        f"head {shown_name(entry)!r} was taught on weights {entry.backbone.version!r} ({entry.backbone.sha256:.8}), "
+        f"and {model.version!r} ({model.sha256:.8}) serve now; teach it again with PUT /v1/heads/{shown_name(entry)}"
     )

@@ -97,7 +97,7 @@ class HeadRequests:
 
 def to_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return a model as a response."""
-    return Response(body.model_dump_json(by_alias=True), status, headers, "application/json")
+    return Response(body.model_dump_json(), status, headers, "application/json")
 
 
 def json_body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field
 from serve_app.heads.report import Accuracy, HeadReport
 from serve_app.heads.stored import HeadEntry, StoredHead
 from serve_app.http.head_access import shown_name
-from serve_app.http.schemas import Explanation, Prediction, Uncertainty
 from serve_app.http.uploads import RequestModel
 from serve_app.model_card import ModelRef
 from serve_app.settings import FrozenModel
@@ -38,7 +37,7 @@ class HeadSummary(FrozenModel):
 class TaughtPhoto(FrozenModel):
     """One taught photo."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
     id: str
     class_name: str = Field(alias="class")
     added: str = Field(description="ISO 8601, UTC.")
@@ -62,29 +61,6 @@ class HeadList(FrozenModel):
     backbone: ModelRef = Field(description="The weights that serve now.")
     keep_photos: bool
     limits: dict[str, int]
-
-
-class SimilarPhoto(FrozenModel):
-    """A taught photo that resembles the classified one."""
-
-    model_config = ConfigDict(populate_by_name=True)
-    id: str | None = Field(description="Null if another API key owns the head.")
-    class_name: str = Field(alias="class")
-    distance: float = Field(description="1 - cosine of the embeddings, 0-2.")
-    photo: str | None = Field(description="Path of the photo; null if it was not kept.")
-
-
-class HeadAnswer(FrozenModel):
-    """What one head says about an image."""
-
-    version: str = Field(description="Version of the head.")
-    predictions: list[Prediction]
-    none_of_these: bool = Field(description="The photo is not like the taught ones: distance > max_distance.")
-    distance: float = Field(description="From the nearest taught photo: 1 - cosine of the embeddings, 0-2.")
-    max_distance: float | None = Field(description="None if too few photos were taught to set it.")
-    uncertainty: Uncertainty
-    explanation: Explanation | None = None
-    similar: list[SimilarPhoto] | None = None
 
 
 class ShareBody(RequestModel):

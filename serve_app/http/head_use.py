@@ -13,9 +13,9 @@ from serve_app.heads.stored import HeadEntry, LoadedHead
 from serve_app.heads.taught import finite_distance, is_taught_with
 from serve_app.http.head_access import HeadAccess
 from serve_app.http.head_edits import in_store
-from serve_app.http.head_schemas import HeadAnswer, SimilarPhoto, photo_path
+from serve_app.http.head_schemas import photo_path
 from serve_app.http.responses import to_explanation
-from serve_app.http.schemas import Prediction, Uncertainty
+from serve_app.http.schemas import HeadAnswer, Prediction, SimilarPhoto, Uncertainty
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters
 from serve_app.messages import ClassifyResult, Features
@@ -28,7 +28,9 @@ MAX_HEADS = 32  # in one request
 class OtherWeights(Protocol):
     """Finds the version of a head that belongs to other weights than those of the version that serves."""
 
-    async def version_for(self, entry: HeadEntry, model: ModelRef, choice: VariantChoice, deadline: Deadline) -> LoadedHead:
+    async def version_for(
+        self, entry: HeadEntry, model: ModelRef, choice: VariantChoice, deadline: Deadline
+    ) -> LoadedHead:
         """Return it, or raise HeadBackboneChangedError (409)."""
 
 
@@ -58,7 +60,8 @@ class HeadUse:
             largest = len(loaded.head.labels) - 1
             if (parameters.explain_class or 0) > largest:
                 raise InvalidParameterError(
-                    f"explain_class: {parameters.explain_class} is not a class id of head {name!r}; the largest is {largest}"
+                    f"explain_class: {parameters.explain_class} is not a class id of head {name!r}; the largest is "
+                    f"{largest}"
                 )
 
     async def answers(

@@ -17,7 +17,7 @@ from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut, gather_results
 from serve_app.http.json_body import off_loop
 from serve_app.http.limited_request import LimitedRequest
-from serve_app.http.model_names import check_model_name, find_version
+from serve_app.http.model_names import NamedModel, NamedModels
 from serve_app.http.oip_tensors import (
     INPUT,
     JSON_LENGTH_HEADER,
@@ -53,15 +53,9 @@ INFER_BODY = {
 ERRORS = errors_as(ErrorMessage)
 
 
-def create_router(service: Service, fan_out: FanOut) -> APIRouter:
-    """Build the routes of the protocol."""
+def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> APIRouter:
+    """Build the routes of the protocol; a head is one more model."""
     variants = service.router
-
-    async def check_name(name: str) -> None:
-        check_model_name(service, name, variants.first_card().name)
-
-    async def variant_of(version: str) -> str:
-        return find_version(variants, version)
 
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
     model = APIRouter(responses={404: ERRORS[404]})
@@ -92,28 +86,29 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         ]
 
     @model.get("", summary="Model metadata: inputs and outputs")
-    async def metadata() -> dict[str, Any]:
+    async def metadata(request: Request) -> dict[str, Any]:
+        named: NamedModel = request.state.named
         outputs = [
             {"name": name, "datatype": datatype, "shape": [-1, -1], "description": DESCRIPTIONS[name]}
             for name, datatype in OUTPUTS.items()
         ]
         return {
-            "name": variants.first_card().name,
-            "versions": list(dict.fromkeys(card.version for card in variants.cards().values())),
+            "name": named.name,
+            "versions": named.versions,
             "platform": "pytorch",
             "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1, 1], "description": DESCRIPTIONS[INPUT]}],
             "outputs": outputs,
         }
 
     @model.get("/ready", responses={503: ERRORS[503]}, summary="The model is ready")
-    async def model_ready() -> dict[str, Any]:
+    async def model_ready(request: Request) -> dict[str, Any]:
         await variants.check_ready()
-        return {"name": variants.first_card().name, "ready": True}
+        return {"name": request.state.named.name, "ready": True}
 
     @model.get("/config", summary="Model configuration: the part that perf_analyzer reads")
-    async def config() -> dict[str, Any]:
+    async def config(request: Request) -> dict[str, Any]:
         return {
-            "name": variants.first_card().name,
+            "name": request.state.named.name,
             "platform": "pytorch",
             "max_batch_size": service.config.limits.max_images,
             "input": [{"name": INPUT, "data_type": CONFIG_TYPES["BYTES"], "dims": [1]}],
@@ -136,9 +131,8 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         fails with that image's status, and the error gives the image's index. Unknown parameters are ignored and named
         in the header `X-Warnings`.
         """
-        version = request.path_params.get("version")
-        variant = request.headers.get("x-model") if version is None else find_version(variants, version)
-        choice = variants.choose(variant, request.headers.get("x-sticky"))
+        named: NamedModel = request.state.named
+        choice = models.choose(request, named)
         limits, default = service.config.limits, service.config.top_k
         body = await LimitedRequest(request.scope, request.receive, limits.max_body_bytes).body()
         json_length = request.headers.get(JSON_LENGTH_HEADER)
@@ -146,18 +140,20 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         note_unknown_query(request, ())
         note_unknown_members(request, infer_request)
         classes = infer_request.most_classes(default)
-        results = await gather_results(fan_out.start(uploads, Parameters(top_k=classes), choice, request.state))
+        tasks = fan_out.start(uploads, Parameters(top_k=classes), choice, request.state, named.use)
+        results = await gather_results(tasks)
         for result in results:
             if result.error:
                 detail = f"image {result.index}: {result.error.detail}"
                 return error_response(request, result.error.model_copy(update={"detail": detail}))
         request.state.model = response_model(results)
-        predictions = [result.predictions or [] for result in results]
-        response = write_infer(infer_request, predictions, infer_request.classes(default), request.state.model)
+        predictions, answered = [named.predictions(result) for result in results], named.ref(request.state.model)
+        response = write_infer(infer_request, predictions, infer_request.classes(default), answered)
         response.headers["Server-Timing"] = server_timing(results, request.state.start)
         return response
 
-    router.include_router(model, prefix="/models/{name}", dependencies=[Depends(check_name)])
-    name_and_version = [Depends(check_name), Depends(variant_of)]
-    router.include_router(model, prefix="/models/{name}/versions/{version}", dependencies=name_and_version)
+    router.include_router(model, prefix="/models/{name}", dependencies=[Depends(models.find)])
+    router.include_router(
+        model, prefix="/models/{name}/versions/{version}", dependencies=[Depends(models.find_version)]
+    )
     return router

@@ -51,6 +51,7 @@ STATUS_TEXTS = {
     404: "Not found",
     408: "The body did not arrive in time",
     409: "Conflict",
+    412: "If-Match or If-None-Match does not hold",
     413: "Too many bytes, images or pixels",
     414: "The query string is too long",
     415: "Unsupported image format, content type or content coding",
@@ -68,7 +69,7 @@ def errors_as(form: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {
         status: {"description": text, "model": form}
         for status, text in STATUS_TEXTS.items()
-        if status not in (403, 409)
+        if status not in (403, 412)
     }
 
 

@@ -32,7 +32,8 @@ class Preconditions:
         """Raise PreconditionFailedError (412) unless a resource with this ETag, None for a missing one, is expected."""
         if self.match and (etag is None or (ANY not in self.match and etag not in self.match)):
             raise PreconditionFailedError(
-                f"If-Match: {', '.join(self.match):.100} is not {etag or 'there'}: somebody else changed it; read it again"
+                f"If-Match: {', '.join(self.match):.100} is not {etag or 'there'}: somebody else changed it; "
+                "read it again"
             )
         if self.creates and etag is not None:
             raise PreconditionFailedError("If-None-Match: *: it exists already; send If-Match to replace it")

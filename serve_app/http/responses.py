@@ -33,7 +33,7 @@ def to_image_result(
         uncertainty=Uncertainty(margin=result.margin, entropy=result.entropy, abstain=result.scores[0] < threshold),
         timings_ms={phase: round(ms, 3) for phase, ms in result.timings_ms.items()},
         batch_size=result.batch_size,
-        explanation=_explanation(result.activation_map) if result.activation_map else None,
+        explanation=to_explanation(result.activation_map) if result.activation_map else None,
         model=result.model,
     )
 
@@ -117,7 +117,8 @@ async def stream_results(
             task.cancel()
 
 
-def _explanation(activation_map: ActivationMap) -> Explanation:
+def to_explanation(activation_map: ActivationMap) -> Explanation:
+    """Convert a class activation map to its JSON."""
     rows, columns = activation_map.values.shape
     return Explanation(
         class_id=activation_map.class_id,

@@ -120,6 +120,29 @@ class TorchServeVersion(TorchServeModel):
     workers: list[TorchServeWorker]
 
 
+class SimilarPhoto(FrozenModel):
+    """A taught photo that resembles the classified one."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    id: str | None = Field(description="Null if another API key owns the head.")
+    class_name: str = Field(alias="class")
+    distance: float = Field(description="1 - cosine of the embeddings, 0-2.")
+    photo: str | None = Field(description="Path of the photo; null if it was not kept.")
+
+
+class HeadAnswer(FrozenModel):
+    """What one head says about an image."""
+
+    version: str = Field(description="Version of the head.")
+    predictions: list[Prediction]
+    none_of_these: bool = Field(description="The photo is not like the taught ones: distance > max_distance.")
+    distance: float = Field(description="From the nearest taught photo: 1 - cosine of the embeddings, 0-2.")
+    max_distance: float | None = Field(description="None if too few photos were taught to set it.")
+    uncertainty: Uncertainty
+    explanation: Explanation | None = None
+    similar: list[SimilarPhoto] | None = None
+
+
 class ImageResult(FrozenModel):
     """The answer for one image of a request: predictions or an error, never both."""
 
@@ -134,6 +157,7 @@ class ImageResult(FrozenModel):
     )
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
+    heads: dict[str, HeadAnswer] | None = Field(default=None, description="What each head of the request says.")
     model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")
     error: Problem | None = None
 

@@ -29,7 +29,7 @@ RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is
 # Types of clients that set none; the last is the default of curl. The body shows whether it is JSON or an image.
 UNTOLD_TYPES = ("", "*/*", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
-TEXT_PARAMETERS = ("explain", "function_to_apply")  # the others are numbers
+TEXT_PARAMETERS = ("explain", "function_to_apply", "head")  # the others are numbers
 
 
 class RequestModel(BaseModel):
@@ -47,6 +47,10 @@ class Parameters(RequestModel):
     min_score: float = Field(0.0, ge=0, le=1, description="Leave out classes with a lower score.")
     explain: Literal["none", "cam"] = Field("none", description="`cam` adds a class activation map (CAM).")
     explain_class: int | None = Field(None, ge=0, description="Id of the class to explain instead of the best class.")
+    head: str | None = Field(None, max_length=2000, description="A taught head, or several with commas between them.")
+    similar: int | None = Field(
+        None, ge=1, le=50, description="Number of the most similar taught photos of each head to name."
+    )
 
 
 def or_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,16 @@ from serve_app.config import (
 )
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.fetching.fetch import ImageFetcher
+from serve_app.heads.examples import Example
+from serve_app.heads.fit import Fitted, fit
+from serve_app.heads.registry import HeadRegistry
+from serve_app.heads.store import HeadStore
+from serve_app.heads_config import HeadsConfig
 from serve_app.http.auth import ApiKeys
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
-from serve_app.model_card import ModelCard
+from serve_app.model_card import ModelCard, ModelRef
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
 from serve_app.preprocessing.transform import preprocess
@@ -105,6 +112,7 @@ class LocalService:
         self.keys = ApiKeys(KeysConfig())
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
+        self.heads: HeadRegistry | None = None
         self.client = LocalClient(weights)
         self.router = VariantRouter(lambda name: self.client, NoMetrics())
         self.router.reconfigure(self.config)
@@ -114,6 +122,15 @@ class LocalService:
     def configure(self, **settings: Any) -> None:
         """Change settings live."""
         self.config = self.config.model_copy(update=settings)
+
+    def keep_heads(self, config: HeadsConfig) -> None:
+        """Switch heads on. No thread follows the store: every route looks at the disk itself."""
+        self.configure(heads=config)
+        self.heads = HeadRegistry(HeadStore(Path(config.folder), config.keep_versions))
+
+    async def fit_head(self, examples: Sequence[Example], backbone: ModelRef) -> Fitted:
+        """Fit in a thread of this process."""
+        return await asyncio.to_thread(fit, examples, backbone)
 
     async def start_jobs(self) -> None:
         """Start nothing: jobs stay queued."""
