@@ -27,6 +27,7 @@ from serve_app.heads.store import HeadStore
 from serve_app.heads_config import HeadsConfig
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys
+from serve_app.http.service import Heads
 from serve_app.model_card import ModelRef
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
@@ -60,7 +61,7 @@ class Ingress:
         self._check_ray = prepare_replica()
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
-        self.heads: HeadRegistry | None = None
+        self.heads: Heads | None = None
         self._metrics = IngressMetrics()
         self._preprocessor, self._teacher = preprocessor, teacher
         self.router = VariantRouter(self._connect, self._metrics)
@@ -174,7 +175,7 @@ class Ingress:
             self.prediction_log = new
         if config.heads != self.config.heads:
             if self.heads:
-                self.heads.stop()
+                self.heads.registry.stop()
             self.heads = _open_heads(config.heads) if config.heads else None
         self.config, self.keys, self.feedback = config, keys, feedback
 
@@ -182,7 +183,8 @@ class Ingress:
         return HandleClient(variant, self._preprocessor if variant == MAIN else None)
 
 
-def _open_heads(config: HeadsConfig) -> HeadRegistry:
-    registry = HeadRegistry(HeadStore(Path(data_path(config.folder)), config.keep_versions))
+def _open_heads(config: HeadsConfig) -> Heads:
+    store = HeadStore(Path(data_path(config.folder)), config.keep_versions)
+    registry = HeadRegistry(store)
     registry.start()
-    return registry
+    return Heads(config, store, registry)

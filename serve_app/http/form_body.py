@@ -28,12 +28,14 @@ class FormSchema:
         fields: Names of text fields.
         max_files: Most files.
         max_file_bytes: Largest file; a larger one is skipped and reported as its error.
+        too_many: Error for more files.
     """
 
     files: Collection[str] | None
     fields: Collection[str]
     max_files: int
     max_file_bytes: int
+    too_many: type[TooLargeError] = TooLargeError
 
 
 @dataclass(frozen=True)
@@ -158,4 +160,4 @@ class _FormReader(FormParts):
 
     def _check_count(self) -> None:
         if len(self._form.files) >= self._schema.max_files:
-            raise TooLargeError(f"the form has more than {self._schema.max_files} files, the limit")
+            raise self._schema.too_many(f"the form has more than {self._schema.max_files} files, the limit")

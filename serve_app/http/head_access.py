@@ -12,10 +12,8 @@ from collections.abc import Collection
 from serve_app.config import IngressConfig
 from serve_app.errors import HeadsOffError, InvalidParameterError, UnknownHeadError
 from serve_app.heads.names import check_head_name
-from serve_app.heads.registry import HeadRegistry
 from serve_app.heads.stored import HeadEntry
-from serve_app.heads_config import HeadsConfig
-from serve_app.http.service import Service
+from serve_app.http.service import Heads, Service
 
 SEPARATOR = "."  # in no head's name
 
@@ -36,17 +34,17 @@ class HeadAccess:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def settings(self) -> tuple[HeadsConfig, HeadRegistry]:
-        """Return settings and registry, or raise HeadsOffError (404)."""
-        config, registry = self._service.config.heads, self._service.heads
-        if config is None or registry is None:
+    @property
+    def heads(self) -> Heads:
+        """All heads and their settings; raises HeadsOffError (404)."""
+        if self._service.heads is None:
             raise HeadsOffError("this service has no heads: set `heads: {folder: …}` in the Ingress's user_config")
-        return config, registry
+        return self._service.heads
 
     def own(self, name: str, caller: str | None) -> HeadEntry:
         """Return a head that the caller may change, or raise UnknownHeadError (404)."""
         try:
-            return self.settings()[1].entry(stored_name(check_head_name(name), caller))
+            return self.heads.registry.entry(stored_name(check_head_name(name), caller))
         except UnknownHeadError:
             raise _unknown(name) from None
 
@@ -59,7 +57,7 @@ class HeadAccess:
         try:
             return self.own(name, caller)
         except UnknownHeadError:
-            for entry in self.settings()[1].entries():
+            for entry in self.heads.registry.entries():
                 if entry.public and shown_name(entry) == name:
                     return entry
             raise
@@ -68,15 +66,7 @@ class HeadAccess:
         """Return the caller's heads and the public ones, sorted by name; none if heads are switched off."""
         if self._service.heads is None:
             return []
-        return [entry for entry in self._service.heads.entries() if entry.public or entry.owner == caller]
-
-    def has(self, name: str, caller: str | None) -> bool:
-        """Return whether the caller may use a head of that name."""
-        try:
-            self.visible(name, caller)
-        except (HeadsOffError, UnknownHeadError, InvalidParameterError):
-            return False
-        return True
+        return [entry for entry in self._service.heads.registry.entries() if entry.public or entry.owner == caller]
 
 
 def check_free(name: str, config: IngressConfig, models: Collection[str]) -> None:

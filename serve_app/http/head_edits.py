@@ -22,12 +22,11 @@ from serve_app.errors import (
 )
 from serve_app.heads.examples import Example
 from serve_app.heads.fit import Fitted
-from serve_app.heads.registry import HeadRegistry
 from serve_app.heads.stored import HeadEntry
 from serve_app.heads_config import HeadsConfig
 from serve_app.http.head_uploads import Photo
 from serve_app.http.preconditions import Preconditions
-from serve_app.http.service import Service
+from serve_app.http.service import Heads, Service
 from serve_app.model_card import ModelRef
 
 MAX_TRIES = 5  # changes of others between reading a head and writing it, for requests without If-Match
@@ -63,17 +62,14 @@ class HeadEditor:
 
     Args:
         service: The ingress replica.
-        settings: Limits and store, as HeadAccess.settings returns them.
+        heads: Limits, store and registry.
         owner: The caller's API key.
         deadline: Of the request; a fit that takes longer is given up.
     """
 
-    def __init__(
-        self, service: Service, settings: tuple[HeadsConfig, HeadRegistry], owner: str | None, deadline: Deadline
-    ) -> None:
+    def __init__(self, service: Service, heads: Heads, owner: str | None, deadline: Deadline) -> None:
         self._service, self._owner, self._deadline = service, owner, deadline
-        self._config, self._registry = settings
-        self._store = self._registry.store
+        self._config, self._store, self._registry = heads
 
     async def find(self, stored_name: str) -> HeadEntry | None:
         """Return a head of this owner from the disk, or None."""
@@ -165,7 +161,8 @@ class HeadEditor:
 
     async def _check_bytes(self, edit: Edit) -> None:
         """Raise TooManyHeadsError (409) if the owner's heads would have too many bytes."""
-        used = await in_store(self._store.used_bytes, self._owner)
+        own = [entry.name for entry in self._registry.entries() if entry.owner == self._owner]
+        used = sum([await in_store(self._store.size, name) for name in own])
         new = sum(example.embedding.nbytes for example in edit.examples) + sum(map(len, edit.photos.values()))
         if used + new > self._config.max_bytes:
             raise TooManyHeadsError(

@@ -43,10 +43,10 @@ def create_router(heads: HeadRequests) -> APIRouter:
     async def add_examples(request: Request, name: str) -> Response:
         """Send photos as for PUT; photos that their class has already are ignored and named in `warnings`."""
         note_unknown_query(request, ())
-        config, registry = access.settings()
+        config, store, _ = access.heads
         entry, conditions = await heads.own(request, name), Preconditions.of(request)
         conditions.check(entry.etag)
-        stored = await in_store(registry.store.read, entry.name)
+        stored = await in_store(store.read, entry.name)
         sent = await read_photos(request, service.config.limits, config)
         photos = without_duplicates(sent, stored.examples, request.state.warnings)
         if not photos:
@@ -109,7 +109,7 @@ def create_router(heads: HeadRequests) -> APIRouter:
     ) -> Response:
         """Only the owner of a head gets its photos."""
         entry = await heads.own(request, name)
-        photo = await in_store(access.settings()[1].store.photo, entry.name, example)
+        photo = await in_store(access.heads.store.photo, entry.name, example)
         if thumbnail:
             photo = await asyncio.to_thread(_thumbnail, photo, service.config.limits.max_pixels)
         return Response(photo, headers=CACHE, media_type="image/jpeg" if thumbnail else "application/octet-stream")

@@ -72,7 +72,7 @@ class HeadRefitter:
             self._tasks.pop(key, None)
 
     async def _find(self, entry: HeadEntry, model: ModelRef, choice: VariantChoice) -> LoadedHead:
-        config, registry = self._access.settings()
+        config, store, registry = self._access.heads
         await in_store(registry.refresh)  # another replica may have fitted it
         try:
             entry = registry.entry(entry.name)
@@ -80,12 +80,12 @@ class HeadRefitter:
             raise _changed(entry, model) from None
         for version in reversed(entry.versions):
             try:
-                loaded = await in_store(registry.store.load, entry.model_copy(update={"version": version}))
+                loaded = await in_store(store.load, entry.model_copy(update={"version": version}))
             except (UnknownHeadError, HeadDamagedError):
                 continue
             if is_taught_with(loaded.head, model):
                 return loaded
-        stored = await in_store(registry.store.read, entry.name)
+        stored = await in_store(store.read, entry.name)
         if not config.keep_photos or not all(example.kept_photo for example in stored.examples):
             raise _changed(entry, model)
         await self._refit(stored, choice)
@@ -95,11 +95,10 @@ class HeadRefitter:
         return loaded
 
     async def _refit(self, stored: StoredHead, choice: VariantChoice) -> None:
-        _, registry = self._access.settings()
+        _, store, registry = self._access.heads
         entry, examples = stored.entry, stored.examples
         photos = [
-            Photo(each.class_name, each.id, await in_store(registry.store.photo, entry.name, each.id))
-            for each in examples
+            Photo(each.class_name, each.id, await in_store(store.photo, entry.name, each.id)) for each in examples
         ]
         with self._admission.admit(0, Deadline(REFIT_S)) as permit:
             views, model = await self._embedder.views(photos, choice, permit, f"refit-{uuid.uuid4().hex}")
@@ -109,7 +108,7 @@ class HeadRefitter:
         ]
         fitted = await self._service.fit_head(refitted, model)
         try:
-            await in_store(registry.store.write, entry.name, fitted, refitted, owner=entry.owner, if_match=entry.etag)
+            await in_store(store.write, entry.name, fitted, refitted, owner=entry.owner, if_match=entry.etag)
         except PreconditionFailedError:  # another replica, or its owner, was faster
             pass
         else:

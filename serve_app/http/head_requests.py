@@ -58,7 +58,7 @@ class HeadRequests:
 
     async def refresh(self) -> None:
         """Look at the disk: another replica may have written a moment ago."""
-        await in_store(self.access.settings()[1].refresh)
+        await in_store(self.access.heads.registry.refresh)
 
     def check_public(self, name: str, caller: str | None) -> None:
         """Raise HeadNameTakenError (409) if a public head of another API key has this name."""
@@ -69,7 +69,7 @@ class HeadRequests:
 
     async def embed(self, request: Request, photos: Sequence[Photo]) -> Edit:
         """Return photos as examples; they pass the same stages as images to classify."""
-        keep = self.access.settings()[0].keep_photos
+        keep = self.access.heads.config.keep_photos
         choice = self.service.router.choose(request.headers.get("x-model"))
         views, model = await self._embedder.views(photos, choice, request.state.permit, request.state.id)
         examples = new_examples(photos, views, keep_photos=keep)
@@ -80,7 +80,7 @@ class HeadRequests:
         """Return the editor of the caller's heads, under the request's deadline."""
         permit = getattr(request.state, "permit", None)  # a DELETE without a body has none
         deadline = permit.deadline if permit else Deadline(self.service.config.limits.deadline_s)
-        return HeadEditor(self.service, self.access.settings(), request.state.caller, deadline)
+        return HeadEditor(self.service, self.access.heads, request.state.caller, deadline)
 
     def limited(self, request: Request) -> LimitedRequest:
         """Return the request with a bounded body."""
@@ -88,8 +88,8 @@ class HeadRequests:
 
     async def describe(self, request: Request, entry: HeadEntry, status: int = 200) -> Response:
         """Answer with a head as it is on the disk now."""
-        config, registry = self.access.settings()
-        stored = await in_store(registry.store.read, entry.name)
+        config, store, _ = self.access.heads
+        stored = await in_store(store.read, entry.name)
         body = document(stored, request.state.caller, self.served, config.keep_photos, request.state.warnings)
         headers = {"ETag": stored.entry.etag, "Location": f"{PATH}/{shown_name(stored.entry)}"}
         return to_json(body, status, headers)

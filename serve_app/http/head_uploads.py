@@ -85,7 +85,7 @@ async def read_photos(request: Request, limits: LimitsConfig, heads: HeadsConfig
 
 
 async def _read_form(request: Request, body: LimitedRequest, limits: LimitsConfig, max_photos: int) -> list[Photo]:
-    schema = FormSchema(None, (), max_photos, limits.max_image_bytes)
+    schema = FormSchema(None, (), max_photos, limits.max_image_bytes, TooManyPhotosError)
     form = await read_form(body.stream(), request.headers["content-type"], schema)
     note_unknown(request, "form field without a file", form.unknown, ())
     if not form.files:

@@ -140,9 +140,9 @@ class HeadUses:
             return None
         if len(wanted) > MAX_HEADS:
             raise InvalidParameterError(f"head: {len(wanted)} heads in one request; the limit is {MAX_HEADS}")
-        config, _ = self._access.settings()
+        keeps_photos = self._access.heads.config.keep_photos
         heads = {name: await self._load(name, caller) for name in wanted}
-        return HeadUse(heads, caller, config.keep_photos, self._other_weights)
+        return HeadUse(heads, caller, keeps_photos, self._other_weights)
 
     def variant(self, use: HeadUse, choice: VariantChoice) -> VariantChoice:
         """Return the variant whose weights the heads belong to, if the chosen one has others and the client named none.
@@ -157,7 +157,7 @@ class HeadUses:
 
     async def _load(self, name: str, caller: str | None) -> LoadedHead:
         """Return a head from memory, else from the disk: it may be a second old, and made at another replica."""
-        _, registry = self._access.settings()
+        registry = self._access.heads.registry
         try:
             entry = self._access.visible(name, caller)
         except UnknownHeadError:

@@ -45,12 +45,12 @@ def create_router(heads: HeadRequests) -> APIRouter:
     service, access = heads.service, heads.access
 
     def store() -> HeadStore:
-        return access.settings()[1].store
+        return access.heads.store
 
     @router.get("", response_model=HeadList, responses=problems(*READ_ERRORS), summary="The heads that you may use")
     async def list_heads(request: Request) -> Response:
         """Your heads and the public ones of other API keys, and the limits of a new one."""
-        config, _ = access.settings()
+        config = access.heads.config
         await heads.refresh()
         caller, limits = request.state.caller, service.config.limits
         return to_json(
@@ -77,7 +77,7 @@ def create_router(heads: HeadRequests) -> APIRouter:
         two people from overwriting each other.
         """
         note_unknown_query(request, TeachParameters.model_fields)
-        config, _ = access.settings()
+        config = access.heads.config
         caller, conditions = request.state.caller, Preconditions.of(request)
         key, editor = stored_name(check_head_name(name), caller), heads.editor(request)
         check_free(name, service.config, [card.name for card in service.router.cards().values()])

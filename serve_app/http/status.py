@@ -43,6 +43,7 @@ def create_router(
         service.router.first_card()
         caller, cards = request.state.caller, service.router.cards()
         served = {card.sha256 for card in cards.values()}
+        taught = [summary(entry, caller, served).model_dump() for entry in heads.all_visible(caller)]
         config = service.config
         return {
             "models": [
@@ -50,7 +51,7 @@ def create_router(
                 | card.model_dump(mode="json", exclude={"labels": True, "descriptions": True, "int8": {"ranges"}})
                 for name, card in cards.items()
             ],
-            "heads": service.heads and [summary(each, caller, served) for each in heads.all_visible(caller)],
+            "heads": taught if service.heads else None,
             "limits": config.limits.model_dump(),
             "defaults": config.model_dump(include=set(ResponseConfig.model_fields)),
             "formats": [name.lower() for name in FORMATS],
