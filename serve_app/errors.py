@@ -100,6 +100,10 @@ class HeadDamagedError(ServiceError, status=409, code="head_damaged", title="Hea
     """The files of a head are damaged, and no earlier version is left."""
 
 
+class HeadFormatError(HeadDamagedError):
+    """A newer version of the service wrote the head; its files stay, and after an upgrade they read again."""
+
+
 class PreconditionFailedError(ServiceError, status=412, code="precondition_failed", title="Precondition failed"):
     """The resource changed since the caller read it: its ETag differs from If-Match."""
 
