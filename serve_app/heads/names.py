@@ -13,13 +13,18 @@ MAX_CLASS_NAME = 80  # characters
 _HEAD_NAME = re.compile(HEAD_NAME)
 
 
+def is_head_name(name: str) -> bool:
+    """Return whether a head may have this name."""
+    return _HEAD_NAME.fullmatch(name) is not None
+
+
 def check_head_name(name: str) -> str:
     """Return the name of a head.
 
     Raises:
         InvalidParameterError: The name has another alphabet or length (422).
     """
-    if not _HEAD_NAME.fullmatch(name):
+    if not is_head_name(name):
         raise InvalidParameterError(
             f"head {name!r:.80}: a name has 1 to 63 characters of a-z, 0-9, - and _, and starts with a letter or digit"
         )
