@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.errors import InvalidParameterError, ServiceError
-from serve_app.http import classify, feedback, hugging_face, jobs, oip, status, torchserve
+from serve_app.http import classify, embed, feedback, hugging_face, jobs, oip, status, torchserve
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.canonical import CanonicalMiddleware
@@ -68,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(feedback.create_router(service, fan_out))
     app.include_router(jobs.create_router(service))
     app.include_router(classify.create_router(service, fan_out))
+    app.include_router(embed.create_router(service, fan_out))
     app.include_router(status.create_router(service, admission, accounts, stats))
     app.include_router(hugging_face.create_router(service, fan_out))
     app.include_router(torchserve.create_router(service, fan_out))

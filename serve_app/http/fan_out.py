@@ -12,7 +12,7 @@ from starlette.datastructures import State
 
 from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.http.admission import Permit
-from serve_app.http.responses import to_image_result, to_problem
+from serve_app.http.responses import omit_model, response_model, to_image_result, to_problem
 from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, Upload
@@ -93,6 +93,7 @@ class FanOut:
             context=context,
             max_pixels=service.config.limits.max_pixels,
             measure_stats=service.prediction_log is not None,
+            features="pooled" if parameters.embed or self._logs_embeddings() else None,
         )
         outcome: Outcome
         if isinstance(encoded, ServiceError):
@@ -106,14 +107,15 @@ class FanOut:
             if fetch_ms is not None:
                 outcome.timings_ms = {"fetch": fetch_ms, **outcome.timings_ms}
             self._stats.add_result(outcome)
-            return to_image_result(
-                context.index, upload.id, outcome, parameters.min_score, service.config.abstain_below
-            )
+            return to_image_result(context.index, upload.id, outcome, parameters, service.config.abstain_below)
         self._stats.add_error(outcome)
         if outcome.status in (ServiceError.status, DeadlineExceededError.status):
             log.warning("request %s, image %d: %s", context.request_id, context.index, outcome)
         problem = to_problem(outcome, context.request_id)
         return ImageResult(index=context.index, id=upload.id, status="error", error=problem)
+
+    def _logs_embeddings(self) -> bool:
+        return self._service.prediction_log is not None and self._service.prediction_log.keeps_embeddings
 
 
 async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:
@@ -123,3 +125,11 @@ async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[Ima
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def finish_results(tasks: Sequence[asyncio.Task[ImageResult]], state: State) -> list[ImageResult]:
+    """Wait for all results; name the weights in the request's ``state``, and in a result only where they differ."""
+    results = await gather_results(tasks)
+    if model := response_model(results):
+        state.model = model
+    return [omit_model(result, model) for result in results]
