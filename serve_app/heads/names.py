@@ -11,11 +11,17 @@ HEAD_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # a part of URLs and the name of a fold
 MAX_CLASS_NAME = 80  # characters
 
 _HEAD_NAME = re.compile(HEAD_NAME)
+_STORED_NAME = re.compile(HEAD_NAME + r"(\.[0-9a-f]{16})?")
 
 
 def is_head_name(name: str) -> bool:
     """Return whether a head may have this name."""
     return _HEAD_NAME.fullmatch(name) is not None
+
+
+def is_stored_name(name: str) -> bool:
+    """Return whether the store may have a head under this name: a head's name, and maybe a hash of its owner."""
+    return _STORED_NAME.fullmatch(name) is not None
 
 
 def check_head_name(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve_app.errors import UnknownHeadError
 from serve_app.files import atomic_write, create_folder, fsync, read_stored
-from serve_app.heads.names import is_head_name
+from serve_app.heads.names import is_stored_name
 from serve_app.heads.stored import HeadEntry
 
 SUFFIX = ".json"
@@ -33,7 +33,7 @@ class Pointers:
         try:
             with os.scandir(self._folder) as files:
                 for file in files:
-                    if is_head_name(name := file.name.removesuffix(SUFFIX)):
+                    if is_stored_name(name := file.name.removesuffix(SUFFIX)):
                         status = file.stat()
                         marks[name] = (status.st_ino, status.st_mtime_ns)
         except FileNotFoundError:  # no head was written yet, or one was deleted a moment ago: the next look is complete
@@ -64,7 +64,7 @@ class Pointers:
         fsync(self._folder)
 
     def _path(self, name: str) -> Path:
-        if not is_head_name(name):
+        if not is_stored_name(name):
             raise unknown(name)
         return self._folder / f"{name}{SUFFIX}"
 

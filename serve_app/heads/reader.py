@@ -99,6 +99,10 @@ class HeadReader:
         """
         return self._versions.photo(name, self.entry(name).version, example_id)
 
+    def size(self, name: str) -> int:
+        """Return the bytes of all versions of a head, kept photos included."""
+        return self._versions.size(name)
+
     def repair(self, name: str) -> HeadEntry:
         """Quarantine the version that serves if it is damaged, and let the newest sound one before it serve.
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serve_app.errors import HeadDamagedError, UnknownHeadError
-from serve_app.files import MAX_PARTIAL_AGE_S, create_folder, fsync
+from serve_app.files import MAX_PARTIAL_AGE_S, create_folder, folder_bytes, fsync
 from serve_app.heads.examples import Example
 from serve_app.heads.stored import VersionRecord, decode_head, decode_record
 from serve_app.heads.taught import TaughtHead
@@ -36,6 +36,10 @@ class Versions:
             return sorted(os.listdir(self._versions / head))
         except FileNotFoundError:
             return []
+
+    def size(self, head: str) -> int:
+        """Return the bytes of all files of a head's versions; a photo that several versions share counts for each."""
+        return folder_bytes(self._versions / head)
 
     def read(self, head: str, version: str) -> tuple[VersionRecord, TaughtHead, tuple[Example, ...]]:
         """Read a version and check that it is what was written.
