@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
+from serve_app.heads_config import HeadsConfig
 from serve_app.image_url import HostRule, ImageUrl
 from serve_app.settings import Bytes, Days, FrozenModel, Images, MiB, Rows, Seconds, Settings, Sha256, Unit
 
@@ -124,6 +125,7 @@ class PredictionLogConfig(Settings):
     flush_s: Seconds = Field(5.0, le=3600, description="Longest wait of a row in memory; a killed process loses it.")
     rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
     max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
+    embeddings: bool = Field(False, description="Keep the embedding of each image too, 1 kB a row: personal data.")
 
 
 class FeedbackConfig(FrozenModel):
@@ -263,6 +265,7 @@ class IngressConfig(ResponseConfig):
     prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
     feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
+    heads: HeadsConfig | None = Field(None, description="`{folder: …}` turns on heads: classes that clients teach.")
     images_by_url: ImagesByUrlConfig | None = Field(
         None, description="`{allowed_hosts: […]}` turns on images by URL in JSON."
     )

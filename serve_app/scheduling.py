@@ -60,6 +60,32 @@ def run_idle(script: str) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
+@contextlib.contextmanager
+def idle_thread(max_s: float) -> Iterator[None]:
+    """Run the block in SCHED_IDLE, in this thread only, for at most ``max_s``; then it goes on as the process does.
+
+    Work for a client who waits must end: on a node that is always busy, a SCHED_IDLE thread would never run.
+    """
+    if not can_restore_scheduling():
+        yield
+        return
+    thread, before = get_native_id(), os.sched_getscheduler(0)
+
+    def restore() -> None:
+        with contextlib.suppress(OSError):  # the thread has ended
+            os.sched_setscheduler(thread, before, os.sched_param(0))
+
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    timer = Timer(max_s, restore)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        restore()
+
+
 def restore_scheduling() -> None:
     """Move all threads of this process to the scheduling class of its parent, the Ray node's raylet."""
     if sys.platform != "linux":

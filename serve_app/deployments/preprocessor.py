@@ -137,6 +137,8 @@ class Preprocessor:
                 context.deadline.check()
             pixels, info = preprocess(request.image, self._transform, request.max_pixels)
             stats = image_stats(pixels) if request.measure_stats else None
+            if request.mirror:
+                pixels = np.ascontiguousarray(np.fliplr(pixels))  # contiguous: such an array is pickled without a copy
         except MemoryError:
             raise
         except ServiceError as error:

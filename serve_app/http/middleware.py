@@ -31,7 +31,7 @@ PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/openapi.json")
 PUBLIC_FOLDER = "/static-offline-docs/"
 # Job uploads go to disk as they arrive and have limits of their own, so admission control does not count them.
 JOBS_PATH = "/v1/jobs"
-CLASSIFY_METHODS = ("POST", "PUT")  # each costs its caller a token, also without a body
+CLASSIFY_METHODS = ("POST", "PUT", "PATCH")  # each costs its caller a token, also without a body
 MAX_LOGGED_PATH = 200  # characters
 SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Referrer-Policy": "no-referrer"}
 
@@ -91,7 +91,12 @@ class CorsMiddleware:
         if self._origins != origins:
             self._origins = origins
             self._cors_app = StarletteCorsMiddleware(
-                self._app, origins, ("GET", "POST", "PUT", "DELETE"), ("*",), expose_headers=("*",), max_age=600
+                self._app,
+                origins,
+                ("GET", "POST", "PUT", "PATCH", "DELETE"),
+                ("*",),
+                expose_headers=("*",),
+                max_age=600,
             )
         await (self._cors_app if origins else self._app)(scope, receive, send)
 
