@@ -23,7 +23,7 @@ from serve_app.config import LimitsConfig
 from tests.support.paths import ROOT
 
 MANIFESTS = ROOT / "cluster" / "kubernetes"
-VARIANTS = {"new-cluster": [], "incremental": ["incremental"]}
+VARIANTS = {"new-cluster": [], "incremental": ["incremental", "private-images"]}
 KINDS = {
     *("Namespace", "ConfigMap", "RayService", "Deployment", "Service", "PersistentVolumeClaim"),
     *("HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"),
@@ -222,6 +222,20 @@ def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
         assert "memory" in container["resources"]["limits"]
         assert name == "head" or spec["automountServiceAccountToken"] is False
+
+
+def test_private_images_are_pulled_with_a_login(manifests: list[Manifest]) -> None:
+    """With the component every pod names the Secret; without it none does: each missing Secret would be an event."""
+    private = "clusterUpgradeOptions" in only(manifests, "RayService")["spec"]["upgradeStrategy"]  # see VARIANTS
+    for template in pods(manifests).values():
+        assert template["spec"].get("imagePullSecrets") == ([{"name": "registry"}] if private else None)
+
+
+def test_the_page_takes_its_key_from_a_secret(manifests: list[Manifest]) -> None:
+    """The Secret is optional: an API without keys needs none."""
+    (container,) = pods(manifests)["page"]["spec"]["containers"]
+    source = {"secretKeyRef": {"name": "api-key", "key": "page", "optional": True}}
+    assert {"name": "API_KEY", "valueFrom": source} in container["env"]
 
 
 def test_manifests_contain_no_secret(manifests: list[Manifest]) -> None:
