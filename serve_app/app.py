@@ -1,4 +1,7 @@
-"""The graph: Ingress -> Preprocessor -> Classifier. One application, or one per variant behind a common ingress."""
+"""The graph: Ingress -> Preprocessor -> Classifier. One application, or one per variant behind a common ingress.
+
+Beside it stands the Teacher, which fits heads for the ingress.
+"""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
@@ -10,13 +13,14 @@ from serve_app.config import AppConfig
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
+from serve_app.deployments.teacher import Teacher
 from serve_app.inference.card import load_card
 from serve_app.scheduling import idle_start_options
 from serve_app.settings import FrozenModel
 
 
 def build_app(config: AppConfig) -> Application:
-    """Build all three stages; ``import_path: serve_app.app:build_app`` names this function.
+    """Build all three stages and the Teacher; ``import_path: serve_app.app:build_app`` names this function.
 
     Args:
         config: ``args:`` of the Serve config file.
@@ -24,7 +28,7 @@ def build_app(config: AppConfig) -> Application:
     Raises:
         WeightsError: The weights are unknown.
     """
-    return _stage(Ingress).bind(build_model(config))
+    return _stage(Ingress).bind(build_model(config), _stage(Teacher).bind())
 
 
 def build_model(config: AppConfig) -> Application:
@@ -38,8 +42,8 @@ def build_model(config: AppConfig) -> Application:
 
 
 def build_ingress(_no_arguments: FrozenModel) -> Application:
-    """Build stage 1 only; its setting ``traffic`` names the variants."""
-    return _stage(Ingress).bind()
+    """Build stage 1 and the Teacher only; its setting ``traffic`` names the variants."""
+    return _stage(Ingress).bind(None, _stage(Teacher).bind())
 
 
 def _stage(deployment: Any) -> Deployment:

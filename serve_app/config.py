@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
 
+from serve_app.heads_config import HeadsConfig
 from serve_app.image_url import HostRule, ImageUrl
 from serve_app.settings import Bytes, Days, FrozenModel, Images, MiB, Rows, Seconds, Settings, Sha256, Unit
 
@@ -74,14 +75,17 @@ class LimitsConfig(FrozenModel):
 
 
 class AdmissionConfig(Settings):
-    """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``."""
+    """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``.
 
-    renamed: ClassVar = {
-        "max_queue_s": "max_queue_wait_s",
-        "max_under_way": "max_inflight_images",
-        "max_held_bytes": "max_buffered_bytes",
-    }
-    max_queue_wait_s: Seconds = Field(1.0, description="Longest queue wait that a new image may expect.")
+    So does a request that would miss its deadline (`limits.deadline_s`, or the client's own). A caller may take three
+    times as much of a limit as it leaves free, so a caller alone may take three quarters.
+    """
+
+    renamed: ClassVar = {"max_under_way": "max_inflight_images", "max_held_bytes": "max_buffered_bytes"}
+    removed: ClassVar = dict.fromkeys(
+        ("max_queue_wait_s", "max_queue_s"),
+        "a request waits as long as its deadline allows; set `limits.deadline_s`, or X-Request-Timeout-Ms in a call",
+    )
     max_inflight_images: Images = Field(1024, description="Most images in flight, however short their wait.")
     max_buffered_bytes: Bytes = Field(512 * MiB, description="Most bytes of request bodies in memory.")
 
@@ -121,6 +125,7 @@ class PredictionLogConfig(Settings):
     flush_s: Seconds = Field(5.0, le=3600, description="Longest wait of a row in memory; a killed process loses it.")
     rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
     max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
+    embeddings: bool = Field(False, description="Keep the embedding of each image too, 1 kB a row: personal data.")
 
 
 class FeedbackConfig(FrozenModel):
@@ -260,6 +265,7 @@ class IngressConfig(ResponseConfig):
     prediction_log: PredictionLogConfig | None = Field(None, description="`{folder: …}` turns on the prediction log.")
     feedback: FeedbackConfig | None = Field(None, description="`{folder: …}` turns on `POST /v1/feedback`.")
     jobs: JobsConfig | None = Field(None, description="`{folder: …}` turns on batch jobs over HTTP.")
+    heads: HeadsConfig | None = Field(None, description="`{folder: …}` turns on heads: classes that clients teach.")
     images_by_url: ImagesByUrlConfig | None = Field(
         None, description="`{allowed_hosts: […]}` turns on images by URL in JSON."
     )

@@ -54,8 +54,16 @@ class UnknownJobError(ServiceError, status=404, code="unknown_job", title="Unkno
     """The caller has no job of that id."""
 
 
+class UnknownHeadError(ServiceError, status=404, code="unknown_head", title="Unknown head"):
+    """The caller has no head of that name, or the head has no such version, example or photo."""
+
+
 class JobsOffError(ServiceError, status=404, code="jobs_off", title="Jobs are switched off"):
     """Batch jobs are switched off."""
+
+
+class HeadsOffError(ServiceError, status=404, code="heads_off", title="Heads are switched off"):
+    """Heads are switched off."""
 
 
 class QueryTooLongError(ServiceError, status=414, code="query_too_long", title="Query too long"):
@@ -80,6 +88,30 @@ class CorruptJobError(ConflictError):
     """The request of a job cannot be read any more: its file is damaged, or a newer version wrote it."""
 
 
+class HeadNameTakenError(ServiceError, status=409, code="head_name_taken", title="Name is taken"):
+    """A head of that name belongs to another API key."""
+
+
+class TooManyHeadsError(ServiceError, status=409, code="too_many_heads", title="Too many heads"):
+    """The API key has as many heads as it may have."""
+
+
+class HeadBackboneChangedError(ServiceError, status=409, code="head_backbone_changed", title="Backbone has changed"):
+    """The head was taught with other weights than those that serve, and has to be taught again."""
+
+
+class HeadDamagedError(ServiceError, status=409, code="head_damaged", title="Head is damaged"):
+    """The files of a head are damaged, and no earlier version is left."""
+
+
+class HeadFormatError(HeadDamagedError):
+    """A newer version of the service wrote the head; its files stay, and after an upgrade they read again."""
+
+
+class PreconditionFailedError(ServiceError, status=412, code="precondition_failed", title="Precondition failed"):
+    """The resource changed since the caller read it: its ETag differs from If-Match."""
+
+
 class TooLargeError(ServiceError, status=413, code="too_large", title="Too large"):
     """The body, an image in it or the number of images exceeds a limit."""
 
@@ -87,6 +119,14 @@ class TooLargeError(ServiceError, status=413, code="too_large", title="Too large
     def over(cls, what: str, size: int, limit: int) -> TooLargeError:
         """Return the error for something of ``size`` bytes."""
         return cls(f"{what} has {size:,} bytes; the limit is {limit:,} ({limit / 2**20:.1f} MB)")
+
+
+class TooManyClassesError(TooLargeError, code="too_many_classes", title="Too many classes"):
+    """A head would have more classes than the limit."""
+
+
+class TooManyPhotosError(TooLargeError, code="too_many_photos", title="Too many photos"):
+    """A request, a class or a head would have more photos than the limit."""
 
 
 class ImageTooLargeError(TooLargeError, code="image_too_large", title="Image too large"):

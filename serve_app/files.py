@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PARTIAL_AGE_S = 86400  # a temporary file that is older belongs to a process that was killed
+LOCK_POLL_S = 0.02
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # some network file systems cannot fsync a folder
 
 
@@ -112,4 +113,24 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """
     with path.open("w") as lock_file:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+@contextmanager
+def lock_within(path: Path, timeout_s: float) -> Iterator[None]:
+    """Hold the lock of a lock file, and wait for it if need be; see ``exclusive_lock``.
+
+    Raises:
+        BlockingIOError: Other holders had the lock for ``timeout_s``.
+    """
+    last_try_s = time.monotonic() + timeout_s
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive_lock(path))
+                break
+            except BlockingIOError:
+                if time.monotonic() > last_try_s:
+                    raise
+                time.sleep(LOCK_POLL_S)
         yield

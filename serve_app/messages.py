@@ -22,6 +22,8 @@ from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, ModelCard, ModelRef
 from serve_app.settings import FrozenModel
 
 Explain = Literal["top"] | int | None
+Features = Literal["pooled", "map"] | None
+EMBEDDING_SIZE = 512  # channels of a ResNet-18's last feature map
 Image = TypeVar("Image", bytes, np.ndarray)
 
 
@@ -34,6 +36,7 @@ class RequestContext:
     deadline: Deadline  # when the client stops waiting
     traceparent: str | None = None  # W3C trace context of the request's span; None when the request is not traced
     request_uuid: str = field(default_factory=lambda: uuid.uuid4().hex)  # this server's own id of the request
+    caller: str | None = None  # name of the API key, else address of the client; callers take turns in queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,21 @@ class ClassifyRequest(Generic[Image]):
     context: RequestContext | None = None  # the HTTP request; None in a batch job or a health check
     max_pixels: int = LimitsConfig().max_pixels  # largest number of pixels that the file's header may declare
     measure_stats: bool = False  # measure brightness, contrast and sharpness of the crop for the prediction log
+    features: Features = None  # what the result carries of the network's last feature map: its mean, all of it, or none
+    mirror: bool = False  # mirror the crop left to right: a second view of a photo
 
     def with_crop(self, crop: np.ndarray) -> ClassifyRequest[np.ndarray]:
         """Return the same request with the preprocessed image."""
-        return ClassifyRequest(crop, self.top_k, self.explain, self.context, self.max_pixels, self.measure_stats)
+        return ClassifyRequest(
+            crop,
+            self.top_k,
+            self.explain,
+            self.context,
+            self.max_pixels,
+            self.measure_stats,
+            self.features,
+            self.mirror,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +116,16 @@ class ClassifyResult:
     model: ModelRef  # the weights that gave this result
     abstain_below: float = DEFAULT_ABSTAIN_BELOW  # best scores under it count as "not sure", says the model card
     activation_map: ActivationMap | None = None  # present when the request asked for it
+    features: np.ndarray | None = None  # float32; "pooled" is the embedding, (512,); "map" is (512, rows, columns)
     batch_size: int = 1  # images that shared the model's batch
     timings_ms: dict[str, float] = field(default_factory=dict)  # decode, queue and model, as far as measured
     image: ImageInfo | None = None  # what the file's header says
     image_stats: ImageStats | None = None  # present when the request asked for it
+
+    @property
+    def embedding(self) -> np.ndarray | None:
+        """The mean of the last feature map, float32, (512,); None if the request asked for no features."""
+        return self.features if self.features is None or self.features.ndim == 1 else self.features.mean((1, 2))
 
 
 Outcome = ClassifyResult | ServiceError  # of one image

@@ -150,12 +150,20 @@ class UnknownJobError(ProblemError, code="unknown_job"):
     """The caller has no job of that id (404)."""
 
 
+class UnknownHeadError(ProblemError, code="unknown_head"):
+    """The caller has no head of that name, or the head has no such version, example or photo (404)."""
+
+
 class JobsOffError(ProblemError, code="jobs_off"):
     """Batch jobs are switched off (404)."""
 
 
 class FeedbackOffError(ProblemError, code="feedback_off"):
     """Feedback is switched off (404)."""
+
+
+class HeadsOffError(ProblemError, code="heads_off"):
+    """Heads are switched off (404)."""
 
 
 class SlowBodyError(ProblemError, code="slow_body"):
@@ -166,12 +174,40 @@ class ConflictError(ProblemError, code="conflict"):
     """The request conflicts with a job: another one under the same key, or one that has not ended (409)."""
 
 
+class HeadNameTakenError(ProblemError, code="head_name_taken"):
+    """A head of that name belongs to another API key (409)."""
+
+
+class TooManyHeadsError(ProblemError, code="too_many_heads"):
+    """The API key has as many heads as it may have (409)."""
+
+
+class HeadBackboneChangedError(ProblemError, code="head_backbone_changed"):
+    """The head was taught with other weights than those that serve, and has to be taught again (409)."""
+
+
+class HeadDamagedError(ProblemError, code="head_damaged"):
+    """The files of a head are damaged, and no earlier version is left (409)."""
+
+
+class PreconditionFailedError(ProblemError, code="precondition_failed"):
+    """The resource changed since the caller read it: its ETag differs from If-Match (412)."""
+
+
 class TooLargeError(ProblemError, code="too_large"):
     """The body, an image or the number of images exceeds a limit (413)."""
 
 
 class ImageTooLargeError(ProblemError, code="image_too_large"):
     """The image has more pixels than the service decodes (413)."""
+
+
+class TooManyClassesError(ProblemError, code="too_many_classes"):
+    """A head would have more classes than the limit (413)."""
+
+
+class TooManyPhotosError(ProblemError, code="too_many_photos"):
+    """A request, a class or a head would have more photos than the limit (413)."""
 
 
 class QueryTooLongError(ProblemError, code="query_too_long"):

@@ -2,6 +2,7 @@
 
     <id>/job.json       the request; never changes
     <id>/upload.zip     the uploaded zip, kept until the job has ended; absent for a job that names a source
+    <id>/head/          the version of a head that the job uses, if any
     <id>/attempts.json  how many attempts were made; the supervisor writes it before each attempt
     <id>/stopped        an empty file: SIGINT or SIGTERM ended the last attempt, which therefore does not count
     <id>/log.txt        messages of the last attempt
@@ -34,15 +35,18 @@ from pathlib import Path
 from serve_app.batch.job_records import (
     ATTEMPTS,
     DRAFT,
+    HEAD,
     ID,
     OPEN,
     OUTCOMES,
     PROGRESS,
     REQUEST,
     RESULTS,
+    SHOWN,
     STOPPED,
     UPLOAD,
     JobAttempts,
+    JobHead,
     JobProgress,
     JobRequest,
     JobState,
@@ -60,6 +64,7 @@ from serve_app.files import atomic_write, create_folder, fsync
 from serve_app.model_card import ModelRef
 from serve_app.paths import data_path
 
+SAME = ("body_sha256", "top_k", "embed", "head")  # of two requests with one Idempotency-Key
 log = logging.getLogger("serve_app")
 
 
@@ -86,7 +91,7 @@ class JobStore:
         Nothing fails once the job exists.
 
         Raises:
-            ConflictError: The key belongs to a job with another body or top_k, or to one that cannot be read (409).
+            ConflictError: The key belongs to a job with another body or options, or to one that cannot be read (409).
         """
         if idempotency_key:
             job = hashlib.sha256(f"{request.caller}\0{idempotency_key}".encode()).hexdigest()[:32]
@@ -104,7 +109,7 @@ class JobStore:
                 return self.submit(draft, request, idempotency_key)
             except CorruptJobError as error:
                 raise ConflictError(f"Idempotency-Key {idempotency_key!r:.80}: {error}, with a new key") from None
-            if (earlier.body_sha256, earlier.top_k) != (request.body_sha256, request.top_k):
+            if any(getattr(earlier, name) != getattr(request, name) for name in SAME):
                 raise ConflictError(
                     f"Idempotency-Key {idempotency_key!r:.80} was used for another job, {job}; use a new key"
                 )
@@ -182,6 +187,10 @@ class JobStore:
         location = request.location if isinstance(request, JobRequest) else None
         return location or str(self._path(job) / UPLOAD)
 
+    def head_path(self, job: str, head: JobHead) -> Path:
+        """Return the folder of the job's head, which ``heads.versions.read_head`` reads."""
+        return self._path(job) / HEAD / head.version
+
     def results_path(self, job: str) -> Path:
         """Return the job's folder of results."""
         return self._path(job) / RESULTS
@@ -233,7 +242,7 @@ class JobStore:
         return JobState(
             id=job,
             status=outcome or ("running" if progress != StoredProgress() else "queued"),
-            **request.model_dump(include={"created", "source", "top_k", "model"}),
+            **request.model_dump(include=SHOWN),
             progress=JobProgress(**progress.model_dump(exclude={"eta_s"})),
             eta_s=None if outcome else progress.eta_s,
             error=failure if outcome == "failed" else None,

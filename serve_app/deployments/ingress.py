@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,20 +14,28 @@ from ray.serve.schema import ApplicationStatus
 
 from serve_app.analytics.upkeep import Upkeep
 from serve_app.config import IngressConfig
-from serve_app.deployments.handles import Handle, HandleClient
+from serve_app.deployments.handles import Handle, HandleClient, call
 from serve_app.deployments.job_actor import JobStarter
 from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_internals import api_host, prepare_replica
-from serve_app.errors import NotReadyError
+from serve_app.errors import NotReadyError, ServiceError
 from serve_app.exposure import check_access
+from serve_app.heads.examples import Example
+from serve_app.heads.fit import Fitted
+from serve_app.heads.registry import HeadRegistry
+from serve_app.heads.store import HeadStore
+from serve_app.heads_config import HeadsConfig
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys
+from serve_app.http.service import Heads
+from serve_app.model_card import ModelRef
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
+from serve_app.paths import data_path
 from serve_app.routing.router import VariantRouter
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 from serve_app.routing.variant import RETRY_S, VariantClient
-from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
+from serve_app.scheduling import restore_scheduling
 from serve_app.validation import parse
 
 LOG_CLOSE_S = 10  # longest wait for the last rows of a prediction log that is switched off
@@ -43,15 +53,16 @@ class Ingress:
 
     Args:
         preprocessor: First stage of the variant ``main``, if this application contains one.
+        teacher: Fits heads.
     """
 
-    def __init__(self, preprocessor: Handle | None = None) -> None:
-        enter_idle_scheduling()
+    def __init__(self, preprocessor: Handle | None, teacher: Handle) -> None:
         self._check_ray = prepare_replica()
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
+        self.heads: Heads | None = None
         self._metrics = IngressMetrics()
-        self._preprocessor = preprocessor
+        self._preprocessor, self._teacher = preprocessor, teacher
         self.router = VariantRouter(self._connect, self._metrics)
         self._closing_log: asyncio.Future[None] | None = None
         self._job_starter = JobStarter(lambda: self.config.jobs)
@@ -108,6 +119,13 @@ class Ingress:
         """
         self._check_ray()
 
+    async def fit_head(self, examples: Sequence[Example], backbone: ModelRef) -> Fitted:
+        """Fit a head in the Teacher; see http.service.Service."""
+        fitted: Fitted | ServiceError = await call(lambda: self._teacher.remote(examples, backbone), "teach")
+        if isinstance(fitted, ServiceError):
+            raise fitted
+        return fitted
+
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any; in the background, until it has worked."""
         self._job_starter.start()
@@ -154,7 +172,18 @@ class Ingress:
             if self.prediction_log:
                 self._closing_log = asyncio.get_running_loop().run_in_executor(None, self.prediction_log.close)
             self.prediction_log = new
+        if config.heads != self.config.heads:
+            if self.heads:
+                self.heads.registry.stop()
+            self.heads = _open_heads(config.heads) if config.heads else None
         self.config, self.keys, self.feedback = config, keys, feedback
 
     def _connect(self, variant: str) -> VariantClient:
         return HandleClient(variant, self._preprocessor if variant == MAIN else None)
+
+
+def _open_heads(config: HeadsConfig) -> Heads:
+    store = HeadStore(Path(data_path(config.folder)), config.keep_versions)
+    registry = HeadRegistry(store)
+    registry.start()
+    return Heads(config, store, registry)

@@ -14,14 +14,31 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.errors import InvalidParameterError, ServiceError
-from serve_app.http import classify, feedback, hugging_face, jobs, oip, status, torchserve
+from serve_app.http import (
+    classify,
+    embed,
+    feedback,
+    head_examples,
+    heads,
+    hugging_face,
+    jobs,
+    oip,
+    status,
+    torchserve,
+)
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.canonical import CanonicalMiddleware
 from serve_app.http.cross_site import CrossSiteMiddleware
 from serve_app.http.error_forms import advice, error_response
 from serve_app.http.fan_out import FanOut
+from serve_app.http.head_access import HeadAccess
+from serve_app.http.head_photos import PhotoEmbedder
+from serve_app.http.head_refit import HeadRefitter
+from serve_app.http.head_requests import HeadRequests
+from serve_app.http.head_use import HeadUses
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
+from serve_app.http.model_names import NamedModels
 from serve_app.http.openapi import complete_document, operation_id
 from serve_app.http.parameters_middleware import ParametersMiddleware
 from serve_app.http.responses import to_problem
@@ -41,7 +58,9 @@ def create_app(service: Service) -> FastAPI:
         summary="Send a photo, get its most likely classes.",
         separate_input_output_schemas=False,
         generate_unique_id_function=operation_id,
-        openapi_tags=[{"name": name} for name in ("images", "jobs", "service")],  # the order in /docs; others follow
+        openapi_tags=[
+            {"name": name} for name in ("images", "heads", "jobs", "service")
+        ],  # the order in /docs; others follow
         redoc_url=None,  # its page loads a picture from a CDN
     )
     # A redirect to the path without its last slash would make a client send its body twice.
@@ -50,6 +69,11 @@ def create_app(service: Service) -> FastAPI:
     fan_out = FanOut(service, stats)
     admission = AdmissionController(lambda: service.config)
     accounts = Accounts(lambda: service.keys.config)
+    access, embedder = HeadAccess(service), PhotoEmbedder(service, fan_out)
+    refitter = HeadRefitter(service, access, embedder, admission)
+    head_uses = HeadUses(service, access, refitter)
+    models = NamedModels(service, head_uses)
+    head_requests = HeadRequests(service, access, embedder, refitter)
     _handle_errors(app)
 
     # The middleware that is added last runs first.
@@ -64,13 +88,17 @@ def create_app(service: Service) -> FastAPI:
     async def root() -> Response:
         return RedirectResponse("/docs")
 
-    app.include_router(oip.create_router(service, fan_out))
+    # FastAPI tries one router after the other: the first answers most requests.
+    app.include_router(classify.create_router(service, fan_out, head_uses))
+    app.include_router(embed.create_router(service, fan_out))
+    app.include_router(oip.create_router(service, fan_out, models))
     app.include_router(feedback.create_router(service, fan_out))
-    app.include_router(jobs.create_router(service))
-    app.include_router(classify.create_router(service, fan_out))
-    app.include_router(status.create_router(service, admission, accounts, stats))
-    app.include_router(hugging_face.create_router(service, fan_out))
-    app.include_router(torchserve.create_router(service, fan_out))
+    app.include_router(jobs.create_router(service, access, head_uses))
+    app.include_router(heads.create_router(head_requests))
+    app.include_router(head_examples.create_router(head_requests))
+    app.include_router(status.create_router(service, access, admission, accounts, stats))
+    app.include_router(hugging_face.create_router(service, fan_out, models))
+    app.include_router(torchserve.create_router(service, fan_out, models))
 
     complete_document(app)
     return app

@@ -23,16 +23,19 @@ class FormSchema:
     """What a form may contain; other fields are skipped and named in ``Form.unknown``.
 
     Attributes:
-        files: Names of file fields; a part with such a name is a file even if it has no file name.
+        files: Names of file fields; a part with such a name is a file even if it has no file name. None takes files
+            in fields of any name, and only a part with a file name is a file.
         fields: Names of text fields.
         max_files: Most files.
         max_file_bytes: Largest file; a larger one is skipped and reported as its error.
+        too_many: Error for more files.
     """
 
-    files: Collection[str]
+    files: Collection[str] | None
     fields: Collection[str]
     max_files: int
     max_file_bytes: int
+    too_many: type[TooLargeError] = TooLargeError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class FormFile:
 
     name: str | None  # that the client gave
     content: bytes | TooLargeError
+    field_name: str
 
 
 @dataclass
@@ -118,11 +122,12 @@ class _FormReader(FormParts):
         if field_name is None:
             raise MalformedRequestError("a part of the form has no field name in its Content-Disposition")
         self._field = field_name
-        self._is_file = field_name in self._schema.files
+        files = self._schema.files
+        self._is_file = self._file_name is not None if files is None else field_name in files
         self._is_kept = self._is_file or field_name in self._schema.fields
         if self._file_name and not self._is_file:
             raise MalformedRequestError(
-                f"file field {field_name!r:.60}: send files in the field {next(iter(self._schema.files))!r}"
+                f"file field {field_name!r:.60}: send files in the field {next(iter(files or ()))!r}"
             )
         self._chunks, self._size = [], 0
 
@@ -147,7 +152,7 @@ class _FormReader(FormParts):
                 content = (
                     TooLargeError.over("the image", self._size, limit) if self._size > limit else b"".join(self._chunks)
                 )
-                self._form.files.append(FormFile(self._file_name or None, content))
+                self._form.files.append(FormFile(self._file_name or None, content, self._field))
         elif self._is_kept:
             self._form.fields[self._field] = decode_text(b"".join(self._chunks), self._charset)
         elif self._field != CHARSET_FIELD:
@@ -155,4 +160,4 @@ class _FormReader(FormParts):
 
     def _check_count(self) -> None:
         if len(self._form.files) >= self._schema.max_files:
-            raise TooLargeError(f"the form has more than {self._schema.max_files} files, the limit")
+            raise self._schema.too_many(f"the form has more than {self._schema.max_files} files, the limit")

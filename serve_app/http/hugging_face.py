@@ -1,4 +1,4 @@
-"""POST /, the image classification of Hugging Face's inference servers, which ``InferenceClient`` calls.
+"""POST / and POST /models/{name}: image classification of Hugging Face's inference servers, for ``InferenceClient``.
 
 Specification: Hugging Face, task "image-classification". The client sends the image's file as the body or, with
 parameters, base64 in JSON.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, field_validator
 from starlette.responses import Response
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from serve_app.http.base64_images import URL_OF_FILE
 from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
+from serve_app.http.model_names import NamedModels
 from serve_app.http.one_image import TopParameters, classify_one
 from serve_app.http.openapi import IMAGE_BODY, errors_as
 from serve_app.http.responses import server_timing
@@ -69,24 +70,17 @@ BODY: dict[str, Any] = {
 }
 
 
-def create_router(service: Service, fan_out: FanOut) -> APIRouter:
-    """Build the route."""
+def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> APIRouter:
+    """Build the routes."""
     router = APIRouter(tags=["Hugging Face"])
 
-    @router.post(
-        "/",
-        operation_id="hugging_face_classify",
-        response_model=list[LabelScore],
-        openapi_extra={"requestBody": BODY},
-        responses=errors_as(ErrorMessage),
-        summary="Classify one image, as Hugging Face's inference servers do",
-    )
     async def classify(request: Request, _documented: Annotated[PipelineParameters, Query()]) -> Response:
         """Send an image as the body, or base64 in JSON, as `InferenceClient.image_classification` does.
 
-        Unknown parameters are ignored and named in the header `X-Warnings`.
+        A path names the model or a head; `/` means the model. Unknown parameters are ignored and named in the header
+        `X-Warnings`.
         """
-        result = await classify_one(request, service, fan_out, PIPELINE_BODY, request.headers.get("x-model"))
+        result = await classify_one(request, service, fan_out, PIPELINE_BODY, models)
         if result.error:
             return error_response(request, result.error)
         return JSONResponse(
@@ -94,4 +88,16 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
             headers={"Server-Timing": server_timing([result], request.state.start)},
         )
 
+    for path, name, checks in (("/", "classify", []), ("/models/{name}", "classify_with", [Depends(models.find)])):
+        router.add_api_route(
+            path,
+            classify,
+            methods=["POST"],
+            operation_id=f"hugging_face_{name}",
+            dependencies=checks,
+            response_model=list[LabelScore],
+            openapi_extra={"requestBody": BODY},
+            responses=errors_as(ErrorMessage),
+            summary="Classify one image, as Hugging Face's inference servers do",
+        )
     return router

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from serve_app.errors import MalformedRequestError
 from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.model_names import SERVED, NamedModel, NamedModels
 from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import BodySchema, Parameters, RequestModel, read_uploads
@@ -26,26 +27,27 @@ Top = TypeVar("Top", bound=TopParameters)
 
 
 async def classify_one(
-    request: Request, service: Service, fan_out: FanOut, schema: BodySchema[Top], variant: str | None
+    request: Request, service: Service, fan_out: FanOut, schema: BodySchema[Top], models: NamedModels
 ) -> ImageResult:
-    """Classify the image of a request, as /v1/classify does.
+    """Classify the image of a request, as /v1/classify does, with the model or head that its path names.
 
     Args:
         request: Its body is read here.
         service: The ingress replica.
         fan_out: Sends the image to the router.
         schema: What the body may contain.
-        variant: The variant that the client names, if it names one.
+        models: Chooses the variant.
 
     Raises:
         MalformedRequestError: The body has several images (400).
-        ServiceError: See read_uploads, VariantRouter.choose and FanOut.start.
+        ServiceError: See read_uploads, NamedModels.choose and FanOut.start.
     """
-    choice = service.router.choose(variant, request.headers.get("x-sticky"))
+    named: NamedModel = getattr(request.state, "named", SERVED)
+    choice = models.choose(request, named)
     uploads, parameters = await read_uploads(request, service.config.limits, schema)
     if len(uploads) > 1:
         raise MalformedRequestError(f"{len(uploads)} images: send one image here, or several to /v1/classify")
-    tasks = fan_out.start(uploads, Parameters(top_k=parameters.top_k), choice, request.state)
+    tasks = fan_out.start(uploads, Parameters(top_k=parameters.top_k), choice, request.state, named.use)
     (result,) = await gather_results(tasks)
     request.state.model = result.model or request.state.model
-    return result
+    return named.apply(result)

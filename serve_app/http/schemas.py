@@ -120,20 +120,45 @@ class TorchServeVersion(TorchServeModel):
     workers: list[TorchServeWorker]
 
 
+class SimilarPhoto(FrozenModel):
+    """A taught photo that resembles the classified one."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    id: str | None = Field(description="Null if another API key owns the head.")
+    class_name: str = Field(alias="class")
+    distance: float = Field(description="1 - cosine of the embeddings, 0-2.")
+    photo: str | None = Field(description="Path of the photo; null if it was not kept.")
+
+
+class HeadAnswer(FrozenModel):
+    """What one head says about an image."""
+
+    version: str = Field(description="Version of the head.")
+    predictions: list[Prediction]
+    none_of_these: bool = Field(description="The photo is not like the taught ones: distance > max_distance.")
+    distance: float = Field(description="From the nearest taught photo: 1 - cosine of the embeddings, 0-2.")
+    max_distance: float | None = Field(description="None if too few photos were taught to set it.")
+    uncertainty: Uncertainty
+    explanation: Explanation | None = None
+    similar: list[SimilarPhoto] | None = None
+
+
 class ImageResult(FrozenModel):
-    """The answer for one image of a request: predictions or an error, never both."""
+    """The answer for one image of a request: predictions, an embedding or both; or an error."""
 
     index: int = Field(description="Place in the request, from 0.")
     id: str | None = Field(default=None, description="File name or id that the client gave.")
     status: Literal["ok", "error"]
     image: ImageInfo | None = None
-    predictions: list[Prediction] | None = None
+    predictions: list[Prediction] | None = Field(default=None, description="Best first; /v1/embed returns none.")
     uncertainty: Uncertainty | None = None
     timings_ms: dict[str, float] | None = Field(
         default=None, description="fetch (of an image by URL), decode, queue, model."
     )
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
+    heads: dict[str, HeadAnswer] | None = Field(default=None, description="What each head of the request says.")
+    embedding: list[float] | None = Field(default=None, description="512 numbers in the precision of float32.")
     model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")
     error: Problem | None = None
 
@@ -146,7 +171,7 @@ class Summary(FrozenModel):
 
 
 class ClassifyResponse(FrozenModel):
-    """The body of a 200 from /v1/classify."""
+    """The body of a 200 from /v1/classify and /v1/embed."""
 
     id: str
     model: ModelRef | None = Field(default=None, description="None if no image was answered.")

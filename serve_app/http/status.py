@@ -12,6 +12,8 @@ from serve_app.config import ResponseConfig
 from serve_app.errors import NotReadyError
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
+from serve_app.http.head_access import HeadAccess
+from serve_app.http.head_schemas import summary
 from serve_app.http.job_quota import queue_quota
 from serve_app.http.model_names import check_model_name
 from serve_app.http.openapi import PROBLEMS
@@ -21,7 +23,9 @@ from serve_app.observability.stats import Stats
 from serve_app.preprocessing.formats import FORMATS
 
 
-def create_router(service: Service, admission: AdmissionController, accounts: Accounts, stats: Stats) -> APIRouter:
+def create_router(
+    service: Service, heads: HeadAccess, admission: AdmissionController, accounts: Accounts, stats: Stats
+) -> APIRouter:
     """Build the GET routes that describe this ingress replica, its models and the caller's use of them."""
     router = APIRouter(tags=["service"])
 
@@ -35,15 +39,19 @@ def create_router(service: Service, admission: AdmissionController, accounts: Ac
         return {"status": "ready", "version": service.router.first_card().version}
 
     @router.get("/v1/models", responses={503: PROBLEMS[503]}, summary="Served models, limits and accepted formats")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(request: Request) -> dict[str, Any]:
         service.router.first_card()
+        caller, cards = request.state.caller, service.router.cards()
+        served = {card.sha256 for card in cards.values()}
+        taught = [summary(entry, caller, served).model_dump() for entry in heads.all_visible(caller)]
         config = service.config
         return {
             "models": [
                 {"variant": name, "classes": len(card.labels)}
                 | card.model_dump(mode="json", exclude={"labels": True, "descriptions": True, "int8": {"ranges"}})
-                for name, card in service.router.cards().items()
+                for name, card in cards.items()
             ],
+            "heads": taught if service.heads else None,
             "limits": config.limits.model_dump(),
             "defaults": config.model_dump(include=set(ResponseConfig.model_fields)),
             "formats": [name.lower() for name in FORMATS],

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from serve_app.errors import NotReadyError, OverloadedError
 from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
-from serve_app.http.model_names import check_model_name, find_version
+from serve_app.http.model_names import NamedModels, check_model_name, find_version
 from serve_app.http.one_image import TopParameters, classify_one
 from serve_app.http.openapi import IMAGE_BODY, errors_as, form_fields
 from serve_app.http.responses import server_timing
@@ -53,15 +53,12 @@ ERRORS = errors_as(TorchServeError)
 LOOKUP_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 404, 503)}
 
 
-def create_router(service: Service, fan_out: FanOut) -> APIRouter:
+def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> APIRouter:
     """Build the routes."""
     variants = service.router
 
     async def check_name(name: str) -> None:
         check_model_name(service, name, variants.first_card().name)
-
-    async def check_version(version: str) -> None:
-        find_version(variants, version)
 
     router = APIRouter(tags=["TorchServe"])
 
@@ -80,7 +77,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         return JSONResponse({"status": "Healthy"})
 
     @router.get("/models", operation_id="torchserve_list_models", responses=LOOKUP_ERRORS, summary="The served model")
-    async def models() -> TorchServeModels:
+    async def list_models() -> TorchServeModels:
         return TorchServeModels(models=[TorchServeModel(**_names(variants.first_card()))])
 
     @router.get(
@@ -121,9 +118,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
 
         Unknown parameters are ignored and named in the header `X-Warnings`.
         """
-        version = request.path_params.get("version")
-        variant = request.headers.get("x-model") if version is None else find_version(variants, version)
-        result = await classify_one(request, service, fan_out, PREDICTIONS_BODY, variant)
+        result = await classify_one(request, service, fan_out, PREDICTIONS_BODY, models)
         if result.error:
             return error_response(request, result.error)
         scores: dict[str, float] = {}
@@ -131,14 +126,14 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
             scores.setdefault(each.label, each.score)  # of classes that share a label, the best one counts
         return JSONResponse(scores, headers={"Server-Timing": server_timing([result], request.state.start)})
 
-    for path, checks in ((PREDICTIONS, [check_name]), (f"{PREDICTIONS}/{{version}}", [check_name, check_version])):
+    for path, find in ((PREDICTIONS, models.find), (f"{PREDICTIONS}/{{version}}", models.find_version)):
         for method in ("POST", "PUT"):  # `curl -T` sends PUT
             router.add_api_route(
                 path,
                 predict,
                 methods=[method],
                 operation_id=f"torchserve_predict{'_version' * (path != PREDICTIONS)}_{method.lower()}",
-                dependencies=[Depends(check) for check in checks],
+                dependencies=[Depends(find)],
                 response_model=dict[str, float],
                 openapi_extra={"requestBody": BODY},
                 responses=ERRORS,

@@ -1,4 +1,4 @@
-"""A ResNet-18 ready to run: a batch of crops in, classes and activation maps out."""
+"""A ResNet-18 ready to run: a batch of crops in; classes, activation maps and embeddings out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.models import ResNet
 
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError, InvalidParameterError, ModelFailedError, UnclassifiableImageError
-from serve_app.inference.head import Head, Requests
+from serve_app.inference.head import Head, Requests, copy_features, pool
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
 from serve_app.inference.runtimes.parity import make_test_images
@@ -146,7 +146,7 @@ class ResNetEngine:
     @torch.inference_mode()
     def _measure_probe(self, image: np.ndarray) -> np.ndarray:
         """Return the scores of the probe by class, from the runtime that was compared with PyTorch."""
-        best = self._head.best(self._runtime(image[None]), self._head.classes)[:, 0].cpu().numpy()
+        best = self._head.best(pool(self._runtime(image[None])), self._head.classes)[:, 0].cpu().numpy()
         if not np.isfinite(best).all():
             raise EngineError("the model's scores of a test image are not finite numbers: its weights are broken")
         scores = np.empty(self._head.classes, np.float32)
@@ -158,21 +158,24 @@ class ResNetEngine:
         if self._gpu:
             return self._gpu(requests)
         features = self._runtime(np.stack([request.image for request in requests]))
-        best = self._head.best(features, self._head.k(requests)).numpy()
+        pooled = pool(features)
+        best = self._head.best(pooled, self._head.k(requests)).numpy()
+        copies = copy_features(requests, features, pooled.numpy())
         if not (explained := self._head.explained(requests, best)):
-            return self._head.results(requests, best)
+            return self._head.results(requests, best, features=copies)
         maps = self._head.maps(features[[*explained]], torch.tensor([*explained.values()]))
-        return self._head.results(requests, best, maps.numpy())
+        return self._head.results(requests, best, maps.numpy(), copies)
 
 
 def _is_finite(result: ClassifyResult) -> bool:
-    """Return whether all scores and the activation map are finite numbers.
+    """Return whether all scores, the activation map and the features are finite numbers.
 
     The entropy is NaN if any logit of the image is NaN or infinite, and costs one float per image to check.
     """
-    drawn = result.activation_map
+    drawn, features = result.activation_map, result.features
     return (
         math.isfinite(result.entropy)
         and math.isfinite(sum(result.scores))
         and (drawn is None or (math.isfinite(drawn.logit) and bool(np.isfinite(drawn.values).all())))
+        and (features is None or bool(np.isfinite(features).all()))
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,32 @@ from serve_app.messages import ActivationMap, ClassifyRequest, ClassifyResult
 from serve_app.model_card import ModelCard
 
 Requests = Sequence[ClassifyRequest[np.ndarray]]
+
+
+def pool(features: Tensor) -> Tensor:
+    """Average feature maps, (N, 512, h, w), to embeddings: float32, (N, 512)."""
+    return features.mean((2, 3), dtype=torch.float32)
+
+
+def copy_features(requests: Requests, features: Tensor, pooled: np.ndarray) -> dict[int, np.ndarray]:
+    """Copy what the requests of a batch ask for, so that no result holds or shares the batch's memory.
+
+    Args:
+        requests: Those of the batch.
+        features: The last feature maps, (at least N, 512, h, w), on any device.
+        pooled: Their embeddings, float32, (at least N, 512); read only for requests of "pooled".
+
+    Returns:
+        float32 by place in the batch, for the requests that ask: (512,) for "pooled", (512, h, w) for "map".
+    """
+    return {
+        i: pooled[i].copy()
+        if request.features == "pooled"
+        # .cpu() of one image allocates nothing on a GPU; the order in memory is the runtime's, often channels last.
+        else np.array(features[i].cpu().float().numpy(), order="C")
+        for i, request in enumerate(requests)
+        if request.features is not None
+    }
 
 
 class Head:
@@ -29,14 +55,14 @@ class Head:
         self._card, self._model = card, card.ref
         self.classes = layer.out_features
 
-    def best(self, features: Tensor, k: int) -> Tensor:
-        """Reduce a batch of features, (N, 512, h, w), to the ``k`` best classes.
+    def best(self, pooled: Tensor, k: int) -> Tensor:
+        """Reduce a batch of embeddings, (N, 512), to the ``k`` best classes.
 
         Returns:
             float32, (1 + 2k, N). Row 0 is the entropy; then best score, its class id, second best score, its class
             id, and so on.
         """
-        logits = torch.addmm(self._bias, features.mean((2, 3), dtype=torch.float32), self._weight.T)
+        logits = torch.addmm(self._bias, pooled, self._weight.T)
         logs = logits.log_softmax(1)
         scores = logs.exp()
         entropy = -(scores * logs).sum(1, keepdim=True)
@@ -75,8 +101,22 @@ class Head:
             if request.explain is not None
         }
 
-    def results(self, requests: Requests, best: np.ndarray, maps: Iterable[np.ndarray] = ()) -> list[ClassifyResult]:
-        """Build the results of a batch from what ``best`` returned, and ``maps`` for each explained request."""
+    def results(
+        self,
+        requests: Requests,
+        best: np.ndarray,
+        maps: Iterable[np.ndarray] = (),
+        features: Mapping[int, np.ndarray] | None = None,
+    ) -> list[ClassifyResult]:
+        """Build the results of a batch.
+
+        Args:
+            requests: Those of the batch.
+            best: What ``best`` returned.
+            maps: What ``maps`` returned, for the explained requests.
+            features: What ``copy_features`` returned.
+        """
+        features = features or {}
         entropy, scores = best[0].tolist(), best[1::2].T.tolist()
         class_ids = best[2::2].T.astype(np.int64).tolist()
         explained = self.explained(requests, best)
@@ -92,6 +132,7 @@ class Head:
                 model=self._model,
                 abstain_below=self._card.abstain_below,
                 activation_map=drawn.get(i),
+                features=features.get(i),
                 batch_size=len(requests),
             )
             for i, request in enumerate(requests)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,17 @@ from serve_app.config import (
 )
 from serve_app.errors import NotReadyError, ServiceError
 from serve_app.fetching.fetch import ImageFetcher
+from serve_app.heads.examples import Example
+from serve_app.heads.fit import Fitted, fit
+from serve_app.heads.registry import HeadRegistry
+from serve_app.heads.store import HeadStore
+from serve_app.heads_config import HeadsConfig
 from serve_app.http.auth import ApiKeys
+from serve_app.http.service import Heads
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.weights import load_model
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
-from serve_app.model_card import ModelCard
+from serve_app.model_card import ModelCard, ModelRef
 from serve_app.observability.feedback_store import Feedback
 from serve_app.observability.prediction_log import PredictionLog
 from serve_app.preprocessing.transform import preprocess
@@ -55,17 +63,22 @@ class LocalClient:
         failing: Raised instead of a result, to see how the API reports it.
         delay_s: Additional time per call, in seconds.
         fetcher: Fetches images by URL.
+        weights: What it serves.
     """
 
     def __init__(self, weights: WeightsConfig) -> None:
-        engine, self.card = load(weights)
-        self._weights = weights
-        self._batcher: MicroBatcher[ClassifyRequest[np.ndarray], ClassifyResult] = MicroBatcher(
-            ThreadRunner(engine.classify), BatchConfig()
-        )
         self.failing: Exception | None = None
         self.delay_s = 0.0
         self.fetcher = ImageFetcher()
+        self.swap(weights)
+
+    def swap(self, weights: WeightsConfig) -> None:
+        """Serve other weights from now on."""
+        engine, self.card = load(weights)
+        self.weights = weights
+        self._batcher: MicroBatcher[ClassifyRequest[np.ndarray], ClassifyResult] = MicroBatcher(
+            ThreadRunner(engine.classify), BatchConfig()
+        )
 
     async def send(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         await asyncio.sleep(self.delay_s)
@@ -79,13 +92,15 @@ class LocalClient:
     async def fetch_state(self) -> ModelState:
         if isinstance(self.failing, ServiceError):
             raise NotReadyError("the classify stage does not answer yet")
-        return ModelState(card=self.card, weights=self._weights)
+        return ModelState(card=self.card, weights=self.weights)
 
     async def _classify(self, request: ClassifyRequest[bytes]) -> Outcome:
         try:
             pixels, info = preprocess(request.image, self.card.transform, request.max_pixels)
         except ServiceError as error:
             return error
+        if request.mirror:
+            pixels = np.ascontiguousarray(np.fliplr(pixels))
         done = await self._batcher.submit(request.with_crop(pixels))
         result = done.value
         result.image, result.batch_size = info, done.batch_size
@@ -105,6 +120,7 @@ class LocalService:
         self.keys = ApiKeys(KeysConfig())
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
+        self.heads: Heads | None = None
         self.client = LocalClient(weights)
         self.router = VariantRouter(lambda name: self.client, NoMetrics())
         self.router.reconfigure(self.config)
@@ -114,6 +130,16 @@ class LocalService:
     def configure(self, **settings: Any) -> None:
         """Change settings live."""
         self.config = self.config.model_copy(update=settings)
+
+    def keep_heads(self, config: HeadsConfig) -> None:
+        """Switch heads on. No thread follows the store: every route looks at the disk itself."""
+        self.configure(heads=config)
+        store = HeadStore(Path(config.folder), config.keep_versions)
+        self.heads = Heads(config, store, HeadRegistry(store))
+
+    async def fit_head(self, examples: Sequence[Example], backbone: ModelRef) -> Fitted:
+        """Fit in a thread of this process."""
+        return await asyncio.to_thread(fit, examples, backbone)
 
     async def start_jobs(self) -> None:
         """Start nothing: jobs stay queued."""

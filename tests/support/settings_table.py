@@ -21,6 +21,7 @@ from serve_app.config import (
     PredictionLogConfig,
     WeightsConfig,
 )
+from serve_app.heads_config import HeadsConfig
 from serve_app.settings import FrozenModel, MiB, Unit
 from tests.support.paths import ROOT
 
@@ -39,6 +40,7 @@ SECTIONS: dict[str, type[FrozenModel]] = {
     "`prediction_log` of the Ingress": PredictionLogConfig,
     "`feedback` of the Ingress": FeedbackConfig,
     "`jobs` of the Ingress": JobsConfig,
+    "`heads` of the Ingress": HeadsConfig,
     "`images_by_url` of the Ingress": ImagesByUrlConfig,
 }
 

@@ -80,6 +80,26 @@ async def test_an_expired_image_is_not_decoded(stage: Any, decoded: list[bytes])
     assert decoded == [requests[1].image, requests[3].image]
 
 
+async def test_a_mirrored_request_reaches_the_model_mirrored(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left and right change places in the crop; everything else of the request stays."""
+    sent: list[ClassifyRequest[np.ndarray]] = []
+    answer = stage._classifier.remote
+
+    async def remote(requests: list[ClassifyRequest[np.ndarray]], in_flight_hint: int) -> list[ClassifyResult]:
+        sent.extend(requests)
+        return list(await answer(requests, in_flight_hint))
+
+    monkeypatch.setattr(stage._classifier, "remote", remote)
+    plain = dataclasses.replace(request(1), features="pooled", measure_stats=True)
+    await stage([plain, dataclasses.replace(plain, mirror=True)], 2)
+    np.testing.assert_array_equal(sent[1].image, sent[0].image[:, ::-1])
+    assert sent[1].image.flags.c_contiguous
+    assert not (sent[0].image == sent[1].image).all()
+    assert [dataclasses.replace(each, image=b"") for each in sent] == [
+        dataclasses.replace(plain, image=b"", mirror=mirror) for mirror in (False, True)
+    ]
+
+
 async def test_a_cancelled_call_decodes_no_further_image(
     stage: Any, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ async def test_whole_forms_however_they_are_written(body: bytes, content_type: s
 )
 async def test_file_names_of_every_client(disposition: str, name: str) -> None:
     form = await read(part(PHOTOS[0], disposition) + b"--XbX--")
-    assert form.files == [FormFile(name, PHOTOS[0])]
+    assert form.files == [FormFile(name, PHOTOS[0], "images")]
 
 
 @pytest.mark.parametrize("charset", ["unicode_escape", "zlib", "idna", "raw_unicode_escape", "utf-7", "", "x" * 500])
@@ -173,7 +173,7 @@ async def test_other_parts_of_a_browsers_form() -> None:
         ]
     )
     form = await read(body)
-    assert form.files == [FormFile(None, PHOTOS[0]), FormFile("empty.jpg", b"")]
+    assert form.files == [FormFile(None, PHOTOS[0], "file"), FormFile("empty.jpg", b"", "file")]
     assert form.fields == {"top_k": "3"}
     assert form.unknown == ["attachment", "submit", "button.x"]
 

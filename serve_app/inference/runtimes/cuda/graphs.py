@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.inference.head import Head, Requests
+from serve_app.inference.head import Head, Requests, copy_features, pool
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, cudnn_without_tf32
 from serve_app.messages import ClassifyRequest, ClassifyResult
 
@@ -87,12 +87,13 @@ class BatchGraphs:
         shape = (size, crop_px, crop_px, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=runtime.device)
         self._explained = torch.zeros(size, dtype=torch.int64, device=runtime.device)
-        self._features, self._best, self._maps = torch.empty(0), torch.empty(0), torch.empty(0)
+        self._features, self._pooled, self._best, self._maps = (torch.empty(0) for _ in range(4))
         self.run = stream.record(self._classify)
         self._run_maps = stream.record(self._explain)
         self._pinned_pixels = stream.pinned(shape, torch.uint8)
         self._pinned_explained = stream.pinned((size,), torch.int64)
         self._pinned_best = stream.pinned(self._best.shape, torch.float32)
+        self._pinned_pooled = stream.pinned(self._pooled.shape, torch.float32)
         self._pinned_maps = stream.pinned(self._maps.shape, torch.float32)
 
     def __call__(self, items: Requests) -> list[ClassifyResult]:
@@ -115,12 +116,17 @@ class BatchGraphs:
                 self._explained.copy_(self._pinned_explained, non_blocking=True)
                 self._run_maps()
                 self._pinned_maps.copy_(self._maps, non_blocking=True)
+            if any(item.features == "pooled" for item in items):
+                self._pinned_pooled[:n].copy_(self._pooled[:n], non_blocking=True)
             self._stream.wait()
-        return self._head.results(items, self._pinned_best[:rows, :n].numpy(), self._pinned_maps.numpy()[explained])
+            copies = copy_features(items, self._features, self._pinned_pooled.numpy())
+        best, maps = self._pinned_best[:rows, :n].numpy(), self._pinned_maps.numpy()[explained]
+        return self._head.results(items, best, maps, copies)
 
     def _classify(self) -> None:
         self._features = self._runtime.forward(self._pixels)
-        self._best = self._head.best(self._features, self._head.classes)
+        self._pooled = pool(self._features)
+        self._best = self._head.best(self._pooled, self._head.classes)
 
     def _explain(self) -> None:
         best = self._best[2].long()
