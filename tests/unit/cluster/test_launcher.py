@@ -148,7 +148,7 @@ def test_the_page_gets_key_and_public_address(monkeypatch: pytest.MonkeyPatch, s
     ("registry", "commands"),
     [
         (
-            "123456789012.dkr.ecr.eu-west-1.amazonaws.com",
+            "account.dkr.ecr.eu-west-1.amazonaws.com",
             "ecr get-login-password --region eu-west-1|login --username AWS --password-stdin {}",
         ),
         ("ghcr.io", "ssm --name /classify/registry-login|login --username alice --password-stdin {}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cfnlint
@@ -20,6 +21,19 @@ def resources() -> dict[str, Any]:
 def test_cloudformation_accepts_the_template() -> None:
     """CloudFormation's own linter finds nothing, YAML aliases and merge keys included."""
     assert [str(match) for match in cfnlint.api.lint_file(STACK_TEMPLATE)] == []
+
+
+def test_the_deploy_role_admits_approved_runs_only() -> None:
+    """The linter accepts it; the token has to be of the environment; a session lasts as long as the workflow asks."""
+    path = STACK_TEMPLATE.with_name("deploy-role.yaml")
+    assert [str(match) for match in cfnlint.api.lint_file(path)] == []
+    role = cfnlint.decode.cfn_yaml.load(str(path))["Resources"]["DeployRole"]["Properties"]
+    (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+    conditions = {name.rpartition(":")[2]: value for name, value in statement["Condition"]["StringEquals"].items()}
+    assert conditions == {"aud": "sts.amazonaws.com", "sub": {"Fn::Sub": "repo:${Repository}:environment:production"}}
+    workflow = (ROOT / ".github" / "workflows" / "deploy.yml").read_text()
+    (seconds,) = re.findall(r"role-duration-seconds: (\d+)", workflow)
+    assert int(seconds) <= role["MaxSessionDuration"]
 
 
 def test_only_the_load_balancer_is_open_to_addresses(resources: dict[str, Any]) -> None:
