@@ -10,7 +10,7 @@ import typer
 import yaml
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster import launcher
+from cluster import launcher, public_address
 from cluster.aws import Account
 from cluster.costs import cost_table
 from cluster.settings import ClusterError, read_settings
@@ -85,31 +85,34 @@ def up(
     account.put_stack()
     running_before = account.clusters()
     ray_config = write_ray_config(account, settings.cluster)
+    api_key = account.api_key()
+    former: dict[str, list[str]] = {}
     say(f"launching the nodes of {settings.cluster}")
     try:
         # --no-restart: nodes that already run keep serving; only their number changes.
         launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", ray_config)
         if settings.page_image:
-            launcher.start_page(ray_config, settings.page_image)
+            launcher.start_page(ray_config, settings, account.key_parameter if api_key else None)
         say(f"deploying {config.name}")
-        launcher.deploy(ray_config, config, "--timeout-s", str(LAUNCH_TIMEOUT_S))
+        launcher.deploy(ray_config, config, api_key, "--timeout-s", str(LAUNCH_TIMEOUT_S))
         say("moving the clients")
         former = account.move_clients_to(settings.cluster)
-    except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
+        address = account.outputs().get("Address")
+        if address and settings.public_url:
+            say(f"classifying an image as {settings.public_url}")
+            public_address.check(settings.public_url, address, api_key, config)
+        say(f"up; point the certificate's DNS name at {address}" if address else "up, without a load balancer")
+        if not keep_old:
+            watch(account, watch_min)
+    except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt) as error:
+        if isinstance(error, ClusterError) and any(former.values()):
+            say(f"moving the clients back: {error}")
+            account.balancer().move(former)
         if settings.cluster not in running_before and not keep:
-            say("the launch failed; ending the new nodes")
+            say("the update failed; ending the new nodes")
             end(account, settings.cluster)
         raise
-    address = account.outputs().get("Address")
-    say(f"up; point the certificate's DNS name at {address}" if address else "up, without a load balancer")
     if not keep_old:
-        try:
-            watch(account, watch_min)
-        except ClusterError as error:
-            if any(former.values()):
-                say(f"moving the clients back: {error}")
-                account.balancer().move(former)
-            raise ClusterError(f"{error}; no node was ended, and the former targets have the clients") from None
         end_others(account)
 
 
@@ -133,8 +136,9 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would change; change nothing.")] = False,
 ) -> None:
     """Deploy a Serve config to the running nodes."""
-    ray_config = running_config(connect(settings_file, overrides))
-    launcher.deploy(ray_config, config, *(["--dry-run"] if dry_run else []))
+    account = connect(settings_file, overrides)
+    ray_config = running_config(account)
+    launcher.deploy(ray_config, config, account.api_key(), *(["--dry-run"] if dry_run else []))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from cluster.load_balancer import LoadBalancer
 from cluster.settings import ClusterError, Settings
+from serve_app.console import say
 
 STACK_TEMPLATE = Path(__file__).with_name("ec2-stack.yaml")
 
@@ -34,7 +35,7 @@ class Account:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._key_parameter = f"/{settings.name}/ssh-key"
+        self._ssh_parameter, self.key_parameter = f"/{settings.name}/ssh-key", f"/{settings.name}/api-key"
         session = boto3.Session(region_name=settings.region)
         self.cloudformation = session.client("cloudformation")
         self.ec2 = session.client("ec2")
@@ -44,12 +45,20 @@ class Account:
     def put_stack(self) -> None:
         """Create the stack or update it, and wait until CloudFormation is done."""
         settings = self.settings
+        stack = self._stack()
+        if stack and stack["StackStatus"] == "ROLLBACK_COMPLETE":
+            say("the stack was never created completely; deleting what is left of it")
+            self.cloudformation.delete_stack(StackName=settings.name)
+            self.cloudformation.get_waiter("stack_delete_complete").wait(StackName=settings.name)
+            stack = None
         parameters = {
             "Name": settings.name,
             "Vpc": settings.vpc,
             "Subnets": ",".join(settings.subnets),
             "CertificateArn": settings.certificate,
             "ClientCidr": settings.client_cidr,
+            # A stack keeps the endpoint that it began with: its own, or one that the VPC had.
+            **(self._endpoint_in_vpc() if stack is None else endpoint_parameters(stack)),
         }
         present = [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items() if value]
         request: dict[str, Any] = {
@@ -58,7 +67,7 @@ class Account:
             "Parameters": present,
             "Capabilities": ["CAPABILITY_IAM"],
         }
-        if self._stack() is None:
+        if stack is None:
             self.cloudformation.create_stack(**request)
             self.cloudformation.get_waiter("stack_create_complete").wait(StackName=settings.name)
             return
@@ -88,12 +97,38 @@ class Account:
                 return None
             raise
 
+    def _endpoint_in_vpc(self) -> dict[str, str]:
+        """Return the parameters for an Instance Connect endpoint that the VPC has already; empty without one.
+
+        AWS allows one endpoint for each VPC.
+        """
+        found = self.ec2.describe_instance_connect_endpoints(
+            Filters=[
+                {"Name": "vpc-id", "Values": [self.settings.vpc]},
+                {"Name": "state", "Values": ["create-complete"]},
+            ]
+        )["InstanceConnectEndpoints"]
+        if not found:
+            return {}
+        endpoint = found[0]
+        group = endpoint["SecurityGroupIds"][0]
+        say(f"using the VPC's endpoint {endpoint['InstanceConnectEndpointId']}; its group {group} must allow ssh out")
+        return {"Endpoint": endpoint["InstanceConnectEndpointId"], "EndpointGroup": group}
+
+    def api_key(self) -> str | None:
+        """Return the API key that page and tests send; None if Parameter Store has none."""
+        try:
+            value = self.ssm.get_parameter(Name=self.key_parameter, WithDecryption=True)["Parameter"]["Value"]
+        except self.ssm.exceptions.ParameterNotFound:
+            return None
+        return str(value)
+
     def delete_stack(self) -> None:
         """Delete the stack and the ssh key, and wait until CloudFormation is done; the bucket stays."""
         self.cloudformation.delete_stack(StackName=self.settings.name)
         self.cloudformation.get_waiter("stack_delete_complete").wait(StackName=self.settings.name)
         self.ec2.delete_key_pair(KeyName=self.settings.name)
-        self.ssm.delete_parameters(Names=[self._key_parameter])
+        self.ssm.delete_parameters(Names=[self._ssh_parameter])
 
     def write_private_key(self, folder: Path) -> Path:
         """Write the nodes' ssh key to a file that only its owner can read, and return its path.
@@ -106,7 +141,7 @@ class Account:
         """
         name = self.settings.name
         try:
-            private_key = self.ssm.get_parameter(Name=self._key_parameter, WithDecryption=True)["Parameter"]["Value"]
+            private_key = self.ssm.get_parameter(Name=self._ssh_parameter, WithDecryption=True)["Parameter"]["Value"]
         except self.ssm.exceptions.ParameterNotFound:
             try:
                 private_key = self.ec2.create_key_pair(KeyName=name, KeyType="ed25519")["KeyMaterial"]
@@ -114,10 +149,10 @@ class Account:
                 if error.response["Error"]["Code"] != "InvalidKeyPair.Duplicate":
                     raise
                 raise ClusterError(
-                    f"key pair {name} exists in EC2, but Parameter Store has no {self._key_parameter} with its "
+                    f"key pair {name} exists in EC2, but Parameter Store has no {self._ssh_parameter} with its "
                     "private half: delete the key pair, then run this command again"
                 ) from None
-            self.ssm.put_parameter(Name=self._key_parameter, Value=private_key, Type="SecureString")
+            self.ssm.put_parameter(Name=self._ssh_parameter, Value=private_key, Type="SecureString")
         path = folder / f"{name}.pem"
         path.unlink(missing_ok=True)
         path.touch(0o600)
@@ -173,3 +208,9 @@ class Account:
         """Return whether the load balancer sends requests to a cluster, so that its nodes must not end."""
         targets = {head for heads in self.balancer().targets().values() for head in heads}
         return any(node.instance_id in targets for node in self.nodes() if node.cluster == cluster)
+
+
+def endpoint_parameters(stack: dict[str, Any]) -> dict[str, str]:
+    """Return a stack's parameters about the endpoint."""
+    parameters = {each["ParameterKey"]: each["ParameterValue"] for each in stack.get("Parameters", [])}
+    return {name: parameters[name] for name in ("Endpoint", "EndpointGroup") if name in parameters}

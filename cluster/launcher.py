@@ -56,7 +56,7 @@ def render_config(settings: Settings, outputs: Mapping[str, str], private_key: P
         ClusterError: A placeholder is not a setting or output, or Ray rejects the result.
     """
     values = {**settings.model_dump(), **outputs, "cluster": cluster, "private_key": str(private_key)}
-    values["subnets"] = json.dumps(settings.subnets)
+    values |= {"subnets": json.dumps(settings.subnets), "registry": settings.registry}
     try:
         config = yaml.safe_load(string.Template(TEMPLATE.read_text()).substitute(values))
     except KeyError as error:
@@ -125,20 +125,36 @@ def accepts_connections(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
-    """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back."""
+def deploy(config: Path, serve_config: Path, api_key: str | None, *arguments: str) -> None:
+    """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back.
+
+    Its test requests carry ``api_key``, or without one the operator's ``API_KEY``.
+    """
+    environment = {**os.environ} | ({"API_KEY": api_key} if api_key else {})
     with tunnel(config, 8265) as dashboard, tunnel(config, 8000) as api:
         command = [sys.executable, "-m", "serve_app", "deploy", str(serve_config), "--address", dashboard, "--api", api]
-        if subprocess.run([*command, *arguments], cwd=ROOT).returncode:
+        if subprocess.run([*command, *arguments], cwd=ROOT, env=environment).returncode:
             raise ClusterError(f"{serve_config} was not deployed; the reason is above")
 
 
-def start_page(config: Path, image: str) -> None:
-    """Start the page's container on the head's host; one that already runs with the same options keeps serving."""
-    run = f"{RUN_PAGE} {image}"
+def start_page(config: Path, settings: Settings, key_parameter: str | None) -> None:
+    """Start the page's container on the head's host; one that already runs with the same options keeps serving.
+
+    Args:
+        config: Ray's config of the cluster.
+        settings: Of the installation; they name the page's image.
+        key_parameter: Parameter with the page's API key; the host reads it, so that no command line contains the key.
+    """
+    key, options = "", ""
+    if key_parameter:
+        get = f"aws ssm get-parameter --region {settings.region} --name {key_parameter} --with-decryption"
+        key, options = f"API_KEY=$({get} --query Parameter.Value --output text) && export API_KEY && ", "--env API_KEY "
+    if settings.public_url:
+        options += f"--env API_PUBLIC_URL={settings.public_url} "
+    run = f"{RUN_PAGE} {options}{settings.page_image}"
     mark = f"command={hashlib.sha256(run.encode()).hexdigest()[:12]}"
     command = (
         f"docker ps --quiet --filter label={mark} | grep -q . || "
-        f"{{ docker rm --force page >/dev/null 2>&1; {run.replace('--name', f'--label {mark} --name', 1)}; }}"
+        f"{{ docker rm --force page >/dev/null 2>&1; {key}{run.replace('--name', f'--label {mark} --name', 1)}; }}"
     )
     run_ray("exec", "--no-config-cache", "--run-env", "host", config, command)

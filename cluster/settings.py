@@ -15,6 +15,7 @@ EXPECTED = {
     "page_image": "an image by digest, REPOSITORY@sha256:…",
     "ami": "the id of an AMI, ami-…; settings.example.yaml says how to find the current one",
     "subnets": "a list of two or more subnet-…",
+    "public_url": "the clients' address, https://NAME, without a path",
 }
 
 
@@ -36,12 +37,20 @@ class Settings(BaseModel):
     subnets: tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(min_length=2)
     certificate: str | None = Field(default=None, pattern=r"^arn:[\w-]+:acm:")
     client_cidr: str | None = Field(default=None, pattern=r"^[0-9.]+/\d+$")
+    public_url: str | None = Field(default=None, pattern=r"^https://[\w.-]+$")
 
     @model_validator(mode="after")
     def _check_load_balancer(self) -> Self:
         if (self.certificate is None) != (self.client_cidr is None):
             raise ValueError("certificate and client_cidr belong together: set both for a load balancer, or neither")
+        if self.public_url and not self.certificate:
+            raise ValueError("public_url needs a load balancer: set certificate and client_cidr too, or remove it")
         return self
+
+    @property
+    def registry(self) -> str:
+        """Host of the registry from which nodes pull the image."""
+        return self.image.partition("/")[0]
 
     @property
     def cluster(self) -> str:

@@ -19,7 +19,7 @@ import yaml
 from botocore.exceptions import EndpointConnectionError
 
 from cluster import __main__ as cli
-from cluster import launcher
+from cluster import aws, launcher
 from cluster.aws import Account
 from cluster.settings import ClusterError, Settings
 from serve_app.launcher.environment import free_port
@@ -43,6 +43,9 @@ class MockedAccount(Account):
 
     def outputs(self) -> dict[str, str]:
         return {**super().outputs(), "Endpoint": "eice-0123456789abcdef0"}
+
+    def _endpoint_in_vpc(self) -> dict[str, str]:
+        return {}
 
 
 @dataclass
@@ -127,6 +130,10 @@ def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         certificate=boto3.client("acm").request_certificate(DomainName="classify.example.com")["CertificateArn"],
         client_cidr="0.0.0.0/0",
     )
+    template = tmp_path_factory.mktemp("stack") / "ec2-stack.yaml"
+    known = aws.STACK_TEMPLATE.read_text().replace("RetainExceptOnCreate", "Retain")  # moto knows the older one only
+    template.write_text(known)
+    mock_aws.setattr(aws, "STACK_TEMPLATE", template)
     account = MockedAccount(settings)
     account.put_stack()
     config = cli.write_ray_config(account, settings.cluster)

@@ -29,6 +29,9 @@ class FakeAccount:
     def put_stack(self) -> None:
         """The stack exists already."""
 
+    def api_key(self) -> str | None:
+        return None
+
     def clusters(self) -> set[str]:
         return set(self.running)
 

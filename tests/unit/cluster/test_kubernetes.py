@@ -23,7 +23,7 @@ from serve_app.config import LimitsConfig
 from tests.support.paths import ROOT
 
 MANIFESTS = ROOT / "cluster" / "kubernetes"
-VARIANTS = {"new-cluster": [], "incremental": ["incremental"]}
+VARIANTS = {"new-cluster": [], "incremental": ["incremental", "monitoring", "private-images"]}
 KINDS = {
     *("Namespace", "ConfigMap", "RayService", "Deployment", "Service", "PersistentVolumeClaim"),
     *("HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"),
@@ -98,9 +98,9 @@ def rayservice_errors() -> Callable[[Manifest], list[str]]:
 def test_core_objects_are_valid(manifests: list[Manifest]) -> None:
     """They match Kubernetes' own schemas, without unknown keys, from the oldest version that the page names."""
     assert f"Kubernetes {OLDEST}" in (ROOT / "docs" / "kubernetes.md").read_text()
-    assert {manifest["kind"] for manifest in manifests} == KINDS
+    assert {manifest["kind"] for manifest in manifests} - {"PodMonitor"} == KINDS
     for manifest in manifests:
-        if manifest["kind"] != "RayService":
+        if manifest["kind"] not in ("RayService", "PodMonitor"):
             for version in (OLDEST, kubernetes_validate.latest_version()):
                 kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -222,6 +222,32 @@ def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
         assert "memory" in container["resources"]["limits"]
         assert name == "head" or spec["automountServiceAccountToken"] is False
+
+
+def test_prometheus_finds_the_metrics(manifests: list[Manifest]) -> None:
+    """The PodMonitor selects every Ray pod, by a port that each has and that the network policy opens."""
+    for monitor in (manifest for manifest in manifests if manifest["kind"] == "PodMonitor"):
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        for name, template in pods(manifests).items():
+            assert matches(monitor["spec"]["selector"], template) == (name != "page")
+            if name != "page":
+                (container,) = template["spec"]["containers"]
+                ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+                assert ("classify=metrics", ports[endpoint["port"]]) in set(admitted(manifests, template))
+
+
+def test_private_images_are_pulled_with_a_login(manifests: list[Manifest]) -> None:
+    """With the component every pod names the Secret; without it none does: each missing Secret would be an event."""
+    private = "clusterUpgradeOptions" in only(manifests, "RayService")["spec"]["upgradeStrategy"]  # see VARIANTS
+    for template in pods(manifests).values():
+        assert template["spec"].get("imagePullSecrets") == ([{"name": "registry"}] if private else None)
+
+
+def test_the_page_takes_its_key_from_a_secret(manifests: list[Manifest]) -> None:
+    """The Secret is optional: an API without keys needs none."""
+    (container,) = pods(manifests)["page"]["spec"]["containers"]
+    source = {"secretKeyRef": {"name": "api-key", "key": "page", "optional": True}}
+    assert {"name": "API_KEY", "valueFrom": source} in container["env"]
 
 
 def test_manifests_contain_no_secret(manifests: list[Manifest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from contextlib import contextmanager
@@ -17,13 +18,17 @@ from cluster import launcher
 from cluster.settings import ClusterError, Settings
 from tests.support.paths import ROOT
 
-DOCKER = 'docker() {{ case $1 in ps) {};; run) echo "$@";; esac; }}; '  # a stand-in that lists or prints
+# Stand-ins: `docker` lists containers or prints its arguments and key, `aws` prints a secret.
+STUBS = (
+    'docker() {{ case $1 in ps) {};; run) echo "$@"; echo "key: $API_KEY";; esac; }}; '
+    'aws() {{ shift 2; echo "secret of $1 $2 $3 $4"; }}; '
+)
 
 
 def test_ray_accepts_the_config_and_no_placeholder_is_left(config: dict[str, Any]) -> None:
     """Ray's own validation passes, and every ${…} of ec2.yaml has a value."""
     assert launcher.validate(config) is config
-    assert "${" not in json.dumps(config)
+    assert not re.search(r"\$\{\w+\}", json.dumps(config))
 
 
 def test_the_error_names_the_key_that_ray_rejects(config: dict[str, Any]) -> None:
@@ -101,22 +106,73 @@ def test_every_node_and_the_page_share_the_data_folder(config: dict[str, Any], o
     assert "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions" in launcher.RUN_PAGE
 
 
-def test_a_page_that_runs_with_the_same_options_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`up` on nodes that serve restarts the page only if its image or options changed; the command is valid shell."""
+def page_commands(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, *images: str, key: str | None = None
+) -> list[str]:
     commands: list[str] = []
     monkeypatch.setattr(launcher, "run_ray", lambda *arguments: commands.append(str(arguments[-1])))
-    for image in ("page@sha256:1", "page@sha256:1", "page@sha256:2"):
-        launcher.start_page(Path("c.yaml"), image)
-    assert commands[0] == commands[1] != commands[2]
-    found, started = (
-        subprocess.run(["sh", "-c", DOCKER.format(ps) + commands[0]], capture_output=True, text=True).stdout
-        for ps in ("echo 1", ":")
-    )
-    assert found == ""
-    (run,) = started.splitlines()
-    label = shlex.split(commands[0])[4].removeprefix("label=")
+    for image in images:
+        launcher.start_page(Path("c.yaml"), settings.model_copy(update={"page_image": image}), key)
+    return commands
+
+
+def shell(command: str, ps: str) -> str:
+    return subprocess.run(["sh", "-c", STUBS.format(ps) + command], capture_output=True, text=True).stdout
+
+
+def test_a_page_that_runs_with_the_same_options_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    """`up` on nodes that serve restarts the page only if its image or options changed; the command is valid shell."""
+    first, again, other = page_commands(monkeypatch, settings, "page@sha256:1", "page@sha256:1", "page@sha256:2")
+    assert first == again != other
+    assert shell(first, ps="echo 1") == ""
+    run, key = shell(first, ps=":").splitlines()
+    label = shlex.split(first)[4].removeprefix("label=")
     assert run.startswith(f"run --detach --label {label} --name page ")
     assert run.endswith("page@sha256:1")
+    assert key == "key: "
+
+
+def test_the_page_gets_key_and_public_address(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    """The head's host reads the key from Parameter Store; it is in no command line. Without the key no page starts."""
+    settings = settings.model_copy(update={"public_url": "https://photos.example"})
+    (command,) = page_commands(monkeypatch, settings, "page@sha256:1", key="/classify/api-key")
+    run, key = shell(command, ps=":").splitlines()
+    assert "--env API_KEY --env API_PUBLIC_URL=https://photos.example page@sha256:1" in run
+    assert key == "key: secret of --region us-east-1 --name /classify/api-key"
+    assert "run" not in shell(command.replace("aws ssm", "false"), ps=":")
+
+
+@pytest.mark.parametrize(
+    ("registry", "commands"),
+    [
+        (
+            "account.dkr.ecr.eu-west-1.amazonaws.com",
+            "ecr get-login-password --region eu-west-1|login --username AWS --password-stdin {}",
+        ),
+        ("ghcr.io", "ssm --name /classify/registry-login|login --username alice --password-stdin {}"),
+        ("public.example", "ssm --name /classify/registry-login"),
+    ],
+)
+def test_nodes_log_in_to_a_private_registry(
+    settings: Settings, outputs: dict[str, str], registry: str, commands: str
+) -> None:
+    """To ECR with their role, to another registry with the login in Parameter Store, if there is one."""
+    image = settings.image.replace("registry.example.com", registry)
+    config = launcher.render_config(
+        settings.model_copy(update={"image": image}), outputs, Path("/key.pem"), settings.cluster
+    )
+    *_, login = config["initialization_commands"]
+    assert login == next(command for command in config["initialization_commands"] if "docker login" in command)
+    stubs = (
+        'docker() { cat >/dev/null; echo "$@" >&2; }; '
+        'aws() { case $1 in ecr) echo "$@" >&2;; *) echo "$1 $5 $6" >&3; '
+        "case " + registry + " in ghcr.io) echo alice:secret:1;; *) return 1;; esac;; esac; }; exec 3>&2; "
+    )
+    done = subprocess.run(["sh", "-c", stubs + login], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "|".join(done.stderr.splitlines()) == commands.format(registry)
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,16 +191,17 @@ def test_a_serve_config_is_deployed_through_tunnels(monkeypatch: pytest.MonkeyPa
     def tunnel(_config: Path, port: int) -> Any:
         yield f"http://127.0.0.1:1{port}"
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         commands.append(command[1:])
+        assert env["API_KEY"] == "key"
         return subprocess.CompletedProcess(command, exit_code)
 
     monkeypatch.setattr(launcher, "tunnel", tunnel)
     monkeypatch.setattr(subprocess, "run", run)
     if exit_code:
         with pytest.raises(ClusterError, match=r"p\.yaml was not deployed"):
-            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "--dry-run")
+            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
     else:
-        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "--dry-run")
+        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
     expected = "-m serve_app deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
     assert [" ".join(command) for command in commands] == [expected]

@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, WaiterError
 
 from cluster import __main__ as cli
-from cluster import launcher
+from cluster import launcher, public_address
 from cluster.aws import Account, Node
 from cluster.settings import ClusterError, Settings
 from tests.support.fake_aws import UNHEALTHY_S, FakeAws
@@ -43,6 +43,7 @@ def update(
     monkeypatch.setattr(launcher, "read_template", dict)
     monkeypatch.setattr(cli, "write_ray_config", lambda _, cluster: tmp_path / f"{cluster}.yaml")
     monkeypatch.setattr(launcher, "check_tools", lambda: None)
+    monkeypatch.setattr(Account, "api_key", lambda account: None)
     monkeypatch.setattr(Account, "put_stack", lambda account: None)
     monkeypatch.setattr(Account, "outputs", lambda account: outputs)
 
@@ -131,12 +132,34 @@ def test_a_head_that_never_becomes_healthy_gets_no_clients(
 def test_a_head_that_becomes_unhealthy_while_it_is_watched_gives_the_clients_back(
     aws: FakeAws, update: Callable[..., None], settings_file: Path
 ) -> None:
-    """Both run on; the requests lost are those before the load balancer's own checks notice."""
+    """The new head ends; the requests lost are those before the load balancer's own checks notice."""
     aws.at_step = lambda _: aws.broken.add((API, NEW)) if aws.targets(API) == {NEW: "healthy"} else None
-    with pytest.raises(ClusterError, match="the former targets have the clients"):
+    with pytest.raises(ClusterError, match=f"finds {NEW} unhealthy in api"):
         update(aws, settings_file)
     assert aws.targets(API) == aws.targets(PAGE) == {OLD: "healthy"}
-    assert aws.running == {OLD, NEW}
+    assert aws.running == {OLD}
+
+
+def test_a_public_address_that_does_not_answer_gives_the_clients_back(
+    aws: FakeAws,
+    update: Callable[..., None],
+    outputs: dict[str, str],
+    settings: Settings,
+    write_settings: WriteSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The targets are healthy, but a client's own request through the load balancer fails."""
+
+    def fail(url: str, load_balancer: str, *_: Any) -> None:
+        raise ClusterError(f"{url} through {load_balancer}: status 401")
+
+    outputs["Address"] = "balancer.example.com"
+    monkeypatch.setattr(public_address, "check", fail)
+    public = {"public_url": "https://photos.example", "certificate": "arn:aws:acm:x", "client_cidr": "0.0.0.0/0"}
+    with pytest.raises(ClusterError, match=r"photos\.example through balancer\.example\.com: status 401"):
+        update(aws, write_settings(page_image=settings.image, **public))
+    assert (aws.running, aws.lost) == ({OLD}, [])
+    assert aws.targets(API) == aws.targets(PAGE) == {OLD: "healthy"}
 
 
 @pytest.mark.parametrize("dies", [OLD, NEW])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.monitoring import FOLDER, metric_names, named_metrics, panels, rules
+from tests.support.paths import ROOT
 
 PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")  # Debian has it in the package `prometheus`
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool in PATH or PROMTOOL")
@@ -39,6 +41,15 @@ def test_promtool_accepts_rules_queries_and_config(tmp_path: Path) -> None:
     for kind, path in (("rules", tmp_path / "panels.yaml"), ("config", FOLDER / "prometheus.yml")):
         done = subprocess.run([str(PROMTOOL), "check", kind, path], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_operators_rules_are_the_alerts() -> None:
+    """The command in docs/telemetry.md makes a PrometheusRule with the groups of alerts.yaml."""
+    (command,) = re.findall(r"^\$ (sed .*) \| kubectl apply -f -$", (ROOT / "docs" / "telemetry.md").read_text(), re.M)
+    printed = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    rule = yaml.safe_load(printed)
+    assert rule["kind"] == "PrometheusRule"
+    assert rule["spec"] == yaml.safe_load((FOLDER / "alerts.yaml").read_text())
 
 
 NORMAL = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cfnlint
@@ -20,6 +21,19 @@ def resources() -> dict[str, Any]:
 def test_cloudformation_accepts_the_template() -> None:
     """CloudFormation's own linter finds nothing, YAML aliases and merge keys included."""
     assert [str(match) for match in cfnlint.api.lint_file(STACK_TEMPLATE)] == []
+
+
+def test_the_deploy_role_admits_approved_runs_only() -> None:
+    """The linter accepts it; the token has to be of the environment; a session lasts as long as the workflow asks."""
+    path = STACK_TEMPLATE.with_name("deploy-role.yaml")
+    assert [str(match) for match in cfnlint.api.lint_file(path)] == []
+    role = cfnlint.decode.cfn_yaml.load(str(path))["Resources"]["DeployRole"]["Properties"]
+    (statement,) = role["AssumeRolePolicyDocument"]["Statement"]
+    conditions = {name.rpartition(":")[2]: value for name, value in statement["Condition"]["StringEquals"].items()}
+    assert conditions == {"aud": "sts.amazonaws.com", "sub": {"Fn::Sub": "repo:${Repository}:environment:production"}}
+    workflow = (ROOT / ".github" / "workflows" / "deploy.yml").read_text()
+    (seconds,) = re.findall(r"role-duration-seconds: (\d+)", workflow)
+    assert int(seconds) <= role["MaxSessionDuration"]
 
 
 def test_only_the_load_balancer_is_open_to_addresses(resources: dict[str, Any]) -> None:
@@ -57,13 +71,13 @@ def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> No
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
         assert not any("*" in action for action in actions)
         if statement["Resource"] == "*":
-            assert actions == ["ec2:DescribeInstances"]
+            assert actions in (["ec2:DescribeInstances"], ["ecr:GetAuthorizationToken"])
     assert "Policies" not in resources["WorkerRole"]["Properties"]
 
 
 def test_the_file_system_is_encrypted_among_the_nodes_and_outlives_the_stack(resources: dict[str, Any]) -> None:
     """Only the nodes' security group reaches its mount targets, one in each of the first two subnets."""
-    assert resources["Data"]["DeletionPolicy"] == "Retain"
+    assert resources["Data"]["DeletionPolicy"] == "RetainExceptOnCreate"
     assert resources["Data"]["Properties"]["Encrypted"] is True
     targets = [each["Properties"] for each in resources.values() if each["Type"] == "AWS::EFS::MountTarget"]
     assert [target["SubnetId"]["Fn::Select"][0] for target in targets] == [0, 1]
@@ -73,6 +87,6 @@ def test_the_file_system_is_encrypted_among_the_nodes_and_outlives_the_stack(res
 def test_the_bucket_is_private_encrypted_and_outlives_the_stack(resources: dict[str, Any]) -> None:
     """Deleting the stack keeps the bucket; public access is blocked in all four ways."""
     bucket = resources["Bucket"]
-    assert bucket["DeletionPolicy"] == "Retain"
+    assert bucket["DeletionPolicy"] == "RetainExceptOnCreate"
     assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in bucket["Properties"]
