@@ -9,6 +9,7 @@ the rate against that of 32 clients, the memory, and whether a process died.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks import machine
 from benchmarks.measure import WARM_UP_S, Plan
@@ -52,14 +55,17 @@ def main() -> None:
 
 def apply(server: Running, plan: Plan, clients: int) -> dict[str, Any]:
     """One closed loop, while the processes are watched."""
-    before = {process.pid for process in server.tree.processes()}
+    before = set(server.tree.processes())
     with MemoryWatch(server.tree) as watch:
         result = load.apply(
             server.url, plan.images, seconds=plan.seconds, clients=clients, timeout=PATIENCE_S, ramp=PATIENCE_S
         )
     result["failed"] = result["failed"][:3]
-    after = {process.pid for process in server.tree.processes()}
-    return result | {"memory_mb": watch.most_mb, "died": len(before - after)}
+    after = set(server.tree.processes())
+    # Ray ends idle workers as it likes; a process that has ended has no name any more.
+    idle = {process for process, name in watch.names.items() if "IDLE" in name}
+    died = [watch.names.get(process, "unknown") for process in before - after - idle]
+    return result | {"memory_mb": watch.most_mb, "died": died}
 
 
 def compete(server: Running, plan: Plan) -> dict[str, Any]:
@@ -85,10 +91,12 @@ class MemoryWatch:
 
     Attributes:
         most_mb: Largest PSS of the whole tree, in MiB.
+        names: Command lines of the processes.
     """
 
     def __init__(self, tree: Tree) -> None:
         self._tree, self._over, self.most_mb = tree, threading.Event(), 0.0
+        self.names: dict[psutil.Process, str] = {}
 
     def __enter__(self) -> MemoryWatch:
         """Start to sample."""
@@ -103,6 +111,9 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         while not self._over.wait(SAMPLE_S):
+            for process in self._tree.processes():
+                with contextlib.suppress(psutil.Error):
+                    self.names[process] = " ".join(process.cmdline())
             self.most_mb = max(self.most_mb, sum(self._tree.memory_mb().values()))
 
 
@@ -116,7 +127,8 @@ def report(run: dict[str, Any]) -> str:
         rate = found["images_per_s"]
         p50, p99 = (round(found["latency_ms"][p] / 1000, 1) for p in ("p50", "p99"))
         ratio, memory = round(rate / base, 2), round(found["memory_mb"])
-        rows.append((clients, rate, ratio, in_time, refused, counts or "none", p50, p99, memory, found["died"]))
+        died = ", ".join(found["died"]) or "none"
+        rows.append((clients, rate, ratio, in_time, refused, counts or "none", p50, p99, memory, died))
     head = ("clients", "images/s", f"÷ {FEW}", "in time", "503", "others", "p50 s", "p99 s", "PSS MB", "processes died")
     fair = [
         (name, found["images_per_s"], found["outcomes"], *(found["latency_ms"][p] for p in ("p50", "p99")))
