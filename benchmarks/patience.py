@@ -21,10 +21,11 @@ from typing import Any
 import psutil
 
 from benchmarks import machine
-from benchmarks.measure import WARM_UP_S, Plan
+from benchmarks.images import write_photos
+from benchmarks.measure import WARM_UP_S
 from benchmarks.report import table
-from benchmarks.serving import common_flags, make_plan
 from benchmarks.systems import LOCAL, OURS, Running, ours, running
+from benchmarks.weights import choose_weights
 from tests.support import load
 from tests.support.processes import Tree, end_on_signals
 
@@ -38,28 +39,28 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=LOCAL, help="Serve config for ours")
-    common_flags(parser)
-    parser.set_defaults(seconds=60)
+    parser.add_argument("--seconds", type=float, default=60, help="of each load")
+    parser.add_argument("--weights", default="demo", help="demo, imagenet or a .safetensors file")
     options = parser.parse_args()
     end_on_signals()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        plan = make_plan(options, Path(folder))
-        with running(ours(OURS, options.config, {}), plan.weights, plan.files[0], plan.logs / "ours.log") as server:
-            load.apply(server.url, plan.images, seconds=WARM_UP_S, clients=FEW)
-            loads = {str(clients): apply(server, plan, clients) for clients in (FEW, MANY, CROWD)}
-            fairness = compete(server, plan)
+        images = Path(folder) / "photos"
+        files = write_photos(images)
+        weights = choose_weights(options.weights, files, Path(folder))
+        with running(ours(OURS, options.config, {}), weights, files[0], Path(folder) / "ours.log") as server:
+            load.apply(server.url, images, seconds=WARM_UP_S, clients=FEW)
+            loads = {str(clients): apply(server, images, options.seconds, clients) for clients in (FEW, MANY, CROWD)}
+            fairness = compete(server, images, options.seconds)
     run = {"machine": machine.describe(sys.argv[1:]), "loads": loads, "fairness": fairness}
     print(json.dumps(run, indent=1))
     print(report(run))
 
 
-def apply(server: Running, plan: Plan, clients: int) -> dict[str, Any]:
+def apply(server: Running, images: Path, seconds: float, clients: int) -> dict[str, Any]:
     """One closed loop, while the processes are watched."""
     before = set(server.tree.processes())
     with MemoryWatch(server.tree) as watch:
-        result = load.apply(
-            server.url, plan.images, seconds=plan.seconds, clients=clients, timeout=PATIENCE_S, ramp=PATIENCE_S
-        )
+        result = load.apply(server.url, images, seconds=seconds, clients=clients, timeout=PATIENCE_S, ramp=PATIENCE_S)
     result["failed"] = result["failed"][:3]
     after = set(server.tree.processes())
     # Ray ends idle workers as it likes; a process that has ended has no name any more.
@@ -68,17 +69,15 @@ def apply(server: Running, plan: Plan, clients: int) -> dict[str, Any]:
     return result | {"memory_mb": watch.most_mb, "died": died}
 
 
-def compete(server: Running, plan: Plan) -> dict[str, Any]:
+def compete(server: Running, images: Path, seconds: float) -> dict[str, Any]:
     """One client at a time against 200 connections of another address."""
     with ThreadPoolExecutor() as threads:
-        heavy = threads.submit(
-            load.apply, server.url, plan.images, seconds=plan.seconds, clients=MANY, timeout=PATIENCE_S
-        )
+        heavy = threads.submit(load.apply, server.url, images, seconds=seconds, clients=MANY, timeout=PATIENCE_S)
         light = load.apply(
             server.url,
-            plan.images,
-            seconds=plan.seconds / 2,
-            ramp=plan.seconds / 4,
+            images,
+            seconds=seconds / 2,
+            ramp=seconds / 4,
             clients=1,
             timeout=PATIENCE_S,
             source=OTHER_ADDRESS,
