@@ -9,6 +9,7 @@ the rate against that of 32 clients, the memory, and whether a process died.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -17,11 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import machine
-from benchmarks.measure import WARM_UP_S, Plan
+from benchmarks.images import write_photos
+from benchmarks.measure import WARM_UP_S
 from benchmarks.report import table
-from benchmarks.serving import common_flags, make_plan
 from benchmarks.systems import LOCAL, OURS, Running, ours, running
+from benchmarks.weights import choose_weights
 from tests.support import load
 from tests.support.processes import Tree, end_on_signals
 
@@ -35,44 +39,45 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=LOCAL, help="Serve config for ours")
-    common_flags(parser)
-    parser.set_defaults(seconds=60)
+    parser.add_argument("--seconds", type=float, default=60, help="of each load")
+    parser.add_argument("--weights", default="demo", help="demo, imagenet or a .safetensors file")
     options = parser.parse_args()
     end_on_signals()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        plan = make_plan(options, Path(folder))
-        with running(ours(OURS, options.config, {}), plan.weights, plan.files[0], plan.logs / "ours.log") as server:
-            load.apply(server.url, plan.images, seconds=WARM_UP_S, clients=FEW)
-            loads = {str(clients): apply(server, plan, clients) for clients in (FEW, MANY, CROWD)}
-            fairness = compete(server, plan)
+        images = Path(folder) / "photos"
+        files = write_photos(images)
+        weights = choose_weights(options.weights, files, Path(folder))
+        with running(ours(OURS, options.config, {}), weights, files[0], Path(folder) / "ours.log") as server:
+            load.apply(server.url, images, seconds=WARM_UP_S, clients=FEW)
+            loads = {str(clients): apply(server, images, options.seconds, clients) for clients in (FEW, MANY, CROWD)}
+            fairness = compete(server, images, options.seconds)
     run = {"machine": machine.describe(sys.argv[1:]), "loads": loads, "fairness": fairness}
     print(json.dumps(run, indent=1))
     print(report(run))
 
 
-def apply(server: Running, plan: Plan, clients: int) -> dict[str, Any]:
+def apply(server: Running, images: Path, seconds: float, clients: int) -> dict[str, Any]:
     """One closed loop, while the processes are watched."""
-    before = {process.pid for process in server.tree.processes()}
+    before = set(server.tree.processes())
     with MemoryWatch(server.tree) as watch:
-        result = load.apply(
-            server.url, plan.images, seconds=plan.seconds, clients=clients, timeout=PATIENCE_S, ramp=PATIENCE_S
-        )
+        result = load.apply(server.url, images, seconds=seconds, clients=clients, timeout=PATIENCE_S, ramp=PATIENCE_S)
     result["failed"] = result["failed"][:3]
-    after = {process.pid for process in server.tree.processes()}
-    return result | {"memory_mb": watch.most_mb, "died": len(before - after)}
+    after = set(server.tree.processes())
+    # Ray ends idle workers as it likes; a process that has ended has no name any more.
+    idle = {process for process, name in watch.names.items() if "IDLE" in name}
+    died = [watch.names.get(process, "unknown") for process in before - after - idle]
+    return result | {"memory_mb": watch.most_mb, "died": died}
 
 
-def compete(server: Running, plan: Plan) -> dict[str, Any]:
+def compete(server: Running, images: Path, seconds: float) -> dict[str, Any]:
     """One client at a time against 200 connections of another address."""
     with ThreadPoolExecutor() as threads:
-        heavy = threads.submit(
-            load.apply, server.url, plan.images, seconds=plan.seconds, clients=MANY, timeout=PATIENCE_S
-        )
+        heavy = threads.submit(load.apply, server.url, images, seconds=seconds, clients=MANY, timeout=PATIENCE_S)
         light = load.apply(
             server.url,
-            plan.images,
-            seconds=plan.seconds / 2,
-            ramp=plan.seconds / 4,
+            images,
+            seconds=seconds / 2,
+            ramp=seconds / 4,
             clients=1,
             timeout=PATIENCE_S,
             source=OTHER_ADDRESS,
@@ -85,10 +90,12 @@ class MemoryWatch:
 
     Attributes:
         most_mb: Largest PSS of the whole tree, in MiB.
+        names: Command lines of the processes.
     """
 
     def __init__(self, tree: Tree) -> None:
         self._tree, self._over, self.most_mb = tree, threading.Event(), 0.0
+        self.names: dict[psutil.Process, str] = {}
 
     def __enter__(self) -> MemoryWatch:
         """Start to sample."""
@@ -103,6 +110,9 @@ class MemoryWatch:
 
     def _sample(self) -> None:
         while not self._over.wait(SAMPLE_S):
+            for process in self._tree.processes():
+                with contextlib.suppress(psutil.Error):
+                    self.names[process] = " ".join(process.cmdline())
             self.most_mb = max(self.most_mb, sum(self._tree.memory_mb().values()))
 
 
@@ -116,7 +126,8 @@ def report(run: dict[str, Any]) -> str:
         rate = found["images_per_s"]
         p50, p99 = (round(found["latency_ms"][p] / 1000, 1) for p in ("p50", "p99"))
         ratio, memory = round(rate / base, 2), round(found["memory_mb"])
-        rows.append((clients, rate, ratio, in_time, refused, counts or "none", p50, p99, memory, found["died"]))
+        died = ", ".join(found["died"]) or "none"
+        rows.append((clients, rate, ratio, in_time, refused, counts or "none", p50, p99, memory, died))
     head = ("clients", "images/s", f"÷ {FEW}", "in time", "503", "others", "p50 s", "p99 s", "PSS MB", "processes died")
     fair = [
         (name, found["images_per_s"], found["outcomes"], *(found["latency_ms"][p] for p in ("p50", "p99")))

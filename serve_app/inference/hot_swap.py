@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 
 from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
@@ -64,4 +65,13 @@ class HotSwapModel:
 
 def _load(weights: WeightsConfig, config: EngineConfig, cores: int, serving: bool = False) -> ResNetEngine:
     model, card = load_model(weights)
-    return ResNetEngine(model, card, config, cores, serving)
+    engine = ResNetEngine(model, card, config, cores, serving)
+    del model
+    _return_freed_memory()
+    return engine
+
+
+def _return_freed_memory() -> None:
+    """Give the memory that only loading needed back to the system; glibc would keep it for later."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it, other C libraries do not
+        trim(0)

@@ -39,6 +39,8 @@ backend address_uploads
 # HAProxy variables. A replica reports the first two with its responses, so they belong to the process.
 BUSY, DEADLINE = "proc.busy_us", "proc.deadline_ms"
 TIMEOUT, SERVERS, CALLERS = "txn.timeout_ms", "txn.servers", "txn.callers"
+OTHERS = "var(txn.caller),table_conn_cur(callers)"  # requests of the same caller in flight
+WAIT_US_PER_MS = 900  # the throughput varies, so a tenth of the deadline stays in reserve
 WAIT, TURNS = "txn.wait_us", "txn.turns_us"  # expected waits: behind all others, and if callers take turns
 
 
@@ -54,7 +56,7 @@ def identify_caller(from_client: str) -> Iterator[str]:
     yield f"http-request set-header {REQUEST_START} t=%[date(0,ms)] if {from_client}"
     for header in (CLIENT_ADDRESS, "x-api-key", "authorization"):
         yield f"http-request set-var(txn.caller) req.hdr({header}) if {{ req.hdr({header}) -m found }}"
-    yield "http-request track-sc0 var(txn.caller),sha1 table callers"
+    yield "http-request set-var(txn.caller) var(txn.caller),sha1"
 
 
 def learn_rate() -> Iterator[str]:
@@ -81,7 +83,7 @@ def wait_in_turn(condition: str, backend: str, limit: int) -> Iterator[str]:
         (SERVERS, f"nbsrv{backend}"),
         (CALLERS, "table_cnt(callers)"),
         (WAIT, f"queue{backend},div({SERVERS}),add({limit}),mul({BUSY})"),
-        (TURNS, f"sc_conn_cur(0,callers),mul({CALLERS}),div({SERVERS}),add({limit}),mul({BUSY})"),
+        (TURNS, f"{OTHERS},add(1),mul({CALLERS}),div({SERVERS}),add({limit}),mul({BUSY})"),
         (TIMEOUT, f"var({DEADLINE})"),
     ):
         yield f"http-request set-var({variable}) {value} if {condition}".rstrip()
@@ -91,14 +93,16 @@ def wait_in_turn(condition: str, backend: str, limit: int) -> Iterator[str]:
         shorter = f"{{ req.hdr({header}) -m found }} {{ {own},sub({TIMEOUT}) lt 0 }}"
         yield f"http-request set-var({TIMEOUT}) {own} if {shorter}"
     queued = f"{condition}{{ nbsrv{backend} gt 0 }} {{ queue{backend} gt 0 }}"
-    late = f"{queued} {{ var({WAIT}),div(1000),sub({TIMEOUT}) gt 0 }} !{{ path {HEALTH_PATHS} }}"
+    late = f"{queued} {{ var({WAIT}),div({WAIT_US_PER_MS}),sub({TIMEOUT}) gt 0 }} !{{ path {HEALTH_PATHS} }}"
     yield f"http-request set-var({RETRY_S}) var({WAIT}),div(1000000),add(1) if {queued} {{ var({WAIT}) -m found }}"
     yield queue_timeout_rule(queued)
     answer = f"{QUEUE_TOO_LONG.status} {reply(QUEUE_TOO_LONG, f'%[var({RETRY_S})]')}"
     yield f"http-request tarpit deny_status {answer} if {late} {{ var({TIMEOUT}),sub({FAR_DEADLINE_MS}) ge 0 }}"
     yield f"http-request return status {answer} if {late}"
-    later_ms = f"sc_conn_cur(0,callers),mul({BUSY}),div({SERVERS}),div(500)"  # twice the µs, in ms
+    later_ms = f"{OTHERS},mul({BUSY}),div({SERVERS}),div(500)"  # twice the µs, in ms
     yield f"http-request set-priority-offset {later_ms} if {condition}".rstrip()
+    # After the refusals, which are none of the caller's requests in flight.
+    yield f"http-request track-sc0 var(txn.caller) table callers if {condition}".rstrip()
     yield f"http-request set-priority-class int(-1) if {condition}{{ path {HEALTH_PATHS} }}"
 
 

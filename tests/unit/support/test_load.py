@@ -30,7 +30,9 @@ def folder(tmp_path: Path) -> Path:
 
 async def apply(url: str, folder: Path, **options: Any) -> dict[str, Any]:
     defaults = {"clients": 3, "rate": None, "seconds": 0.3, "ramp": 0.0, "per_request": 1, "field": None}
-    return await load.run(Namespace(url=url, images=folder, **{**defaults, "timeout": 5.0, "seed": 0, **options}))
+    return await load.run(
+        Namespace(url=url, images=folder, **{**defaults, "timeout": 5.0, "seed": 0, "source": None, **options})
+    )
 
 
 async def test_closed_loop_counts_answers(folder: Path) -> None:
