@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Iterator
 
 import httpx2
@@ -23,8 +22,7 @@ from tests.support.zips import entry, make_zip
 
 PHOTOS = [sample.photo.data for sample in load_samples()]
 FORM = [("images", (f"{i}.jpg", photo)) for i, photo in enumerate(PHOTOS)]
-# The runtime of the machine computes them: docs/api.md states its tolerance from torch, which is smaller.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5  # of the float32 runtimes, one of which the service chose; docs/api.md states it
 
 
 @pytest.fixture(scope="module")
@@ -79,24 +77,9 @@ def test_the_client_embeds(running: Running, expected: np.ndarray) -> None:
 def test_a_job_embeds(running: Running, expected: np.ndarray) -> None:
     """The results of a job with `embed` hold the embeddings that /v1/embed returns."""
     with Client(running.api) as client:
-        archive = make_zip(*(entry(f"{i}.jpg", photo) for i, photo in enumerate(PHOTOS)))
+        archive = make_zip(*(entry(f"{i}.jpg", data=photo) for i, photo in enumerate(PHOTOS)))
         job = client.jobs.wait(client.jobs.submit(archive, embed=True), timeout=300)
         assert (job.status, job.embed) == ("succeeded", True)
-        rows = sorted(client.jobs.results(job), key=lambda row: row.path)
-        assert error([row.embedding for row in rows], expected) < TOLERANCE
-
-
-def test_embedding_requests_share_batches_with_others(http: httpx2.Client, expected: np.ndarray) -> None:
-    """A form whose images are classified and one whose images are embedded meet in one batch of the model."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with ThreadPoolExecutor(4) as pool:
-            posts = [pool.submit(http.post, path, files=FORM) for path in ("/v1/embed", "/v1/classify") * 2]
-            bodies = [each.result().json()["results"] for each in posts]
-        assert error([each["embedding"] for each in bodies[0]], expected) < TOLERANCE
-        assert not any("embedding" in each for each in bodies[1])
-        if max(each["batch_size"] for results in bodies for each in results) > 1:
-            return
-    pytest.fail("no batch of more than one image formed in 60 s")
+        rows = {row.path: row for row in client.jobs.results(job)}
+        assert len(rows) == len(PHOTOS) + 2  # the helper's zips have two more
+        assert error([rows[f"{i}.jpg"].embedding for i in range(len(PHOTOS))], expected) < TOLERANCE
