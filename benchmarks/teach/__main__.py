@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.teach.experiments import accuracy, draw, flip, known_and_unknown, reference_accuracy, teach
 from benchmarks.teach.photos import Embedded, embed
 
-MOST = 40  # photos per class
+MOST = 40  # photos per class that are embedded
 SIZES = (5, 10, 20)  # photos per class to teach with
 CARTONS = ("juice_carton", "milk_carton", "yoghurt")
 FLIPPED = 0.1  # share of labels

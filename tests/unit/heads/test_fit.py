@@ -39,7 +39,7 @@ def test_further_photos_get_their_class(easy: Fitted) -> None:
     accuracy = easy.report.accuracy
     assert accuracy is not None
     assert (accuracy.photos, accuracy.correct, accuracy.accuracy, accuracy.high) == (30, 30, 1.0, 1.0)
-    assert 0.7 < accuracy.low < 0.95, "30 right photos do not prove 100 %"
+    assert 0.6 < accuracy.low < 0.9, "30 right photos do not prove 100 %"
     assert (easy.report.label_errors, easy.report.most_confused, easy.report.notes) == ((), None, ())
 
 
