@@ -8,6 +8,7 @@ from serve_app.cli.calibrate import calibrate
 from serve_app.cli.deploy import deploy
 from serve_app.cli.etl import etl
 from serve_app.cli.evaluate import evaluate
+from serve_app.cli.export import export
 from serve_app.cli.keys import keys
 from serve_app.cli.predict import predict
 from serve_app.cli.publish import publish
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, deploy, predict, train, evaluate, calibrate, quantize, publish, etl):
+for command in (run, deploy, predict, train, evaluate, calibrate, quantize, publish, export, etl):
     app.command()(command)
 app.add_typer(keys)
 
