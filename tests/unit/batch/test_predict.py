@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -25,6 +26,9 @@ from serve_app.batch.worker import Decoder, Predictor
 from serve_app.cli.main import app
 from serve_app.config import LimitsConfig, WeightsConfig
 from serve_app.inference.card import load_card
+from serve_app.messages import ClassifyRequest
+from serve_app.preprocessing.transform import preprocess
+from tests.support.local_service import load
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 
@@ -172,6 +176,23 @@ def test_odd_names_and_files_have_rows(weights: WeightsConfig, tmp_path: Path) -
     assert rows["gone.jpg"]["detail"] == "cannot be read: No such file or directory"
     assert len(rows["caf�.jpg"]["labels"]) == 3
     assert results.completed_shards() == [completed]
+
+
+def test_embed_adds_the_embeddings_of_the_service(weights: WeightsConfig, tmp_path: Path) -> None:
+    """A row has what the engine gives its photo; a failed image has none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(make_photo(1))
+    (folder / "b.txt").write_text("hello")
+    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"), weights=weights, embed=True)
+    predict_here(job)
+    photo, text = sorted(read_rows(tmp_path / "out"), key=lambda row: str(row["path"]))
+    assert text["embedding"] is None
+    engine, card = load(weights)
+    (expected,) = engine.classify(
+        [ClassifyRequest(preprocess(make_photo(1), card.transform, 10**6).pixels, 1, features="pooled")]
+    )
+    np.testing.assert_allclose(photo["embedding"], expected.embedding, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
