@@ -76,8 +76,14 @@ class PredictionLog:
         total_ms: float,
         heads: Mapping[str, str] | None = None,
     ) -> None:
-        """Add the row of one image; ``total_ms`` is the time from the decoded upload to the outcome, ``heads`` the
-        version of each head of the request by its name.
+        """Add the row of one image.
+
+        Args:
+            request: The image.
+            variant: That classified it.
+            outcome: Its result or error.
+            total_ms: Time from the decoded upload to the outcome.
+            heads: Version of each taught head of the request, by its name.
         """
         if request.context is None:
             return
