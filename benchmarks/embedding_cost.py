@@ -1,7 +1,7 @@
 """What embeddings cost: CPU time of batches of eight with and without them: `python -m benchmarks.embedding_cost`.
 
-Batches with and without alternate, so that other programs of the machine disturb both alike. The results are pickled, as
-they are on their way to the next stage.
+Batches with and without alternate, so that other programs of the machine disturb both alike. The results are pickled,
+as they are on their way to the next stage.
 """
 
 from __future__ import annotations

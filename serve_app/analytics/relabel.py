@@ -59,7 +59,7 @@ def relabel(log: Path, head: TaughtHead, since: datetime.datetime, out: Path) ->
         columns = (name if name in rows.columns else f"NULL::{ADDED_LATER[name]} AS {name}" for name in SCHEMA.names)
         rows.project(", ".join(columns)).create_view("log_rows")
         query = f"SELECT * FROM log_rows WHERE time >= ? {ONCE} ORDER BY time, request_id, image"
-        for batch in db.execute(query, [since]).to_arrow_reader(ROWS):
+        for batch in db.sql(query, params=[since]).to_arrow_reader(ROWS):
             writer.write_table(pa.Table.from_pylist(_classify(batch.to_pylist(), head, counts), RELABELED))
     return counts
 

@@ -28,9 +28,7 @@ def relabel(
     out: Annotated[Path, Argument(metavar="OUT", help="Parquet file to write.")],
     head: Annotated[str, Option(help="Name of the head.")],
     since: Annotated[datetime.timedelta, Option(parser=_read_since, help="How far back, such as 7d or 12h.")],
-    owner: Annotated[
-        str | None, Option(help="Name of the API key that owns the head, where keys are required.")
-    ] = None,
+    owner: Annotated[str | None, Option(help="API key that owns the head, where keys are required.")] = None,
     heads: Annotated[str, Option(help="Folder as in `heads.folder`.")] = "heads",
     log: Annotated[str, Option(help="Folder as in `prediction_log.folder`.")] = "predictions",
 ) -> None:

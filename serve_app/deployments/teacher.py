@@ -15,7 +15,7 @@ from serve_app.errors import ServiceError
 from serve_app.heads.examples import Example
 from serve_app.heads.fit import Fitted, fit
 from serve_app.model_card import ModelRef
-from serve_app.scheduling import enter_idle_scheduling, idle_thread, restore_scheduling
+from serve_app.scheduling import idle_thread, restore_scheduling
 
 MAX_IDLE_FIT_S = 3.0  # a fit takes less on a free core; on a busy node it then competes like a request
 log = logging.getLogger("serve_app")
@@ -31,7 +31,6 @@ class Teacher:
     """
 
     def __init__(self) -> None:
-        enter_idle_scheduling()
         self._check_ray = prepare_replica()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fit")
         restore_scheduling()

@@ -55,7 +55,7 @@ class FanOut:
         tasks = []
         request_uuid = uuid.uuid4().hex  # a gateway may send the same X-Request-ID with every request
         for index, upload in enumerate(uploads):
-            context = RequestContext(state.id, index, permit.deadline, state.traceparent, request_uuid)
+            context = RequestContext(state.id, index, permit.deadline, state.traceparent, request_uuid, permit.caller)
             tasks.append(asyncio.create_task(self._classify(upload, context, parameters, choice, permit, heads)))
         return tasks
 

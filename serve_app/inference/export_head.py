@@ -140,7 +140,7 @@ def _expected(model: ResNet, card: ModelCard, layer: HeadLayer) -> tuple[np.ndar
     pixels = make_test_images(card.transform.crop_px)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (card.transform.mean, card.transform.std))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - mean) / std
-    own_layer, model.fc = model.fc, torch.nn.Identity()  # type: ignore[assignment] # the features before the last layer
+    own_layer, model.fc = model.fc, torch.nn.Identity()  # the features before the last layer
     with torch.inference_mode():
         logits = model(images) @ torch.from_numpy(layer.weight.T.copy()) + torch.from_numpy(layer.bias.copy())
     model.fc = own_layer

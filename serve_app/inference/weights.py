@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.files import atomic_write, create_folder, delete_partial_files
 from serve_app.inference.card import load_card, one_line, weights_uri
+from serve_app.inference.storage import open_address
 from serve_app.model_card import ModelCard
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1
@@ -170,7 +170,7 @@ def _local_copy(uri: str, digest: str) -> Path:
         create_folder(cached.parent)
         delete_partial_files(cached)
         with atomic_write(cached) as partial:
-            with fsspec.open(uri, "rb") as source, partial.open("wb") as copy:
+            with open_address(uri) as source, partial.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
             # The hash is checked before the file takes its final name, so a bad download is never cached.
             if (found := sha256(partial)) != digest:

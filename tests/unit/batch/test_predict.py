@@ -13,11 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from serve_app.batch.export import stream
@@ -33,6 +31,7 @@ from serve_app.heads.versions import read_head
 from serve_app.inference.card import load_card
 from serve_app.messages import ClassifyRequest
 from serve_app.preprocessing.transform import preprocess
+from tests.support.bucket import bucket as s3_bucket
 from tests.support.heads import examples_around, unfitted
 from tests.support.local_service import load
 from tests.support.paths import ROOT
@@ -230,23 +229,10 @@ def test_a_head_names_its_classes_in_place_of_the_models(weights: WeightsConfig,
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket() -> Iterator[Any]:
     """A client of a local S3 server with an empty bucket."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photos")
-    yield client
-    server.stop()
+    with s3_bucket("photos") as client:
+        yield client
 
 
 def test_bucket_gives_the_same_results_as_a_folder(bucket: Any, weights: WeightsConfig, tmp_path: Path) -> None:
