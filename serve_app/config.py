@@ -255,9 +255,7 @@ class IngressConfig(ResponseConfig):
     )
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
-    model_aliases: tuple[str, ...] = Field(
-        (), description="Further names of the model in paths, such as the one that it had on another server."
-    )
+    model_aliases: tuple[str, ...] = Field((), description="Further names of the model in paths, such as an old one.")
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()
