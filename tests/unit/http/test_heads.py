@@ -27,7 +27,7 @@ PHOTOS = photos_of(*COLORS, count=4)
 
 @pytest.fixture
 def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
-    service = LocalService(weights, LimitsConfig(max_image_bytes=200_000, max_body_bytes=1_000_000))
+    service = LocalService(weights, LimitsConfig(max_image_bytes=200_000, max_body_bytes=1_000_000, deadline_s=600))
     service.keep_heads(HeadsConfig(folder=str(tmp_path / "heads")))
     return service
 
