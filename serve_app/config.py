@@ -245,8 +245,7 @@ class IngressConfig(ResponseConfig):
         4,
         ge=1,
         le=1024,
-        description="Groups of images that one ingress replica has in flight; images that arrive while all are in use "
-        "leave together in the next groups.",
+        description="Groups of images in flight at one ingress replica; further images wait for the next.",
     )
     max_group_size: Images = Field(8, le=64, description="Most images in one group.")
     traffic: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
@@ -256,9 +255,7 @@ class IngressConfig(ResponseConfig):
     )
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
-    model_aliases: tuple[str, ...] = Field(
-        (), description="Further names of the model in paths, such as the one that it had on another server."
-    )
+    model_aliases: tuple[str, ...] = Field((), description="Further names of the model in paths, such as an old one.")
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()

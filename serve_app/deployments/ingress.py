@@ -126,6 +126,10 @@ class Ingress:
             raise fitted
         return fitted
 
+    async def prepare_fit(self) -> None:
+        """Let the Teacher import its libraries."""
+        await call(lambda: self._teacher.prepare.remote(), "teach")
+
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any; in the background, until it has worked."""
         self._job_starter.start()

@@ -19,6 +19,7 @@ from serve_app.http import (
     embed,
     feedback,
     head_examples,
+    head_export,
     heads,
     hugging_face,
     jobs,
@@ -96,6 +97,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(jobs.create_router(service, access, head_uses))
     app.include_router(heads.create_router(head_requests))
     app.include_router(head_examples.create_router(head_requests))
+    app.include_router(head_export.create_router(head_requests))
     app.include_router(status.create_router(service, access, admission, accounts, stats))
     app.include_router(hugging_face.create_router(service, fan_out, models))
     app.include_router(torchserve.create_router(service, fan_out, models))

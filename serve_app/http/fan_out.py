@@ -121,7 +121,8 @@ class FanOut:
             except ServiceError as error:
                 outcome = error
         if service.prediction_log:
-            service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000)
+            versions = {name: answer.version for name, answer in (answers or {}).items()}
+            service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000, versions)
         if isinstance(outcome, ClassifyResult):
             if fetch_ms is not None:
                 outcome.timings_ms = {"fetch": fetch_ms, **outcome.timings_ms}

@@ -59,6 +59,18 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
     return complete
 
 
+def publish_exact(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> ModelCard:
+    """Write weights and card; a tensor is in half precision only where that loses nothing."""
+    half = to_half(state)
+    exact = {
+        name: half[name] if torch.equal(half[name].to(value.dtype), value) else value for name, value in state.items()
+    }
+    write_tensors({name: value.contiguous() for name, value in exact.items()}, path)
+    complete = ModelCard(**card, sha256=sha256(path))
+    _write_card(complete, path)
+    return complete
+
+
 def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict in float16, which halves the file. Batch-norm statistics keep their type.
 

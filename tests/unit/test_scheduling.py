@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from filelock import FileLock, Timeout
 
 from serve_app import scheduling
-from serve_app.scheduling import can_restore_scheduling, idle_start_options, node_lock
+from serve_app.scheduling import can_restore_scheduling, idle_start_options, idle_thread, node_lock
+from tests.support.polling import wait_for
 
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -78,6 +80,27 @@ def test_user_that_cannot_leave_the_idle_class_never_enters_it() -> None:
         f"import os; from serve_app import scheduling; os.setuid({NOBODY}); print(scheduling.idle_start_options())"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "{}"
+
+
+def test_an_idle_thread_leaves_the_others_alone_and_goes_on_in_time() -> None:
+    """Only this thread is in SCHED_IDLE; after its time, and after the block, it is as before."""
+    before, main = os.sched_getscheduler(0), threading.main_thread().native_id
+    assert main
+
+    def work(max_s: float, wait: Callable[[], None]) -> tuple[int, int, int]:
+        with idle_thread(max_s):
+            inside, others = os.sched_getscheduler(0), os.sched_getscheduler(main)
+            wait()
+            return inside, others, os.sched_getscheduler(0)
+
+    def until_restored() -> None:
+        wait_for(lambda: os.sched_getscheduler(0) == before, 60, "the timer")
+
+    with ThreadPoolExecutor(1) as pool:
+        idle = os.SCHED_IDLE if can_restore_scheduling() else before
+        assert pool.submit(work, 600, lambda: None).result() == (idle, before, idle)
+        assert pool.submit(os.sched_getscheduler, 0).result() == before
+        assert pool.submit(work, 0.01, until_restored).result()[2] == before
 
 
 def test_node_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from serve_app.batch.export import stream
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import BusyError, ResultsFolder
 from serve_app.batch.sources import open_source
 from serve_app.batch.worker import Decoder, Predictor
 from serve_app.cli.main import app
 from serve_app.config import LimitsConfig, WeightsConfig
+from serve_app.errors import HeadBackboneChangedError
+from serve_app.heads.store import HeadStore
+from serve_app.heads.versions import read_head
 from serve_app.inference.card import load_card
 from serve_app.messages import ClassifyRequest
 from serve_app.preprocessing.transform import preprocess
 from tests.support.bucket import bucket as s3_bucket
+from tests.support.heads import examples_around, unfitted
 from tests.support.local_service import load
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
@@ -192,6 +198,34 @@ def test_embed_adds_the_embeddings_of_the_service(weights: WeightsConfig, tmp_pa
         [ClassifyRequest(preprocess(make_photo(1), card.transform, 10**6).pixels, 1, features="pooled")]
     )
     np.testing.assert_allclose(photo["embedding"], expected.embedding, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_names_its_classes_in_place_of_the_models(weights: WeightsConfig, tmp_path: Path) -> None:
+    """Rows have what the stored head says about the engine's embedding; a head of other weights is refused."""
+    engine, card = load(weights)
+    store = HeadStore(tmp_path / "heads")
+    fitted = unfitted(examples_around(("mine", "others"), 3))
+    head = replace(fitted.head, backbone=card.ref)
+    entry = store.write("cups", fitted._replace(head=head), examples_around(("mine", "others"), 3), owner=None)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(make_photo(1))
+    (folder / "b.txt").write_text("hello")
+    version = store.copy(entry, tmp_path / "head")
+    predict_here(BatchJobConfig(source=str(folder), out=str(tmp_path / "out"), weights=weights, head=str(version)))
+    photo, text = sorted(read_rows(tmp_path / "out"), key=lambda row: str(row["path"]))
+    (expected,) = engine.classify(
+        [ClassifyRequest(preprocess(make_photo(1), card.transform, 10**6).pixels, 1, features="pooled")]
+    )
+    assert expected.embedding is not None
+    said = head.classify(expected.embedding, 2)
+    assert (photo["labels"], photo["none_of_these"]) == (list(said.labels), said.none_of_these)
+    np.testing.assert_allclose(photo["scores"], said.scores, atol=1e-3)
+    assert (text["labels"], text["none_of_these"]) == (None, None)
+    text_of_rows = b"".join(stream(ResultsFolder(str(tmp_path / "out")), "json", "ok", 2))
+    assert json.loads(text_of_rows)[0]["none_of_these"] == said.none_of_these
+    with pytest.raises(HeadBackboneChangedError, match="taught on weights"):
+        read_head(version, card.ref.model_copy(update={"sha256": "0" * 64}))
 
 
 @pytest.fixture
