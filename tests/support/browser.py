@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import FilePayload, Locator, Page, expect
 
 from serve_app.launcher.environment import free_port
 from tests.support.paths import ROOT
@@ -25,9 +25,14 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 )
 
 
-def upload(page: Page, *paths: Path) -> None:
-    """Choose files in the page's first file uploader."""
-    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files([str(path) for path in paths])
+def upload(page: Page, *files: Path | FilePayload, into: Locator | None = None) -> None:
+    """Choose files in the page's first file uploader, or another one, once the script has ended.
+
+    Streamlit drops, without a word, files that are chosen while it still builds the page, faster than a person can.
+    """
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    uploader = into or page.get_by_test_id("stFileUploaderDropzoneInput").first
+    uploader.set_input_files(files)  # type: ignore[arg-type] # it takes either kind, its type says one kind at a time
 
 
 def tab_to(page: Page, target: Locator, max_keys: int = 80) -> None:
