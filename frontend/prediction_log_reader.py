@@ -18,8 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serve_app.prediction_log_format import COMPLETE, DAYS, KEY, ONCE, RAW, SCHEMA, SUMMARY, TABLES, summary_queries
+from serve_app.prediction_log_format import (
+    COMPLETE,
+    DAYS,
+    EMBEDDING,
+    KEY,
+    ONCE,
+    RAW,
+    SCHEMA,
+    SUMMARY,
+    TABLES,
+    summary_queries,
+)
 
+COLUMNS = pa.schema([column for column in SCHEMA if column.name != EMBEDDING])  # nothing here draws embeddings
 MAX_RAW_BYTES = 64 * 1024 * 1024
 """Most bytes of raw files that are read, newest first: more than that wait only if the ETL does not run."""
 Signature = tuple[tuple[str, int], ...]  # name and time of change of each file
@@ -39,10 +51,10 @@ class RawFiles:
         self.unread = 0
 
     def read(self) -> pa.Table:
-        """Return the rows of all files, with the columns of SCHEMA; without the files that cannot be read."""
+        """Return the rows of all files, with the columns of COLUMNS; without the files that cannot be read."""
         before = self._tables
         self._tables = {file: before[file] if file in before else _read_raw(file[0]) for file in self._newest()}
-        return pa.concat_tables([SCHEMA.empty_table(), *self._tables.values()])
+        return pa.concat_tables([COLUMNS.empty_table(), *self._tables.values()])
 
     def _newest(self) -> Iterator[FileId]:
         self.unread = total = 0
@@ -170,14 +182,14 @@ class LogSnapshot:
 
 
 def _read_raw(path: Path) -> pa.Table:
-    """Return a raw file's rows with the columns of SCHEMA; columns that are missing or of another kind are null."""
+    """Return a raw file's rows with the columns of COLUMNS; columns that are missing or of another kind are null."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read([name for name in SCHEMA.names if name in file.schema_arrow.names])
+            table = file.read([name for name in COLUMNS.names if name in file.schema_arrow.names])
     except (OSError, pa.ArrowException):
-        return SCHEMA.empty_table()
-    columns = [_column(table, column) for column in SCHEMA]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
+        return COLUMNS.empty_table()
+    columns = [_column(table, column) for column in COLUMNS]
+    return pa.Table.from_arrays(columns, schema=COLUMNS)
 
 
 def _column(table: pa.Table, column: pa.Field) -> pa.Array | pa.ChunkedArray:

@@ -122,6 +122,7 @@ class PredictionLogConfig(Settings):
     flush_s: Seconds = Field(5.0, le=3600, description="Longest wait of a row in memory; a killed process loses it.")
     rows_per_file: Rows = Field(20_000, description="Rows that are written at once, even before `flush_s` has passed.")
     max_buffered_rows: Rows = Field(100_000, description="Most rows in memory; further rows are dropped and counted.")
+    embeddings: bool = Field(False, description="Keep the embedding of each image too, 1 kB a row: personal data.")
 
 
 class FeedbackConfig(FrozenModel):

@@ -23,6 +23,7 @@ from serve_app.settings import FrozenModel
 
 Explain = Literal["top"] | int | None
 Features = Literal["pooled", "map"] | None
+EMBEDDING_SIZE = 512  # channels of a ResNet-18's last feature map
 Image = TypeVar("Image", bytes, np.ndarray)
 
 
@@ -119,6 +120,11 @@ class ClassifyResult:
     timings_ms: dict[str, float] = field(default_factory=dict)  # decode, queue and model, as far as measured
     image: ImageInfo | None = None  # what the file's header says
     image_stats: ImageStats | None = None  # present when the request asked for it
+
+    @property
+    def embedding(self) -> np.ndarray | None:
+        """The mean of the last feature map, float32, (512,); None if the request asked for no features."""
+        return self.features if self.features is None or self.features.ndim == 1 else self.features.mean((1, 2))
 
 
 Outcome = ClassifyResult | ServiceError  # of one image

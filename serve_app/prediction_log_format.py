@@ -13,6 +13,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 RAW, DAYS, SUMMARY, REJECTED = "raw", "days", "summary", "rejected"
+EMBEDDING = "embedding"
 SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
@@ -39,9 +40,13 @@ SCHEMA = pa.schema(
         ("model_ms", pa.float32()),
         ("total_ms", pa.float32()),
         ("batch_size", pa.int32()),
+        (
+            EMBEDDING,
+            pa.binary(),
+        ),  # 512 little-endian float16, with ``prediction_log.embeddings``; DuckDB has no float16
     ]
 )
-ADDED_LATER = ("request_uuid",)  # columns that files of older versions lack
+ADDED_LATER = {"request_uuid": "VARCHAR", EMBEDDING: "BLOB"}  # columns that files of older versions lack, in SQL
 # Rows without ``request_uuid`` are told apart by the request id and the time.
 KEY = ("request_uuid", "request_id", "image", "time")
 COMPLETE = "time IS NOT NULL AND request_id IS NOT NULL AND image IS NOT NULL AND status IS NOT NULL"

@@ -1,8 +1,8 @@
 """Client of the image-classification service serve-app.
 
 Images and jobs go in, dataclasses come out, and errors are exceptions. The files, in the order in which a call meets
-them: client.py and async_client.py, operations.py and job_operations.py, images.py, batches.py, session.py, retries.py,
-transport.py, lines.py, parse.py and from_json.py, results.py, errors.py; progress.py shows bars.
+them: client.py, jobs.py and async_client.py, operations.py and job_operations.py, images.py, batches.py, session.py,
+retries.py, transport.py, lines.py, parse.py and from_json.py, results.py, errors.py; progress.py shows bars.
 """
 
 from __future__ import annotations

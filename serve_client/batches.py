@@ -1,11 +1,11 @@
-"""Classifies any number of images in requests that keep the service's limits, and yields results as they arrive."""
+"""Sends any number of images in requests that keep the service's limits, and yields results as they arrive."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from serve_client.errors import (
     NoResponseError,
@@ -22,7 +22,6 @@ from serve_client.results import ImageResult, Limits
 from serve_client.retries import Retries
 from serve_client.session import Request, Session
 
-PATH = "/v1/classify"
 JSON_LINES = "application/jsonl"
 PART_HEADER_BYTES = 1024  # boundary and headers around each file of a form, at most; names are cut to fit
 MAX_NAME_CHARS = 200
@@ -39,13 +38,12 @@ class Item:
 
 
 class Batches:
-    """Classifies images with one set of parameters.
+    """Sends images with one set of parameters.
 
     Args:
         session: Sends the requests.
         limits: Of one request.
-        params: Query of each request.
-        headers: Of each request.
+        request: What the requests have in common: path, query and headers.
         timeout_s: Time for one request, with its repetitions.
     """
 
@@ -53,14 +51,14 @@ class Batches:
         self,
         session: Session,
         limits: Limits,
-        params: Mapping[str, Any],
-        headers: Mapping[str, str],
+        request: Request,
         timeout_s: float | None,
     ) -> None:
-        self._session, self._limits, self._params = session, limits, params
-        self._headers, self._timeout_s = {**headers, "Accept": JSON_LINES}, timeout_s
+        self._session, self._limits, self._timeout_s = session, limits, timeout_s
+        headers = {**request.options["headers"], "Accept": JSON_LINES}
+        self._request = replace(request, options={**request.options, "headers": headers})
 
-    async def classify(self, images: Images) -> AsyncGenerator[ImageResult, None]:
+    async def results(self, images: Images) -> AsyncGenerator[ImageResult, None]:
         """Yield one result per image, when it is ready; images are read when their request is sent."""
         async with aclosing(self._batches(images)) as batches:
             async for batch in batches:
@@ -131,7 +129,7 @@ class Batches:
         """Yield the lines of one response as results of the images that were sent."""
         response_headers: dict[str, str] = {}
         files = [("images", ((item.name or str(item.index))[-MAX_NAME_CHARS:], item.data)) for item in sent]
-        request = Request("POST", PATH, {"params": self._params, "headers": self._headers, "files": files})
+        request = replace(self._request, options={**self._request.options, "files": files})
         pieces = self._session.pieces(request, retries, response_headers.update)
         async with aclosing(json_lines(pieces)) as lines:
             async for line in lines:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import httpx2
 
 from serve_client.async_client import DEFAULT_URL, MAX_RETRIES, TIMEOUT_S, http_options
 from serve_client.images import ImageInput
-from serve_client.job_operations import UPLOAD_TIMEOUT_S, Format, JobOperations, Rows
+from serve_client.jobs import Jobs
 from serve_client.operations import Operations
-from serve_client.results import ImageResult, JobList, JobRow, JobState, Models, Usage
+from serve_client.results import ImageResult, Models, Usage
 from serve_client.session import Session
 from serve_client.transport import BlockingTransport, iterate, run
 
@@ -71,6 +70,7 @@ class Client:
         min_score: float | None = None,
         explain: bool = False,
         explain_class: int | None = None,
+        embed: bool = False,
         model: str | None = None,
         timeout: float | None = None,
     ) -> ImageResult:
@@ -83,6 +83,7 @@ class Client:
             min_score: Leave out classes with a lower score.
             explain: Add a class activation map of the most likely class.
             explain_class: Add the map of this class instead.
+            embed: Add the image's embedding.
             model: Variant of the model.
             timeout: Time for the call with its repetitions.
 
@@ -97,6 +98,7 @@ class Client:
                 min_score=min_score,
                 explain=explain,
                 explain_class=explain_class,
+                embed=embed,
                 model=model,
                 timeout=timeout,
             )
@@ -111,6 +113,7 @@ class Client:
         top_k: int | None = None,
         min_score: float | None = None,
         explain: bool = False,
+        embed: bool = False,
         model: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[ImageResult]:
@@ -126,6 +129,7 @@ class Client:
             top_k: Number of classes; by default the service's.
             min_score: Leave out classes with a lower score.
             explain: Add a class activation map of each image's most likely class.
+            embed: Add each image's embedding.
             model: Variant of the model.
             timeout: Time for one request, with its repetitions.
 
@@ -141,9 +145,34 @@ class Client:
                 top_k=top_k,
                 min_score=min_score,
                 explain=explain,
+                embed=embed,
                 model=model,
                 timeout=timeout,
             )
+        )
+
+    def embed(self, image: ImageInput, *, model: str | None = None, timeout: float | None = None) -> ImageResult:
+        """Return one image's ``embedding``, 512 numbers, and no classes; the arguments are those of ``classify``.
+
+        Only embeddings of the same ``version`` of the weights can be compared.
+        """
+        return run(self._operations.embed(image, model=model, timeout=timeout))
+
+    def embed_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        ordered: bool = True,
+        progress: bool = False,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[ImageResult]:
+        """Embed any number of images; yield each one's result as it arrives.
+
+        The arguments and errors are those of ``classify_many``.
+        """
+        return iterate(
+            self._operations.embed_many(images, ordered=ordered, progress=progress, model=model, timeout=timeout)
         )
 
     def feedback(
@@ -191,107 +220,3 @@ class Client:
     def ready(self) -> bool:
         """Return whether a model answers now, without repetitions; without a response, NoResponseError is raised."""
         return run(self._operations.ready())
-
-
-class Jobs:
-    """The batch jobs of one caller. A job is named by its id or its state."""
-
-    def __init__(self, operations: JobOperations) -> None:
-        self._operations = operations
-
-    def submit(
-        self,
-        archive: str | os.PathLike[str] | bytes | IO[bytes],
-        *,
-        top_k: int | None = None,
-        model: str | None = None,
-        idempotency_key: str | None = None,
-        timeout: float = UPLOAD_TIMEOUT_S,
-    ) -> JobState:
-        """Upload a zip and start a job over its images.
-
-        Each call sends an Idempotency-Key, so that a repetition after a lost response finds the job instead of
-        starting a second one.
-
-        Args:
-            archive: Path, bytes or seekable binary file object of a zip.
-            top_k: Classes per image; by default the service's.
-            model: Variant of the model.
-            idempotency_key: Names the job across calls; by default each call starts a job of its own.
-            timeout: Time for the upload with its repetitions, in seconds.
-
-        Raises:
-            OSError: The file cannot be opened.
-            InvalidArchiveError: The zip has an entry that is not accepted; ``TooLargeError``: it is too large.
-        """
-        options = {"top_k": top_k, "model": model, "idempotency_key": idempotency_key}
-        return run(self._operations.submit(archive, timeout=timeout, **options))  # type: ignore[arg-type]
-
-    def submit_source(
-        self,
-        source: str,
-        *,
-        top_k: int | None = None,
-        model: str | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
-    ) -> JobState:
-        """Start a job over a folder of the service or a bucket prefix (``s3://…``) that its settings allow.
-
-        The other arguments are those of ``submit``.
-
-        Raises:
-            ForbiddenSourceError: The settings do not allow this source.
-        """
-        operation = self._operations.submit_source
-        return run(operation(source, top_k=top_k, model=model, idempotency_key=idempotency_key, timeout=timeout))
-
-    def list(self) -> JobList:
-        """Return the caller's jobs, the newest first, the allowed sources, and the limits of a zip."""
-        return run(self._operations.list())
-
-    def get(self, job: JobState | str) -> JobState:
-        """Return a job's state and progress."""
-        return run(self._operations.get(job))
-
-    def cancel(self, job: JobState | str) -> JobState:
-        """Cancel a job; the images that are done stay available."""
-        return run(self._operations.cancel(job))
-
-    def wait(self, job: JobState | str, *, timeout: float | None = None, progress: bool = False) -> JobState:
-        """Wait until a job has ended, however it ended; return its state.
-
-        Args:
-            job: The job.
-            timeout: Longest wait, in seconds; None waits as long as the job takes.
-            progress: Show a progress bar, which needs tqdm.
-
-        Raises:
-            JobTimeoutError: The job has not ended in time; it goes on.
-        """
-        return run(self._operations.wait(job, timeout=timeout, progress=progress))
-
-    def results(self, job: JobState | str, *, only: Rows = "all") -> Iterator[JobRow]:
-        """Yield the results of a job that has ended, one row per image.
-
-        Args:
-            job: The job.
-            only: ``ok`` yields classified images, ``failed`` those with an error.
-
-        Raises:
-            ConflictError: The job has not ended.
-        """
-        return iterate(self._operations.results(job, only=only))
-
-    def download(
-        self, job: JobState | str, to: str | os.PathLike[str], *, format: Format = "parquet", only: Rows = "all"
-    ) -> None:
-        """Write the results of a job that has ended to a file, which gets its name when it is complete.
-
-        Args:
-            job: The job.
-            to: Path of the file.
-            format: ``json``, ``jsonl``, ``csv`` or ``parquet``.
-            only: As of ``results``.
-        """
-        run(self._operations.download(job, to, format=format, only=only))

@@ -37,6 +37,7 @@ class JobOperations:
         archive: str | os.PathLike[str] | bytes | IO[bytes],
         *,
         top_k: int | None = None,
+        embed: bool = False,
         model: str | None = None,
         idempotency_key: str | None = None,
         timeout: float = UPLOAD_TIMEOUT_S,
@@ -49,6 +50,7 @@ class JobOperations:
         Args:
             archive: Path, bytes or seekable binary file object of a zip.
             top_k: Classes per image; by default the service's.
+            embed: Add the embedding of each image to the results; CSV leaves it out.
             model: Variant of the model.
             idempotency_key: Names the job across calls; by default each call starts a job of its own.
             timeout: Time for the upload with its repetitions, in seconds.
@@ -66,13 +68,14 @@ class JobOperations:
                 file = io.BytesIO(archive) if isinstance(archive, bytes) else archive
             size = file.seek(0, os.SEEK_END)
             headers = {"Content-Type": "application/zip", "Content-Length": str(size)}
-            return await self._start({"headers": headers}, file, top_k, model, idempotency_key, timeout)
+            return await self._start({"headers": headers}, file, top_k, embed, model, idempotency_key, timeout)
 
     async def submit_source(
         self,
         source: str,
         *,
         top_k: int | None = None,
+        embed: bool = False,
         model: str | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -84,7 +87,7 @@ class JobOperations:
         Raises:
             ForbiddenSourceError: The settings do not allow this source.
         """
-        return await self._start({"json": {"source": source}}, None, top_k, model, idempotency_key, timeout)
+        return await self._start({"json": {"source": source}}, None, top_k, embed, model, idempotency_key, timeout)
 
     async def list(self) -> JobList:
         """Return the caller's jobs, the newest first, the allowed sources, and the limits of a zip."""
@@ -171,6 +174,7 @@ class JobOperations:
         body: dict[str, Any],
         upload: IO[bytes] | None,
         top_k: int | None,
+        embed: bool,
         model: str | None,
         key: str | None,
         timeout_s: float | None,
@@ -178,7 +182,9 @@ class JobOperations:
         headers = {**body.get("headers", {}), "Idempotency-Key": key or uuid.uuid4().hex}
         if model is not None:
             headers["X-Model"] = model
-        options = {**body, "headers": headers, "params": {} if top_k is None else {"top_k": top_k}}
+        params = {"top_k": top_k, "embed": "true" if embed else None}
+        params = {name: value for name, value in params.items() if value is not None}
+        options = {**body, "headers": headers, "params": params}
         reply = await self._session.send(Request("POST", PATH, options, upload), timeout_s)
         return from_json(JobState, reply.json())
 

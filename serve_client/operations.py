@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from serve_client.batches import PATH, Batches, in_order
+from serve_client.batches import Batches, in_order
 from serve_client.errors import ProblemError
 from serve_client.from_json import from_json
 from serve_client.images import ImageInput
@@ -18,6 +18,8 @@ from serve_client.parse import to_image_result
 from serve_client.progress import progress_bar
 from serve_client.results import ImageResult, Limits, Models, Usage
 from serve_client.session import Request, Session
+
+CLASSIFY_PATH, EMBED_PATH = "/v1/classify", "/v1/embed"
 
 
 class Operations:
@@ -47,6 +49,7 @@ class Operations:
         min_score: float | None = None,
         explain: bool = False,
         explain_class: int | None = None,
+        embed: bool = False,
         model: str | None = None,
         timeout: float | None = None,
     ) -> ImageResult:
@@ -59,6 +62,7 @@ class Operations:
             min_score: Leave out classes with a lower score.
             explain: Add a class activation map of the most likely class.
             explain_class: Add the map of this class instead.
+            embed: Add the image's embedding.
             model: Variant of the model.
             timeout: Time for the call with its repetitions.
 
@@ -66,13 +70,10 @@ class Operations:
             UnreadableImageError: The image cannot be read; nothing was sent.
             ProblemError: The service refused the image, such as ``InvalidImageError``, or the request.
         """
-        encoded = await self._session.encode(image, timeout)
-        params = _params(top_k, min_score, explain, explain_class)
-        headers = {"Content-Type": "application/octet-stream", **_model(model)}
-        request = Request("POST", PATH, {"params": params, "headers": headers, "content": encoded.data})
-        reply = await self._session.send(request, timeout)
-        (result,) = reply.member("results")
-        return replace(to_image_result(result, reply.headers), name=encoded.name)
+        params = _params(top_k, min_score, explain, explain_class, embed)
+        return await self._send_one(
+            Request("POST", CLASSIFY_PATH, {"params": params, "headers": _model(model)}), image, timeout
+        )
 
     async def classify_many(
         self,
@@ -83,6 +84,7 @@ class Operations:
         top_k: int | None = None,
         min_score: float | None = None,
         explain: bool = False,
+        embed: bool = False,
         model: str | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[ImageResult, None]:
@@ -98,6 +100,7 @@ class Operations:
             top_k: Number of classes; by default the service's.
             min_score: Leave out classes with a lower score.
             explain: Add a class activation map of each image's most likely class.
+            embed: Add each image's embedding.
             model: Variant of the model.
             timeout: Time for one request, with its repetitions.
 
@@ -105,20 +108,37 @@ class Operations:
             ProblemError: The service refused a whole request, such as ``UnauthorizedError``.
             NoResponseError: A request got no response in time.
         """
-        if self._limits is None:
-            self._limits = (await self.models()).limits
-        params = _params(top_k, min_score, explain, None)
-        batches = Batches(self._session, self._limits, params, _model(model), timeout)
-        results = batches.classify(images)
-        total = len(images) if isinstance(images, Sized) else None
-        failed = 0
-        with progress_bar(progress, total) as bar:
-            async with aclosing(in_order(results) if ordered else results) as ready:
-                done = 0
-                async for result in ready:
-                    done, failed = done + 1, failed + (not result.ok)
-                    bar.show(done, total, f"failed={failed}")
-                    yield result
+        request = Request(
+            "POST", CLASSIFY_PATH, {"params": _params(top_k, min_score, explain, None, embed), "headers": _model(model)}
+        )
+        async with aclosing(self._send_many(request, images, ordered, progress, timeout)) as results:
+            async for result in results:
+                yield result
+
+    async def embed(self, image: ImageInput, *, model: str | None = None, timeout: float | None = None) -> ImageResult:
+        """Return one image's ``embedding``, 512 numbers, and no classes; the arguments are those of ``classify``.
+
+        Only embeddings of the same ``version`` of the weights can be compared.
+        """
+        return await self._send_one(Request("POST", EMBED_PATH, {"headers": _model(model)}), image, timeout)
+
+    async def embed_many(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        ordered: bool = True,
+        progress: bool = False,
+        model: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[ImageResult, None]:
+        """Embed any number of images; yield each one's result as it arrives.
+
+        The arguments and errors are those of ``classify_many``.
+        """
+        request = Request("POST", EMBED_PATH, {"headers": _model(model)})
+        async with aclosing(self._send_many(request, images, ordered, progress, timeout)) as results:
+            async for result in results:
+                yield result
 
     async def feedback(
         self,
@@ -184,16 +204,50 @@ class Operations:
             raise
         return True
 
+    async def _send_one(self, request: Request, image: ImageInput, timeout: float | None) -> ImageResult:
+        """Send a request with one image as its body."""
+        encoded = await self._session.encode(image, timeout)
+        headers = {"Content-Type": "application/octet-stream", **request.options["headers"]}
+        options = {**request.options, "headers": headers, "content": encoded.data}
+        reply = await self._session.send(replace(request, options=options), timeout)
+        (result,) = reply.member("results")
+        return replace(to_image_result(result, reply.headers), name=encoded.name)
+
+    async def _send_many(
+        self,
+        request: Request,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        ordered: bool,
+        progress: bool,
+        timeout: float | None,
+    ) -> AsyncGenerator[ImageResult, None]:
+        """Send a request's path, query and headers with as many images at a time as the service takes."""
+        if self._limits is None:
+            self._limits = (await self.models()).limits
+        results = Batches(self._session, self._limits, request, timeout).results(images)
+        total = len(images) if isinstance(images, Sized) else None
+        failed = 0
+        with progress_bar(progress, total) as bar:
+            async with aclosing(in_order(results) if ordered else results) as ready:
+                done = 0
+                async for result in ready:
+                    done, failed = done + 1, failed + (not result.ok)
+                    bar.show(done, total, f"failed={failed}")
+                    yield result
+
     async def _get(self, path: str) -> Any:
         return (await self._session.send(Request("GET", path))).json()
 
 
-def _params(top_k: int | None, min_score: float | None, explain: bool, explain_class: int | None) -> dict[str, Any]:
+def _params(
+    top_k: int | None, min_score: float | None, explain: bool, explain_class: int | None, embed: bool
+) -> dict[str, Any]:
     params = {
         "top_k": top_k,
         "min_score": min_score,
         "explain": "cam" if explain or explain_class is not None else None,
         "explain_class": explain_class,
+        "embed": "true" if embed else None,
     }
     return {name: value for name, value in params.items() if value is not None}
 

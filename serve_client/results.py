@@ -64,12 +64,13 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The result of one image: predictions, or an error.
+    """The result of one image: predictions, an embedding or both; or an error.
 
     Attributes:
         index: The image's place among those given, from 0.
         name: File name or address of the image; None for bytes and objects without a name.
         predictions: Best first; empty if there is an error.
+        embedding: 512 numbers in the precision of float32; None if they were not asked for.
         version: Version of the weights that classified it.
         timings_ms: ``decode``, ``queue`` and ``model``.
         batch_size: Images that shared the model's batch.
@@ -84,6 +85,7 @@ class ImageResult:
     uncertainty: Uncertainty | None = None
     image: ImageInfo | None = None
     explanation: Explanation | None = None
+    embedding: tuple[float, ...] | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     version: str | None = None
@@ -102,12 +104,12 @@ class ImageResult:
 
         Raises:
             ServeError: The image's error.
-            LookupError: ``min_score`` left out all classes.
+            LookupError: ``min_score`` left out all classes, or the image was only embedded.
         """
         if self.error:
             raise self.error
         if not self.predictions:
-            raise LookupError("no class has a score of at least `min_score`")
+            raise LookupError("the result has no classes: `min_score` left out all, or the image was only embedded")
         return self.predictions[0]
 
 
@@ -195,6 +197,7 @@ class JobState:
         status: ``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``.
         source: The folder or prefix that the job reads, or the file name of its zip.
         top_k: Classes per image.
+        embed: Whether the results have embeddings.
         eta_s: Seconds until the job ends; None while unknown.
         error: Why the job failed.
     """
@@ -206,6 +209,7 @@ class JobState:
     top_k: int
     model: ModelRef
     progress: JobProgress
+    embed: bool = False
     eta_s: float | None = None
     error: str | None = None
 
@@ -234,11 +238,12 @@ class JobRowError:
 
 @dataclass(frozen=True)
 class JobRow:
-    """The result of one image of a job; ``path`` is its path below the source."""
+    """The result of one image of a job; ``path`` is its path below the source, ``embedding`` that of ``embed``."""
 
     path: str
     predictions: tuple[Prediction, ...] = ()
     uncertainty: Uncertainty | None = None
+    embedding: tuple[float, ...] | None = None
     version: str | None = None
     error: JobRowError | None = None
 

@@ -182,7 +182,7 @@ def _merge(db: duckdb.DuckDBPyConnection, folder: Path, files: list[Path], repor
 def _read(db: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.DuckDBPyRelation:
     """Read Parquet files with the log's columns; columns that old files lack are NULL."""
     rows = db.read_parquet([str(path) for path in files], union_by_name=True)
-    columns = (name if name in rows.columns else f"NULL::VARCHAR AS {name}" for name in SCHEMA.names)
+    columns = (name if name in rows.columns else f"NULL::{ADDED_LATER[name]} AS {name}" for name in SCHEMA.names)
     return rows.project(", ".join(columns))
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serve_app.batch.results import SCHEMA, ResultsFolder
+from serve_app.batch.results import ResultsFolder, schema
 from serve_app.csv_text import csv_line
 
 Format = Literal["json", "jsonl", "csv", "parquet"]
@@ -25,16 +25,22 @@ MEDIA_TYPES: dict[Format, str] = {
 
 
 def stream(
-    results: ResultsFolder, format: Format, only: RowFilter, top_k: int, is_complete: bool = False
+    results: ResultsFolder,
+    format: Format,
+    only: RowFilter,
+    top_k: int,
+    is_complete: bool = False,
+    embed: bool = False,
 ) -> Iterator[bytes]:
     """Yield the bytes of one file with the rows of all parts; ``top_k`` decides the columns of a CSV.
 
     ``only`` selects all rows, those of classified images (``ok``) or those with an error (``failed``). If the results
-    are complete (``is_complete``), the images of a part that is lost have rows with an error.
+    are complete (``is_complete``), the images of a part that is lost have rows with an error. With ``embed`` the
+    results have embeddings; a CSV leaves them out, because spreadsheets have no use for 512 more columns.
     """
     tables = (_filter(table, only) for table in results.tables(is_complete))
     if format == "parquet":
-        return _parquet(tables)
+        return _parquet(tables, embed)
     if format == "csv":
         return _csv(tables, top_k)
     return _json_array(tables) if format == "json" else _json_lines(tables)
@@ -58,6 +64,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
         "predictions": [{"label": label, "score": score, "class_id": n} for label, score, n in predictions],
         "uncertainty": {"margin": row["margin"], "entropy": row["entropy"]},
         "version": row["version"],
+        **({"embedding": row["embedding"]} if "embedding" in row else {}),
     }
 
 
@@ -89,11 +96,11 @@ def _csv_row(row: dict[str, Any], width: int) -> list[Any]:
     return [row["path"], *values, *padding, row["margin"], row["entropy"], row["error"], row["detail"], row["version"]]
 
 
-def _parquet(tables: Iterator[pa.Table]) -> Iterator[bytes]:
-    buffer = _DrainedBuffer()
-    with pq.ParquetWriter(pa.PythonFile(buffer, "w"), SCHEMA, compression="zstd") as writer:
+def _parquet(tables: Iterator[pa.Table], embed: bool) -> Iterator[bytes]:
+    buffer, columns = _DrainedBuffer(), schema(embed)
+    with pq.ParquetWriter(pa.PythonFile(buffer, "w"), columns, compression="zstd") as writer:
         for table in tables:
-            writer.write_table(table.cast(SCHEMA))
+            writer.write_table(table.cast(columns))
             yield buffer.drain()
     yield buffer.drain()
 

@@ -45,10 +45,14 @@ class JobState(FrozenModel):
     created: datetime
     source: str = Field(description="The folder or prefix that the job reads, or the file name of its zip.")
     top_k: int = Field(description="Classes per image.")
+    embed: bool = Field(default=False, description="The results have the embedding of each image.")
     model: ModelRef
     progress: JobProgress
     eta_s: float | None = Field(default=None, description="Seconds until the job ends; null while unknown.")
     error: str | None = Field(default=None, description="Why the job failed; null for every other status.")
+
+
+SHOWN = {"created", "source", "top_k", "embed", "model"}  # fields of a request that its state shows
 
 
 class JobSummary(FrozenModel):
@@ -58,6 +62,7 @@ class JobSummary(FrozenModel):
     owner: str | None = None  # whom the caller named in X-Job-Owner
     source: str  # what clients see
     top_k: int
+    embed: bool = False
     model: ModelRef
     created: Annotated[datetime, AfterValidator(lambda time: time if time.tzinfo else time.replace(tzinfo=UTC))] = (
         Field(default_factory=lambda: datetime.now(UTC))

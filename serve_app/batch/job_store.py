@@ -40,6 +40,7 @@ from serve_app.batch.job_records import (
     PROGRESS,
     REQUEST,
     RESULTS,
+    SHOWN,
     STOPPED,
     UPLOAD,
     JobAttempts,
@@ -86,7 +87,7 @@ class JobStore:
         Nothing fails once the job exists.
 
         Raises:
-            ConflictError: The key belongs to a job with another body or top_k, or to one that cannot be read (409).
+            ConflictError: The key belongs to a job with another body or options, or to one that cannot be read (409).
         """
         if idempotency_key:
             job = hashlib.sha256(f"{request.caller}\0{idempotency_key}".encode()).hexdigest()[:32]
@@ -104,7 +105,7 @@ class JobStore:
                 return self.submit(draft, request, idempotency_key)
             except CorruptJobError as error:
                 raise ConflictError(f"Idempotency-Key {idempotency_key!r:.80}: {error}, with a new key") from None
-            if (earlier.body_sha256, earlier.top_k) != (request.body_sha256, request.top_k):
+            if any(getattr(earlier, name) != getattr(request, name) for name in ("body_sha256", "top_k", "embed")):
                 raise ConflictError(
                     f"Idempotency-Key {idempotency_key!r:.80} was used for another job, {job}; use a new key"
                 )
@@ -233,7 +234,7 @@ class JobStore:
         return JobState(
             id=job,
             status=outcome or ("running" if progress != StoredProgress() else "queued"),
-            **request.model_dump(include={"created", "source", "top_k", "model"}),
+            **request.model_dump(include=SHOWN),
             progress=JobProgress(**progress.model_dump(exclude={"eta_s"})),
             eta_s=None if outcome else progress.eta_s,
             error=failure if outcome == "failed" else None,

@@ -16,6 +16,7 @@ class BatchJobConfig(FrozenModel):
     weights: WeightsConfig = WeightsConfig()
     engine: EngineConfig = EngineConfig()
     top_k: int = 10
+    embed: bool = False  # the results have the column ``embedding``
     batch_size: int = 8  # images per call of the model
     limits: LimitsConfig = LimitsConfig()
 

@@ -1,6 +1,6 @@
 """The folder of results, which lets a stopped run go on where it was.
 
-    manifest.json         source, model and top_k; written once the listing is complete
+    manifest.json         source, model and settings; written once the listing is complete
     listing.parquet       the name of every image, as bytes; row group n is shard n
     parts/000012.parquet  one row per image of shard 12, written atomically
     summary.json          written once all parts are complete
@@ -51,9 +51,15 @@ SCHEMA = pa.schema(
         ("version", pa.string()),  # of the weights
     ]
 )
+EMBEDDING = pa.field("embedding", pa.list_(pa.float32()))  # the last column, only with ``embed``
 PART = re.compile(r"\d{6,}\.parquet")
 LOST = "the result of this image is lost; submit the job again"
 FOOTER_READERS = 16  # parts whose footer is read at a time
+
+
+def schema(embed: bool) -> pa.Schema:
+    """Return the columns of results, with those of ``embed``."""
+    return SCHEMA.append(EMBEDDING) if embed else SCHEMA
 
 
 class BusyError(SourceError):
@@ -73,6 +79,7 @@ class Manifest(FrozenModel):
 
     source: str
     top_k: int
+    embed: bool = False
     model: dict[str, Any]  # name, version, hash and temperature
     engine: EngineConfig | None = None  # None and no limits: version 0.1 wrote the manifest
     limits: LimitsConfig | None = None
@@ -114,7 +121,7 @@ class ResultsFolder:
             SourceError: The folder holds results of another source, model or setting; or the source has no images.
         """
         model = {**card.ref.model_dump(), "temperature": card.temperature}
-        identity = {"source": job.source, "top_k": job.top_k, "model": model}
+        identity = {"source": job.source, "top_k": job.top_k, "embed": job.embed, "model": model}
         identity |= {"engine": job.engine.model_dump(), "limits": job.limits.model_dump()}
         if (manifest := self._read_manifest()) is not None:
             earlier = manifest.model_dump()
@@ -136,12 +143,12 @@ class ResultsFolder:
         """Return the names of a shard's images."""
         return [os.fsdecode(name.as_py()) for name in self._read_listing().read_row_group(shard)["name"]]
 
-    def write_part(self, shard: int, rows: list[dict[str, Any]]) -> CompletedShard:
-        """Write a shard's rows (SCHEMA) as one part, atomically; its error counts go to the file's metadata."""
+    def write_part(self, shard: int, rows: list[dict[str, Any]], embed: bool = False) -> CompletedShard:
+        """Write a shard's rows (``schema``) as one part, atomically; its error counts go to the file's metadata."""
         errors = dict(Counter(row["error"] for row in rows if row["error"] is not None))
-        schema = SCHEMA.with_metadata({"errors": json.dumps(errors)})
+        columns = schema(embed).with_metadata({"errors": json.dumps(errors)})
         with self._atomic_write(f"parts/{shard:06d}.parquet") as path:
-            pq.write_table(pa.Table.from_pylist(rows, schema), path, filesystem=self._fs, compression="zstd")
+            pq.write_table(pa.Table.from_pylist(rows, columns), path, filesystem=self._fs, compression="zstd")
         return CompletedShard(shard, len(rows), errors)
 
     def parts(self) -> list[str]:
@@ -172,12 +179,12 @@ class ResultsFolder:
                 yield self.read_part(parts[shard])
             except (CorruptFileError, FileNotFoundError, KeyError):
                 if manifest:
-                    yield self._lost_rows(shard)
+                    yield self._lost_rows(shard, manifest.embed)
 
-    def _lost_rows(self, shard: int) -> pa.Table:
+    def _lost_rows(self, shard: int, embed: bool) -> pa.Table:
         names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in self.shard_names(shard)]
         return pa.Table.from_pylist(
-            [{"path": name, "error": SourceError.code, "detail": LOST} for name in names], SCHEMA
+            [{"path": name, "error": SourceError.code, "detail": LOST} for name in names], schema(embed)
         )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

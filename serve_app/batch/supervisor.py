@@ -36,7 +36,7 @@ def predict_command(store: JobStore, job: str, address: str | None, workers: int
     command += ["--weights", request.weights.model_dump_json(), "--engine", request.engine.model_dump_json()]
     command += ["--limits", request.limits.model_dump_json(), "--top-k", str(request.top_k)]
     command += ["--progress", str(store.progress_path(job)), "--stop-file", str(store.stopped_path(job))]
-    command += ["--background"]
+    command += ["--background", *(["--embed"] if request.embed else [])]
     command += ["--address", address] if address else []
     command += ["--workers", str(workers)] if workers else []
     return command

@@ -26,7 +26,7 @@ from serve_app.errors import (
     TooLargeError,
 )
 from serve_app.inference.card import load_card
-from serve_app.messages import ClassifyRequest, ClassifyResult, Outcome
+from serve_app.messages import ClassifyRequest, ClassifyResult, Features, Outcome
 from serve_app.preprocessing.transform import preprocess
 
 log = logging.getLogger("serve_app")
@@ -122,6 +122,8 @@ class Predictor:
         self._engine.warm_up(job.batch_size)
         self._version = card.version
         self._results, self._top_k, self._batch_size = ResultsFolder(job.out), job.top_k, job.batch_size
+        self._embed = job.embed
+        self._features: Features = "pooled" if job.embed else None
         self._threads = ThreadPoolExecutor(self._engine.workers)
 
     def __call__(self, decoded: DecodedShard) -> CompletedShard:
@@ -133,13 +135,14 @@ class Predictor:
             self._row(name, error, None if error else next(outcomes))
             for name, error in zip(decoded.names, decoded.errors, strict=True)
         ]
-        return self._results.write_part(decoded.shard, rows)
+        return self._results.write_part(decoded.shard, rows, self._embed)
 
     def _classify(self, crops: np.ndarray) -> list[Outcome]:
-        return classify_each(self._engine.classify, [ClassifyRequest(crop, self._top_k) for crop in crops])
+        requests = [ClassifyRequest(crop, self._top_k, features=self._features) for crop in crops]
+        return classify_each(self._engine.classify, requests)
 
     def _row(self, name: str, error: tuple[str, str] | None, outcome: Outcome | None) -> dict[str, Any]:
-        """Return a row of results.SCHEMA."""
+        """Return a row of results.schema."""
         result = outcome if isinstance(outcome, ClassifyResult) else None
         code, detail = (outcome.code, str(outcome)) if isinstance(outcome, ServiceError) else error or (None, None)
         return {
@@ -152,6 +155,7 @@ class Predictor:
             "error": code,
             "detail": detail,
             "version": self._version,
+            "embedding": result and result.embedding,
         }
 
 

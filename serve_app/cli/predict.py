@@ -26,6 +26,7 @@ def predict(
     engine: Annotated[str, Option(help='Runtime, or JSON such as \'{"precision": "int8"}\'.')] = "auto",
     limits: Annotated[str, Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
     top_k: Annotated[int, Option(min=1, help="Classes per image.")] = 10,
+    embed: Annotated[bool, Option("--embed", help="Add the column embedding: 512 numbers per image.")] = False,
     address: Annotated[str | None, Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
     workers: Annotated[int | None, Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
     gpus: Annotated[float, Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
@@ -66,12 +67,14 @@ def predict(
         exit_on(JobFailedError, code=ExitCode.FAILED, note="; the same command goes on from here"),
         exit_on(KeyboardInterrupt, code=ExitCode.INTERRUPTED, note="stopped; the same command goes on from here"),
     ):
-        job = _job(source, out, weights, engine, limits, top_k, batch or (64 if gpus else 8))
+        job = _job(source, out, weights, engine, limits, top_k, embed, batch or (64 if gpus else 8))
         summary = run_job(job, WorkerPlan(workers, gpus, decoders, background), shard, address, progress)
     typer.echo(json.dumps(summary))
 
 
-def _job(source: str, out: str, weights: str, engine: str, limits: str, top_k: int, batch_size: int) -> BatchJobConfig:
+def _job(
+    source: str, out: str, weights: str, engine: str, limits: str, top_k: int, embed: bool, batch_size: int
+) -> BatchJobConfig:
     from serve_app.batch.plan import BatchJobConfig
     from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
     from serve_app.validation import parse
@@ -88,6 +91,7 @@ def _job(source: str, out: str, weights: str, engine: str, limits: str, top_k: i
         weights=weights_config,
         engine=parse(EngineConfig, _json_or_text(engine)),
         top_k=top_k,
+        embed=embed,
         limits=parse(LimitsConfig, _json_or_text(limits)),
         batch_size=batch_size,
     )

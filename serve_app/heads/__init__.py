@@ -13,6 +13,9 @@ label_errors.py  examples that probably have the wrong class
 report.py      what a fit says about itself, as types
 taught.py      the head as it serves: classes, class maps and similar photos of one embedding
 stored.py      what the files of a version hold, as types
-store.py       the folder of heads: immutable versions, one pointer per head
+versions.py    the folders of versions
+pointers.py    the small files that say which version serves
+reader.py      reads both, and takes damaged versions out of service
+store.py       changes them: write, roll back, delete; its docstring draws the folder
 registry.py    the heads that one replica holds in memory
 """

@@ -11,6 +11,17 @@ HEAD_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"  # a part of URLs and the name of a fold
 MAX_CLASS_NAME = 80  # characters
 
 _HEAD_NAME = re.compile(HEAD_NAME)
+_STORED_NAME = re.compile(HEAD_NAME + r"(\.[0-9a-f]{16})?")
+
+
+def is_head_name(name: str) -> bool:
+    """Return whether a head may have this name."""
+    return _HEAD_NAME.fullmatch(name) is not None
+
+
+def is_stored_name(name: str) -> bool:
+    """Return whether the store may have a head under this name: a head's name, and maybe a hash of its owner."""
+    return _STORED_NAME.fullmatch(name) is not None
 
 
 def check_head_name(name: str) -> str:
@@ -19,7 +30,7 @@ def check_head_name(name: str) -> str:
     Raises:
         InvalidParameterError: The name has another alphabet or length (422).
     """
-    if not _HEAD_NAME.fullmatch(name):
+    if not is_head_name(name):
         raise InvalidParameterError(
             f"head {name!r:.80}: a name has 1 to 63 characters of a-z, 0-9, - and _, and starts with a letter or digit"
         )

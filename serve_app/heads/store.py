@@ -8,75 +8,52 @@
     .draft-<hex>/  .deleted-<hex>/               a version that is being written, a folder that is being deleted
     .lock                                        held while a version is published or deleted
 
-Readers need no lock: a pointer names only versions that are on disk as a whole.
+Readers need no lock: a pointer names only versions that are on disk as a whole. What no pointer names is left from a
+process that was killed; ``sweep`` deletes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from serve_app.errors import (
+    HeadDamagedError,
+    HeadNameTakenError,
+    PreconditionFailedError,
+    TooManyHeadsError,
+    UnknownHeadError,
+)
+from serve_app.files import CorruptFileError, create_folder
 from serve_app.heads.examples import Example
 from serve_app.heads.fit import Fitted
-from serve_app.heads.stored import HeadEntry, LoadedHead, StoredHead
+from serve_app.heads.pointers import unknown
+from serve_app.heads.reader import HeadReader, moved
+from serve_app.heads.stored import HeadEntry, encode_tensors, make_entry, make_record, version_name, version_number
 
 
-class HeadStore:
+class HeadStore(HeadReader):
     """Reads and writes the heads of one folder; many processes on many nodes may share it.
 
-    Every method raises OSError if the folder cannot be read or written.
+    Every method raises OSError if the folder cannot be read or written. Methods that change a head take its
+    ``owner``, the name of the API key, and ``if_match``, the ETag of the state that the caller saw (If-Match; None
+    changes any state), and raise:
+
+    - UnknownHeadError: There is no head of that name (404).
+    - HeadNameTakenError: It belongs to another owner (409).
+    - PreconditionFailedError: Its ETag is another one by now (412).
+    - NotReadyError: Other writers hold the folder's lock for too long (503).
 
     Args:
-        folder: A folder on a disk or a shared file system with locks (NFS v4, EFS).
+        folder: A folder on a disk, or on a shared file system with locks (NFS v4, EFS).
         keep_versions: Number of earlier versions of a head that are kept for ``rollback``.
     """
 
     def __init__(self, folder: Path, keep_versions: int = 3) -> None:
-        self.folder, self.keep_versions = folder, keep_versions
-
-    def entries(self) -> list[HeadEntry]:
-        """Return all heads, sorted by name."""
-        raise NotImplementedError
-
-    def entry(self, name: str) -> HeadEntry:
-        """Return which version of a head serves.
-
-        Raises:
-            UnknownHeadError: There is no head of that name (404).
-        """
-        raise NotImplementedError
-
-    def versions(self, name: str) -> list[str]:
-        """Return the kept versions of a head, the oldest first."""
-        raise NotImplementedError
-
-    def load(self, entry: HeadEntry) -> LoadedHead:
-        """Return the version that an entry names, as it serves.
-
-        Raises:
-            UnknownHeadError: The version was deleted meanwhile (404).
-            HeadDamagedError: A file of the version is damaged (409).
-        """
-        raise NotImplementedError
-
-    def read(self, name: str) -> StoredHead:
-        """Return the version that serves, with its report and examples.
-
-        A damaged version is quarantined, and the one before it is returned.
-
-        Raises:
-            UnknownHeadError: There is no head of that name (404).
-            HeadDamagedError: No version is left (409).
-        """
-        raise NotImplementedError
-
-    def photo(self, name: str, example_id: str) -> bytes:
-        """Return the uploaded file of an example of the version that serves.
-
-        Raises:
-            UnknownHeadError: There is no such head, example or kept photo (404).
-        """
-        raise NotImplementedError
+        super().__init__(folder)
+        self.keep_versions = keep_versions
 
     def write(
         self,
@@ -98,52 +75,122 @@ class HeadStore:
             name: As ``check_head_name`` returns it.
             fitted: The head and its report.
             examples: Those that the head was fitted on.
-            owner: Name of the API key; a head of another owner is not touched.
+            owner: See the class.
             public: Whether other keys may use it; None leaves it as it is, which is False for a new head.
-            if_match: ETag of the state that the caller saw (If-Match); None replaces any.
+            if_match: See the class; a head that does not exist matches none.
             if_absent: Only a head that does not exist yet is written (If-None-Match: *).
-            photos: New uploaded files by example id. Photos of the version before are kept for the same examples.
-            forget: Ids of examples whose embeddings must not stay in any earlier version either.
+            photos: New uploaded files by example id. Kept photos of the version before stay with their examples.
+            forget: Ids of examples of which no earlier version may keep the embedding or the photo.
             max_heads: Number of heads that one owner may have.
 
         Raises:
-            PreconditionFailedError: The head's ETag is another one by now, or the head exists (412).
-            HeadNameTakenError: The name belongs to another owner (409).
+            PreconditionFailedError: See the class; or the head exists (412).
             TooManyHeadsError: The owner has ``max_heads`` heads (409).
-            NotReadyError: Other writers hold the folder's lock for too long (503).
         """
-        raise NotImplementedError
+        create_folder(self.folder)
+        tensors = encode_tensors(fitted.head, examples)
+        with self._versions.draft(tensors, photos or {}) as draft, self._locked():
+            current = self._find(name)
+            self._check(name, current, owner, if_match)
+            if current and if_absent:
+                raise PreconditionFailedError(f"head {name!r} exists already")
+            if current is None and max_heads is not None:
+                self._check_number(owner, max_heads)
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            record = make_record(
+                fitted, examples, tensors, owner=owner, created=current.created if current else now, updated=now
+            )
+            content = record.model_dump_json(indent=1).encode()
+            number = 1 + max(map(version_number, self._versions.names(name)), default=0)
+            version = version_name(number, content)
+            self._versions.publish(draft, content, record, name, version, current.version if current else None)
+            before = [kept for kept in current.versions if kept <= current.version] if current else []
+            kept = self._versions.without(name, before[max(0, len(before) - self.keep_versions) :], forget)
+            return self._point(
+                make_entry(
+                    name,
+                    version,
+                    (*kept, version),
+                    record,
+                    revision=current.revision + 1 if current else 1,
+                    public=public if public is not None else bool(current and current.public),
+                ),
+                erase_quarantine=bool(forget),
+            )
 
     def set_public(self, name: str, public: bool, *, owner: str | None, if_match: str | None = None) -> HeadEntry:
-        """Change whether other keys may use a head; raise as ``write`` and ``entry`` do."""
-        raise NotImplementedError
+        """Change whether other keys may use a head."""
+        with self._changing(name, owner, if_match) as current:
+            return self._point(current.model_copy(update={"public": public, "revision": current.revision + 1}))
 
     def rollback(
         self, name: str, version: str | None = None, *, owner: str | None, if_match: str | None = None
     ) -> HeadEntry:
-        """Make an earlier version the one that serves: the one before, unless ``version`` names another.
+        """Make an earlier version the one that serves: the one before, unless ``version`` names a kept one.
 
         Raises:
-            UnknownHeadError: There is no such head or version, or none before (404).
-            PreconditionFailedError: See ``write`` (412).
+            UnknownHeadError: See the class; or there is no such version, or none before (404).
+            HeadDamagedError: That version is damaged (409).
         """
-        raise NotImplementedError
+        with self._changing(name, owner, if_match) as current:
+            before = [kept for kept in current.versions if kept < current.version]
+            if version is None and not before:
+                raise UnknownHeadError(f"head {name!r}: there is no version before {current.version}")
+            target = before[-1] if version is None else version
+            if target not in current.versions:
+                raise UnknownHeadError(f"head {name!r}: no version {target!r:.40}; kept: {', '.join(current.versions)}")
+            record, _, _ = self._versions.read(name, target)
+            return self._point(moved(current, target, current.versions, record))
 
     def delete(self, name: str, *, owner: str | None, if_match: str | None = None) -> None:
-        """Delete a head with all its versions, embeddings and photos; raise as ``write`` and ``entry`` do."""
-        raise NotImplementedError
+        """Delete a head with all its versions, embeddings and photos."""
+        with self._changing(name, owner, if_match):
+            self._delete(name)
 
     def delete_all(self, owner: str | None) -> list[str]:
         """Delete all heads of an owner; return their names."""
-        raise NotImplementedError
+        with self._locked():
+            names = [entry.name for entry in self._entries_locked() if entry.owner == owner]
+            for name in names:
+                self._delete(name)
+        return names
 
-    def quarantine(self, entry: HeadEntry) -> HeadEntry:
-        """Move a damaged version aside and let the version before it serve; return the entry that holds now.
+    def _find(self, name: str) -> HeadEntry | None:
+        try:
+            return self._pointers.read(name)
+        except UnknownHeadError:
+            return None
+        except CorruptFileError:
+            try:
+                return self._repair(name)
+            except HeadDamagedError:  # nothing is left, not even the owner: the name is free again
+                return None
 
-        Nothing happens if the version turns out to be readable, or another one serves already.
+    def _entries_locked(self) -> Iterator[HeadEntry]:
+        for name in self.marks():
+            if entry := self._find(name):
+                yield entry
 
-        Raises:
-            UnknownHeadError: The head was deleted meanwhile (404).
-            HeadDamagedError: There is no version before it (409).
-        """
-        raise NotImplementedError
+    def _check(self, name: str, current: HeadEntry | None, owner: str | None, if_match: str | None) -> None:
+        if current and current.owner != owner:
+            raise HeadNameTakenError(f"head {name!r} belongs to another API key; choose another name")
+        if if_match is not None and (current is None or current.etag != if_match):
+            found = f"its ETag is {current.etag}" if current else "it does not exist"
+            raise PreconditionFailedError(f"head {name!r}: If-Match is {if_match!r:.60} but {found}; read it again")
+
+    def _check_number(self, owner: str | None, max_heads: int) -> None:
+        number = sum(entry.owner == owner for entry in self._entries_locked())
+        if number >= max_heads:
+            raise TooManyHeadsError(f"there are {number} heads (limit: `heads.max_heads` = {max_heads}); delete one")
+
+    def _delete(self, name: str) -> None:
+        self._pointers.delete(name)
+        self._versions.prune(name, (), erase_quarantine=True)
+
+    @contextmanager
+    def _changing(self, name: str, owner: str | None, if_match: str | None) -> Iterator[HeadEntry]:
+        with self._locked():
+            if (current := self._find(name)) is None:
+                raise unknown(name)
+            self._check(name, current, owner, if_match)
+            yield current

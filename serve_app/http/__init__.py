@@ -9,13 +9,14 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     admission.py              admission control
     app.py                    the FastAPI application, errors as problem+json
     classify.py               POST /v1/classify, POST /predict
+    embed.py                  POST /v1/embed
     parameters_middleware.py  query length, the header X-Warnings
     uploads.py                request body -> encoded images
     limited_request.py        a body within its limits; content_coding.py undoes gzip and deflate
     form_body.py              multipart forms; form_names.py reads their names
     json_body.py              JSON within bounds; base64_images.py reads its images and their URLs
     unknown_parameters.py     names what was ignored
-    negotiation.py            Accept -> JSON or JSON lines
+    negotiation.py            Accept -> JSON, JSON lines or binary
     fan_out.py                one request -> one task per image; url_images.py has those by URL fetched
     responses.py              results -> JSON
     schemas.py                the JSON types

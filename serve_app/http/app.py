@@ -16,6 +16,7 @@ from starlette.routing import compile_path
 from serve_app.errors import InvalidParameterError, ServiceError
 from serve_app.http import (
     classify,
+    embed,
     feedback,
     head_examples,
     heads,
@@ -90,6 +91,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(feedback.create_router(service, fan_out))
     app.include_router(jobs.create_router(service))
     app.include_router(classify.create_router(service, fan_out, head_uses))
+    app.include_router(embed.create_router(service, fan_out))
     app.include_router(heads.create_router(head_requests))
     app.include_router(head_examples.create_router(head_requests))
     app.include_router(status.create_router(service, access, admission, accounts, stats))

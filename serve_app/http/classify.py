@@ -10,20 +10,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
 from serve_app.errors import InvalidParameterError
-from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.fan_out import FanOut, finish_results
 from serve_app.http.head_use import HeadUses
 from serve_app.http.negotiation import choose_media_type
-from serve_app.http.openapi import IMAGES_BODY, PROBLEMS
+from serve_app.http.openapi import PROBLEMS, images_body
 from serve_app.http.responses import (
-    omit_model,
+    json_response,
     problem_response,
     request_problem,
-    response_model,
     server_timing,
     stream_results,
-    summarize,
 )
-from serve_app.http.schemas import ClassifyResponse, ImageResult
+from serve_app.http.schemas import ClassifyResponse, ImageResult, Prediction
 from serve_app.http.service import Service
 from serve_app.http.uploads import CLASSIFY_BODY, Parameters, read_uploads
 
@@ -50,16 +48,10 @@ def create_router(service: Service, fan_out: FanOut, heads: HeadUses) -> APIRout
                 )
         return fan_out.start(uploads, parameters, choice, request.state, use)
 
-    async def finish(request: Request) -> list[ImageResult]:
-        results = await gather_results(await start(request))
-        if model := response_model(results):
-            request.state.model = model
-        return [omit_model(result, model) for result in results]
-
     @router.post(
         "/v1/classify",
         response_model=ClassifyResponse,
-        openapi_extra={"requestBody": IMAGES_BODY},
+        openapi_extra={"requestBody": images_body(CLASSIFY_BODY)},
         responses=PROBLEMS,
         summary="Classify one or many images",
     )
@@ -73,44 +65,41 @@ def create_router(service: Service, fan_out: FanOut, heads: HeadUses) -> APIRout
         """
         media_type = choose_media_type(request.headers, (JSON, *JSONL))
         if media_type != JSON:
-            tasks = await start(request)
-            lines = stream_results(tasks, request.state.model, request.state.id, request.state.warnings)
-            return StreamingResponse(lines, media_type=media_type)
-        results = await finish(request)
+            return StreamingResponse(stream_results(await start(request), request.state), media_type=media_type)
+        results = await finish_results(await start(request), request.state)
         if problem := request_problem(results):
             return problem_response(problem)
-        body = ClassifyResponse(
-            id=request.state.id,
-            model=request.state.model,
-            results=results,
-            summary=summarize(results),
-            warnings=request.state.warnings or None,
-        )
-        headers = {"Server-Timing": server_timing(results, request.state.start)}
-        return Response(body.model_dump_json(exclude_none=True), media_type=JSON, headers=headers)
+        return json_response(results, request.state)
 
     @router.post(
         "/predict",
-        openapi_extra={"requestBody": IMAGES_BODY},
+        openapi_extra={"requestBody": images_body(CLASSIFY_BODY)},
         responses=PROBLEMS,
         summary="Classify images, in the shape of the original app",
     )
     async def predict(request: Request) -> Response:
         """Return a list of `[label, probability]` pairs per image; a failed image gives its problem instead.
 
-        Unknown parameters are ignored and named in the header `X-Warnings`.
+        With `head` the pairs are those of the first head. Unknown parameters are ignored and named in the header
+        `X-Warnings`.
         """
-        results = await finish(request)
+        results = await finish_results(await start(request), request.state)
         if problem := request_problem(results):
             return problem_response(problem)
         return JSONResponse(
             [
                 result.error.model_dump()
                 if result.error
-                else [[prediction.label, prediction.score] for prediction in result.predictions or ()]
+                else [[prediction.label, prediction.score] for prediction in _first_predictions(result)]
                 for result in results
             ],
             headers={"Server-Timing": server_timing(results, request.state.start)},
         )
 
     return router
+
+
+def _first_predictions(result: ImageResult) -> list[Prediction]:
+    """Return what the first head of the request says, or the model if the request names no head."""
+    answers = [*(result.heads or {}).values()]
+    return answers[0].predictions if answers else result.predictions or []

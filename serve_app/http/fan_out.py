@@ -13,13 +13,13 @@ from starlette.datastructures import State
 from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.http.admission import Permit
 from serve_app.http.head_use import HeadUse
-from serve_app.http.responses import to_image_result, to_problem
+from serve_app.http.responses import omit_model, response_model, to_image_result, to_problem
 from serve_app.http.schemas import HeadAnswer, ImageResult
 from serve_app.http.service import Service
 from serve_app.http.uploads import Parameters, Upload
 from serve_app.http.url_images import UrlImages
 from serve_app.image_url import ImageUrl
-from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, Outcome, RequestContext
+from serve_app.messages import ClassifyRequest, ClassifyResult, Explain, Features, Outcome, RequestContext
 from serve_app.observability.stats import Stats
 from serve_app.routing.traffic_split import VariantChoice
 
@@ -106,7 +106,7 @@ class FanOut:
             context=context,
             max_pixels=service.config.limits.max_pixels,
             measure_stats=service.prediction_log is not None,
-            features=heads.features(parameters) if heads else None,
+            features=self._features(parameters, heads),
         )
         outcome: Outcome
         answers: dict[str, HeadAnswer] | None = None
@@ -126,15 +126,19 @@ class FanOut:
             if fetch_ms is not None:
                 outcome.timings_ms = {"fetch": fetch_ms, **outcome.timings_ms}
             self._stats.add_result(outcome)
-            result = to_image_result(
-                context.index, upload.id, outcome, parameters.min_score, service.config.abstain_below
-            )
+            result = to_image_result(context.index, upload.id, outcome, parameters, service.config.abstain_below)
             return result.model_copy(update={"heads": answers}) if answers else result
         self._stats.add_error(outcome)
         if outcome.status in (ServiceError.status, DeadlineExceededError.status):
             log.warning("request %s, image %d: %s", context.request_id, context.index, outcome)
         problem = to_problem(outcome, context.request_id)
         return ImageResult(index=context.index, id=upload.id, status="error", error=problem)
+
+    def _features(self, parameters: Parameters, heads: HeadUse | None) -> Features:
+        if heads:
+            return heads.features(parameters)
+        log_ = self._service.prediction_log
+        return "pooled" if parameters.embed or (log_ is not None and log_.keeps_embeddings) else None
 
 
 async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[ImageResult]:
@@ -144,3 +148,11 @@ async def gather_results(tasks: Sequence[asyncio.Task[ImageResult]]) -> list[Ima
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def finish_results(tasks: Sequence[asyncio.Task[ImageResult]], state: State) -> list[ImageResult]:
+    """Wait for all results; name the weights in the request's ``state``, and in a result only where they differ."""
+    results = await gather_results(tasks)
+    if model := response_model(results):
+        state.model = model
+    return [omit_model(result, model) for result in results]

@@ -129,5 +129,5 @@ def new_examples(
 
 
 def _embedding(result: ClassifyResult) -> np.ndarray:
-    assert result.features is not None  # the request asked for it
-    return result.features
+    assert result.embedding is not None  # the request asked for it
+    return result.embedding

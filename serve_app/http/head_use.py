@@ -80,9 +80,8 @@ class HeadUse:
         return answers
 
     def _answer(self, loaded: LoadedHead, result: ClassifyResult, parameters: Parameters, top_k: int) -> HeadAnswer:
-        features, head = result.features, loaded.head
-        assert features is not None  # the request asked for them
-        embedding = features if features.ndim == 1 else features.mean((1, 2))
+        features, embedding, head = result.features, result.embedding, loaded.head
+        assert features is not None and embedding is not None  # the request asked for them
         said = head.classify(embedding, top_k)
         explained = None
         if features.ndim > 1:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
-from serve_app.batch.job_records import JobProgress, JobRequest, JobState
+from serve_app.batch.job_records import SHOWN, JobProgress, JobRequest, JobState
 from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.config import JobsConfig
@@ -48,6 +48,7 @@ class JobParameters(RequestModel):
     """The query of a new job."""
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
+    embed: bool = Field(False, description="Add the embedding of each image, 512 numbers, to the results; not to CSV.")
 
 
 ZIP = {"schema": {"type": "string", "format": "binary"}}
@@ -119,6 +120,7 @@ def create_router(service: Service) -> APIRouter:
                     location=images.location,
                     body_sha256=images.sha256,
                     top_k=parameters.top_k or service.config.top_k,
+                    embed=parameters.embed,
                     weights=model.weights,
                     engine=model.engine,
                     limits=service.config.limits,
@@ -135,7 +137,7 @@ def create_router(service: Service) -> APIRouter:
             state = await _in_store(_visible_state, jobs, job)
         except ServiceError as error:  # the job exists, so the client gets its id
             log.error("job %s: its state cannot be read: %s", job, error)
-            shown = job_request.model_dump(include={"created", "source", "top_k", "model"})
+            shown = job_request.model_dump(include=SHOWN)
             state = JobState(id=job, status="queued", **shown, progress=JobProgress())
         return _json(state, 202, {"Location": f"{PATH}/{job}"})
 
@@ -184,7 +186,7 @@ def create_router(service: Service) -> APIRouter:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
         folder = ResultsFolder(str(jobs.results_path(job)))
         return StreamingResponse(
-            stream(folder, format, only, state.top_k, is_complete=state.status == "succeeded"),
+            stream(folder, format, only, state.top_k, state.status == "succeeded", state.embed),
             headers={"Content-Disposition": f'attachment; filename="{job}.{format}"'},
             media_type=MEDIA_TYPES[format],
         )

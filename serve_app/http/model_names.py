@@ -8,7 +8,7 @@ from fastapi import Request
 
 from serve_app.errors import HeadsOffError, InvalidParameterError, UnknownHeadError, UnknownModelError
 from serve_app.http.head_use import HeadUse, HeadUses
-from serve_app.http.schemas import ImageResult, Prediction
+from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.model_card import ModelRef
 from serve_app.routing.router import VariantRouter
@@ -24,11 +24,11 @@ class NamedModel:
     variant: str | None = None  # that the path's version names
     use: HeadUse | None = None  # of a head
 
-    def predictions(self, result: ImageResult) -> list[Prediction]:
-        """Return what this model says about an image."""
+    def apply(self, result: ImageResult) -> ImageResult:
+        """Return a result whose predictions are those of this model."""
         if self.use is None or result.heads is None:
-            return result.predictions or []
-        return result.heads[self.name].predictions
+            return result
+        return result.model_copy(update={"predictions": result.heads[self.name].predictions})
 
     def ref(self, model: ModelRef) -> ModelRef:
         """Return how a response names this model; ``model`` are the weights that answered."""

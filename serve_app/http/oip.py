@@ -14,11 +14,12 @@ from starlette.responses import Response
 
 from serve_app.errors import NotReadyError
 from serve_app.http.error_forms import error_response
-from serve_app.http.fan_out import FanOut, gather_results
+from serve_app.http.fan_out import FanOut, finish_results
 from serve_app.http.json_body import off_loop
 from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.model_names import NamedModel, NamedModels
 from serve_app.http.oip_tensors import (
+    EMBEDDING,
     INPUT,
     JSON_LENGTH_HEADER,
     OUTPUTS,
@@ -27,11 +28,12 @@ from serve_app.http.oip_tensors import (
     write_infer,
 )
 from serve_app.http.openapi import IMAGE_BODY, errors_as
-from serve_app.http.responses import response_model, server_timing
+from serve_app.http.responses import check_one_model, first_problem, server_timing
 from serve_app.http.schemas import ErrorMessage
 from serve_app.http.service import Service
 from serve_app.http.unknown_parameters import note_unknown_members, note_unknown_query
 from serve_app.http.uploads import Parameters, body_schema
+from serve_app.messages import EMBEDDING_SIZE
 from serve_app.preprocessing.formats import FORMATS
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
@@ -41,6 +43,7 @@ DESCRIPTIONS = {
     "label": "Class names, best first; the parameter top_k sets their number.",
     "score": "Softmax probabilities, 0-1; with the parameter classification, strings score:class_id:label.",
     "class_id": "Class ids: places in the model's list of labels.",
+    EMBEDDING: "What the last layer sees of the image; returned only if the request names this output.",
 }
 CONFIG_TYPES = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
 INFER_BODY = {
@@ -89,7 +92,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
     async def metadata(request: Request) -> dict[str, Any]:
         named: NamedModel = request.state.named
         outputs = [
-            {"name": name, "datatype": datatype, "shape": [-1, -1], "description": DESCRIPTIONS[name]}
+            {"name": name, "datatype": datatype, "shape": [-1, _width(name)], "description": DESCRIPTIONS[name]}
             for name, datatype in OUTPUTS.items()
         ]
         return {
@@ -113,7 +116,8 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
             "max_batch_size": service.config.limits.max_images,
             "input": [{"name": INPUT, "data_type": CONFIG_TYPES["BYTES"], "dims": [1]}],
             "output": [
-                {"name": name, "data_type": CONFIG_TYPES[datatype], "dims": [-1]} for name, datatype in OUTPUTS.items()
+                {"name": name, "data_type": CONFIG_TYPES[datatype], "dims": [_width(name)]}
+                for name, datatype in OUTPUTS.items()
             ],
             "dynamic_batching": {},
         }
@@ -125,7 +129,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
         summary="Classify images",
     )
     async def infer(request: Request) -> Response:
-        """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`.
+        """Take one tensor `image` of encoded files, return `label`, `score` and `class_id`, or the `outputs` it names.
 
         Images are base64 or allowed URLs in `data`, or binary data after the JSON. If an image fails, the request
         fails with that image's status, and the error gives the image's index. Unknown parameters are ignored and named
@@ -140,15 +144,15 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
         note_unknown_query(request, ())
         note_unknown_members(request, infer_request)
         classes = infer_request.most_classes(default)
-        tasks = fan_out.start(uploads, Parameters(top_k=classes), choice, request.state, named.use)
-        results = await gather_results(tasks)
-        for result in results:
-            if result.error:
-                detail = f"image {result.index}: {result.error.detail}"
-                return error_response(request, result.error.model_copy(update={"detail": detail}))
-        request.state.model = response_model(results)
-        predictions, answered = [named.predictions(result) for result in results], named.ref(request.state.model)
-        response = write_infer(infer_request, predictions, infer_request.classes(default), answered)
+        parameters = Parameters(top_k=classes, embed=infer_request.embed)
+        tasks = fan_out.start(uploads, parameters, choice, request.state, named.use)
+        results = await finish_results(tasks, request.state)
+        if problem := first_problem(results):
+            return error_response(request, problem)
+        if infer_request.embed:
+            check_one_model(results)
+        named_results, model = [named.apply(result) for result in results], named.ref(request.state.model)
+        response = write_infer(infer_request, named_results, infer_request.classes(default), model)
         response.headers["Server-Timing"] = server_timing(results, request.state.start)
         return response
 
@@ -157,3 +161,8 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
         model, prefix="/models/{name}/versions/{version}", dependencies=[Depends(models.find_version)]
     )
     return router
+
+
+def _width(output: str) -> int:
+    """Return the number of values per image of an output; -1 if the request decides."""
+    return EMBEDDING_SIZE if output == EMBEDDING else -1

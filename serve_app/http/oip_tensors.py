@@ -18,14 +18,15 @@ from serve_app.config import LimitsConfig
 from serve_app.errors import MalformedRequestError
 from serve_app.http.base64_images import read_image
 from serve_app.http.json_body import check_json, max_values
-from serve_app.http.schemas import Prediction
+from serve_app.http.schemas import ImageResult
 from serve_app.http.uploads import Upload, check_count, check_size
 from serve_app.image_url import ImageUrl
 from serve_app.model_card import ModelRef
 from serve_app.validation import short_repr
 
 INPUT = "image"
-OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64"}
+EMBEDDING = "embedding"  # an output that is returned only if the request names it
+OUTPUTS = {"label": "BYTES", "score": "FP32", "class_id": "INT64", EMBEDDING: "FP32"}
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
 STRUCT_CODES = {"FP32": "f", "INT64": "q"}
 Size = Annotated[int, Field(ge=0, lt=2**63)]
@@ -96,6 +97,11 @@ class InferRequest(_Schema):
         """Return the number of classes per image in outputs without ``classification``."""
         return (self.parameters and self.parameters.top_k) or default
 
+    @property
+    def embed(self) -> bool:
+        """Whether an output is the embeddings."""
+        return any(each.name == EMBEDDING for each in self.outputs or ())
+
     def most_classes(self, default: int) -> int:
         """Return the number of classes per image that the outputs need."""
         classifications = (each.parameters and each.parameters.classification for each in self.outputs or ())
@@ -128,22 +134,26 @@ def read_infer(body: bytes, json_length: str | None, limits: LimitsConfig) -> tu
     return request, [check_size(Upload(None, image), limits.max_image_bytes) for image in images]
 
 
-def write_infer(request: InferRequest, images: Sequence[Sequence[Prediction]], top_k: int, model: ModelRef) -> Response:
+def write_infer(request: InferRequest, results: Sequence[ImageResult], top_k: int, model: ModelRef) -> Response:
     """Write the response of an inference request.
 
-    ``images`` holds each image's predictions, best first, as many as any output needs; ``top_k`` is the number of
-    classes per image in outputs without ``classification``.
+    ``results`` have as many predictions, best first, as any output needs; ``top_k`` is the number of classes per image
+    in outputs without ``classification``.
     """
     outputs: list[dict[str, Any]] = []
     binary = []
     all_binary = request.parameters and request.parameters.binary_data_output
-    for output in request.outputs or [RequestedOutput(name=name) for name in OUTPUTS]:
+    for output in request.outputs or [RequestedOutput(name=name) for name in OUTPUTS if name != EMBEDDING]:
         parameters, datatype = output.parameters or OutputParameters(), OUTPUTS[output.name]
-        chosen = [p for image in images for p in image[: parameters.classification or top_k]]
-        values: list[Any] = [getattr(p, output.name) for p in chosen]
-        if parameters.classification:
+        chosen = [p for each in results for p in (each.predictions or ())[: parameters.classification or top_k]]
+        values: list[Any]
+        if output.name == EMBEDDING:
+            values = [value for each in results for value in each.embedding or ()]
+        elif parameters.classification:
             datatype, values = "BYTES", [f"{p.score:f}:{p.class_id}:{p.label}" for p in chosen]
-        tensor = {"name": output.name, "datatype": datatype, "shape": [len(images), len(values) // len(images)]}
+        else:
+            values = [getattr(p, output.name) for p in chosen]
+        tensor = {"name": output.name, "datatype": datatype, "shape": [len(results), len(values) // len(results)]}
         if all_binary if parameters.binary_data is None else parameters.binary_data:
             binary.append(_pack(datatype, values))
             outputs.append(tensor | {"parameters": {"binary_data_size": len(binary[-1])}})

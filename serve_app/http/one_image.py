@@ -50,4 +50,4 @@ async def classify_one(
     tasks = fan_out.start(uploads, Parameters(top_k=parameters.top_k), choice, request.state, named.use)
     (result,) = await gather_results(tasks)
     request.state.model = result.model or request.state.model
-    return result.model_copy(update={"predictions": named.predictions(result)}) if result.heads else result
+    return named.apply(result)

@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from serve_app.http.openapi_examples import PARAMETERS, REQUESTS, RESPONSES
-from serve_app.http.uploads import FILE_FIELDS, JsonBody, Parameters, body_schema
+from serve_app.http.uploads import BodySchema, body_schema
 
 IMAGE_BODY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -25,23 +25,27 @@ def form_fields(schema: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-IMAGES_FORM = {
-    "type": "object",
-    "required": [FILE_FIELDS[0]],
-    "properties": {
-        FILE_FIELDS[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
-        **form_fields(Parameters.model_json_schema()),
-    },
-}
-IMAGES_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "image/*": IMAGE_BODY,
-        "application/octet-stream": IMAGE_BODY,
-        "multipart/form-data": {"schema": IMAGES_FORM},
-        "application/json": {"schema": body_schema(JsonBody)},
-    },
-}
+def images_body(schema: BodySchema[Any]) -> dict[str, Any]:
+    """Return the request body of a route that takes images."""
+    form = {
+        "type": "object",
+        "required": [schema.file_fields[0]],
+        "properties": {
+            schema.file_fields[0]: {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+            **form_fields(schema.parameters.model_json_schema()),
+        },
+    }
+    return {
+        "required": True,
+        "content": {
+            "image/*": IMAGE_BODY,
+            "application/octet-stream": IMAGE_BODY,
+            "multipart/form-data": {"schema": form},
+            "application/json": {"schema": body_schema(schema.json)},
+        },
+    }
+
+
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 HTTP_VALIDATION_ERROR = "#/components/schemas/HTTPValidationError"
 STATUS_TEXTS = {

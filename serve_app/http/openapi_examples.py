@@ -24,12 +24,15 @@ RESULT = {
     "timings_ms": {"decode": 6.1, "queue": 2.0, "model": 3.4},
     "batch_size": 16,
 }
+EMBEDDED = {name: value for name, value in RESULT.items() if name not in ("predictions", "uncertainty")}
+EMBEDDED["embedding"] = [0.0, 1.27, 0.03]  # the first three of 512
 JOB_STATE = {
     "id": JOB,
     "status": "running",
     "created": "2026-11-30T08:15:00Z",
     "source": "photos.zip",
     "top_k": 10,
+    "embed": False,
     "model": MODEL,
     "progress": {"total": 8000, "done": 2560, "failed": 3},
     "eta_s": 31.2,
@@ -80,6 +83,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
         (name, JSON): {"inputs": [{"id": "pixel", "b64": PIXEL}], "parameters": {"top_k": 3}}
         for name in ("classify", "predict")
     },
+    ("embed", JSON): {"inputs": [{"id": "pixel", "b64": PIXEL}]},
     ("hugging_face_classify", JSON): {"inputs": PIXEL, "parameters": {"top_k": 2}},
     ("feedback", JSON): {"request_id": "req_3a5bec64bf9e47bcab5353c3dff90e00", "index": 0, "correct": True},
     ("submit_job", JSON): {"source": "s3://bucket/photos"},
@@ -97,6 +101,12 @@ RESPONSES: dict[tuple[str, str], Any] = {
         "id": "req_3a5bec64bf9e47bcab5353c3dff90e00",
         "model": MODEL,
         "results": [RESULT],
+        "summary": {"ok": 1, "failed": 0},
+    },
+    ("embed", JSON): {
+        "id": "req_3a5bec64bf9e47bcab5353c3dff90e00",
+        "model": MODEL,
+        "results": [EMBEDDED],
         "summary": {"ok": 1, "failed": 0},
     },
     ("predict", JSON): [[["tabby", 0.61], ["tiger cat", 0.21]]],

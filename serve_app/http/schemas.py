@@ -144,13 +144,13 @@ class HeadAnswer(FrozenModel):
 
 
 class ImageResult(FrozenModel):
-    """The answer for one image of a request: predictions or an error, never both."""
+    """The answer for one image of a request: predictions, an embedding or both; or an error."""
 
     index: int = Field(description="Place in the request, from 0.")
     id: str | None = Field(default=None, description="File name or id that the client gave.")
     status: Literal["ok", "error"]
     image: ImageInfo | None = None
-    predictions: list[Prediction] | None = None
+    predictions: list[Prediction] | None = Field(default=None, description="Best first; /v1/embed returns none.")
     uncertainty: Uncertainty | None = None
     timings_ms: dict[str, float] | None = Field(
         default=None, description="fetch (of an image by URL), decode, queue, model."
@@ -158,6 +158,7 @@ class ImageResult(FrozenModel):
     batch_size: int | None = Field(default=None, description="Images that shared the model's batch.")
     explanation: Explanation | None = None
     heads: dict[str, HeadAnswer] | None = Field(default=None, description="What each head of the request says.")
+    embedding: list[float] | None = Field(default=None, description="512 numbers in the precision of float32.")
     model: ModelRef | None = Field(default=None, description="Which weights answered, where it is not the response's.")
     error: Problem | None = None
 
@@ -170,7 +171,7 @@ class Summary(FrozenModel):
 
 
 class ClassifyResponse(FrozenModel):
-    """The body of a 200 from /v1/classify."""
+    """The body of a 200 from /v1/classify and /v1/embed."""
 
     id: str
     model: ModelRef | None = Field(default=None, description="None if no image was answered.")

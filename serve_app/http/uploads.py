@@ -29,7 +29,7 @@ RAW_TYPES = ("application/octet-stream", "binary/octet-stream")  # the second is
 # Types of clients that set none; the last is the default of curl. The body shows whether it is JSON or an image.
 UNTOLD_TYPES = ("", "*/*", "application/x-www-form-urlencoded")
 FILE_FIELDS = ("images", "image", "files", "file")
-TEXT_PARAMETERS = ("explain", "function_to_apply", "head")  # the others are numbers
+TEXT_PARAMETERS = ("explain", "function_to_apply", "head")  # the others are numbers, true or false
 
 
 class RequestModel(BaseModel):
@@ -51,6 +51,7 @@ class Parameters(RequestModel):
     similar: int | None = Field(
         None, ge=1, le=50, description="Number of the most similar taught photos of each head to name."
     )
+    embed: bool = Field(False, description="Add the image's embedding: 512 numbers that describe it to the last layer.")
 
 
 def or_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -221,9 +222,14 @@ def _parse_json_uploads(body: bytes, limits: LimitsConfig, schema: BodySchema[Gi
 
 
 def _check_types(parameters: Mapping[str, Any], kind: type[RequestModel]) -> None:
-    """Refuse text and booleans for numbers in JSON; in a query, where all is text, pydantic converts them."""
+    """Refuse JSON values of another type; in a query, where all is text, pydantic converts them."""
     for name, value in parameters.items():
-        if name in kind.model_fields and name not in TEXT_PARAMETERS and isinstance(value, bool | str):
+        if name not in kind.model_fields or name in TEXT_PARAMETERS:
+            continue
+        if kind.model_fields[name].annotation is bool:
+            if not isinstance(value, bool | None):
+                raise InvalidParameterError(f"{name}: {short_repr(value)} is not true or false")
+        elif isinstance(value, bool | str):
             raise InvalidParameterError(f"{name}: {short_repr(value)} is not a number")
 
 

@@ -35,7 +35,9 @@ LOST_UNREPEATABLE = LostRequestError(
     "the replica that had this request was lost; it may have been carried out: check that before you send it again"
 )
 # Classification changes nothing, so it can be repeated. Other POST requests may have been carried out already.
-CLASSIFY_PATHS = r"(^|/(v1/classify|predict|predictions/[^/]+(/[^/]+)?|v2/models/[^/]+(/versions/[^/]+)?/infer))/?$"
+CLASSIFY_PATHS = (
+    r"(^|/(v1/classify|v1/embed|predict|predictions/[^/]+(/[^/]+)?|v2/models/[^/]+(/versions/[^/]+)?/infer))/?$"
+)
 JOBS_PATHS = "/v1/jobs /v1/jobs/"  # the service recognizes a repeated job by its Idempotency-Key
 
 

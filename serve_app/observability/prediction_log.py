@@ -44,6 +44,7 @@ class PredictionLog:
         on_flush: Called in the writer thread with the counts of ``snapshot`` after each flush.
 
     Attributes:
+        keeps_embeddings: Whether rows hold the embeddings of their images.
         written: Rows in files.
         dropped: Rows that are lost.
         error: Why the last flush wrote nothing, without the folder's path; None if it wrote.
@@ -55,7 +56,7 @@ class PredictionLog:
     def __init__(
         self, config: PredictionLogConfig, on_flush: Callable[[dict[str, int]], None] = lambda counts: None
     ) -> None:
-        self._config, self._on_flush = config, on_flush
+        self._config, self._on_flush, self.keeps_embeddings = config, on_flush, config.embeddings
         self._rows: deque[tuple[Any, ...]] = deque()
         self._wake, self._closing = threading.Event(), False
         self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
@@ -79,9 +80,11 @@ class PredictionLog:
         start = (now_us, context.request_uuid, context.request_id, context.index)
         size = len(request.image)
         if isinstance(outcome, ServiceError):
-            row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None)
+            row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None, None)
         else:
-            row = (*start, "ok", variant, *_columns(outcome, size), total_ms, outcome.batch_size)
+            embedding = outcome.embedding if self.keeps_embeddings else None
+            packed = None if embedding is None else embedding.astype("<f2").tobytes()
+            row = (*start, "ok", variant, *_columns(outcome, size), total_ms, outcome.batch_size, packed)
         self._rows.append(row)
         if len(self._rows) % self._config.rows_per_file == 0:
             self._wake.set()

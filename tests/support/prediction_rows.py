@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from serve_app.observability.prediction_log import write_rows
-from serve_app.prediction_log_format import DAYS, RAW, SCHEMA, SUMMARY
+from serve_app.prediction_log_format import ADDED_LATER, DAYS, RAW, SCHEMA, SUMMARY
 
 NOON = datetime.datetime(2026, 3, 1, 12, tzinfo=datetime.UTC)
 Row = dict[str, Any]
@@ -33,6 +33,7 @@ def row(number: int, hours: float = 0, **changes: Any) -> Row:
         **{"score": generator.random(), "margin": 0.1, "entropy": 1.0, "format": "jpeg", "width": 640, "height": 480},
         **{"bytes": 1000, "brightness": 100.0, "contrast": 40.0, "sharpness": 5.0, "decode_ms": 4.0, "queue_ms": 0.0},
         **{"model_ms": 20.0, "total_ms": 30 + generator.random() * 100, "batch_size": 2},
+        "embedding": None,
     }
     return complete | changes
 
@@ -44,9 +45,9 @@ def write_raw(folder: Path, name: str, rows: list[Row]) -> None:
 
 
 def write_old_raw(folder: Path, name: str, rows: list[Row]) -> None:
-    """Write a raw file as versions without the column ``request_uuid`` did."""
+    """Write a raw file as versions without the columns ``request_uuid`` and ``embedding`` did."""
     (folder / RAW).mkdir(exist_ok=True)
-    schema = SCHEMA.remove(SCHEMA.get_field_index("request_uuid"))
+    schema = pa.schema([column for column in SCHEMA if column.name not in ADDED_LATER])
     old = [{column: row[column] for column in schema.names} for row in rows]
     pq.write_table(pa.Table.from_pylist(old, schema), folder / RAW / f"{name}.parquet")
 

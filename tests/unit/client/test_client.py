@@ -247,3 +247,27 @@ def test_an_address_without_http_is_refused(url: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="is not the address of a service"):
             kind(url)
+
+
+def test_embeds_photos(client: Client) -> None:
+    """One photo or many: 512 numbers each, the same as `classify` adds on request; a failed image has its error."""
+    one = client.embed(PHOTO)
+    assert (one.ok, one.version, one.predictions) == (True, "random", ())
+    assert one.embedding is not None
+    assert len(one.embedding) == 512
+    many = list(client.embed_many(MIXED))
+    assert codes(many) == CODES
+    assert [each.embedding is not None for each in many] == [code is None for code in CODES]
+    for same in (many[0], client.classify(PHOTO, embed=True), *client.classify_many([PHOTO], embed=True)):
+        np.testing.assert_allclose(same.embedding, one.embedding, rtol=1e-4, atol=1e-5)
+    assert client.classify(PHOTO).embedding is None
+    with pytest.raises(LookupError, match="only embedded"):
+        _ = one.best
+
+
+async def test_embeds_photos_asynchronously(async_client: AsyncClient) -> None:
+    """The other client has the same operations."""
+    one = await async_client.embed(PHOTO)
+    many = await collect(async_client.embed_many(MIXED))
+    assert codes(many) == CODES
+    np.testing.assert_allclose(many[0].embedding, one.embedding, rtol=1e-4, atol=1e-5)

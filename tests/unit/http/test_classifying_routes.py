@@ -22,6 +22,7 @@ KEY = {"authorization": "Bearer secret"}
 SLOW = 0.0001  # tokens per second: nothing refills during a test
 ROUTES = (
     ("POST", "/v1/classify"),
+    ("POST", "/v1/embed"),
     ("POST", "/predict"),
     ("POST", "/"),
     ("POST", "//"),

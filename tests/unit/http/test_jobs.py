@@ -167,6 +167,7 @@ def test_idempotency_key_returns_the_same_job(http: TestClient, store: JobStore)
     other_body = http.post("/v1/jobs", content=make_zip(entry("b.jpg")), headers=key)
     assert (other_body.status_code, other_body.json()["code"]) == (409, "conflict")
     assert http.post("/v1/jobs?top_k=2", content=make_zip(), headers=key).status_code == 409
+    assert http.post("/v1/jobs?embed=true", content=make_zip(), headers=key).status_code == 409
     assert http.post("/v1/jobs", content=make_zip(), headers=ZIP_HEADER).json()["id"] != first.json()["id"]
     assert len(list(store.folder.iterdir())) == 2
 

@@ -81,6 +81,7 @@ def test_health_and_metadata(http: TestClient, service: LocalService) -> None:
             "label": "BYTES",
             "score": "FP32",
             "class_id": "INT64",
+            "embedding": "FP32",
         }
         assert http.get(f"{path}/ready").json() == {"name": "resnet18", "ready": True}
         assert http.get(f"{path}/config").json()["max_batch_size"] == 8

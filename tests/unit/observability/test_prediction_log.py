@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -71,9 +72,25 @@ def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
         **{"class_id": 3, "label": "cat", "score": 0.75, "margin": 0.625, "entropy": 0.5},
         **{"format": "jpeg", "width": 640, "height": 480, "bytes": 1000},
         **{"brightness": 100.0, "contrast": 50.0, "sharpness": 5.0},
-        **{"decode_ms": 2.0, "queue_ms": 1.0, "model_ms": 20.0, "batch_size": 4},
+        **{"decode_ms": 2.0, "queue_ms": 1.0, "model_ms": 20.0, "batch_size": 4, "embedding": None},
     }
     assert (bad["status"], bad["bytes"], bad["label"]) == ("invalid_image", 1000, None)
+
+
+def test_embeddings_are_kept_only_if_the_settings_say_so(tmp_path: Path) -> None:
+    """With `embeddings`, rows hold 512 float16; by default none, even if the client asked for its embedding."""
+    values = np.linspace(0, 30, 512, dtype=np.float32)
+    outcome = dataclasses.replace(RESULT, features=values)
+    for name, settings in (("off", {}), ("on", {"embeddings": True})):
+        log = PredictionLog(parse(PredictionLogConfig, {"folder": str(tmp_path / name), **settings}))
+        assert log.keeps_embeddings == bool(settings)
+        add(log, 1, outcome)
+        add(log, 2, InvalidImageError("broken"))
+        log.close()
+    assert [row["embedding"] for row in rows(tmp_path / "off")] == [None, None]
+    kept, failed = (row["embedding"] for row in rows(tmp_path / "on"))
+    assert failed is None
+    np.testing.assert_array_equal(np.frombuffer(kept, "<f2"), values.astype(np.float16))
 
 
 def test_rows_are_written_while_it_runs(tmp_path: Path) -> None:
