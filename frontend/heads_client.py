@@ -39,9 +39,9 @@ class HeadsClient:
         """Teach a head again, from these photos alone."""
         return self._send("PUT", _path(name), {"If-Match": etag}, photos)
 
-    def add(self, name: str, etag: str, photos: Mapping[str, Iterable[Photo]]) -> Json:
-        """Add photos by class to a head; a class may be new."""
-        return self._send("POST", f"{_path(name)}/examples", {"If-Match": etag}, photos)
+    def add(self, name: str, photos: Mapping[str, Iterable[Photo]]) -> Json:
+        """Add photos by class to a head, whatever others have done to it meanwhile; a class may be new."""
+        return self._send("POST", f"{_path(name)}/examples", {}, photos)
 
     def move(self, name: str, etag: str, example: str, class_name: str) -> Json:
         """Move a taught photo to another class."""
