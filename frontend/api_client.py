@@ -129,19 +129,22 @@ class ApiClient:
             return failed(0, photo, error.problem)
         return {**response["results"][0], "request_id": response["id"]}
 
-    def classify_many(self, photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[Json]:
+    def classify_many(
+        self, photos: Sequence[Photo], max_images: int, max_bytes: int, **parameters: Any
+    ) -> Iterator[Json]:
         """Classify photos in as few requests as the limits allow; yield each result when it arrives.
 
         Every photo gets exactly one result; ``index`` is the photo's index in ``photos``. Where a request fails, or its
         stream ends early, the photos without a result get one with an ``error``; no exception is raised.
-        ``max_images`` and ``max_bytes`` are the limits of one request.
+        ``max_images`` and ``max_bytes`` are the limits of one request, ``parameters`` further ones, such as ``head``.
         """
         for indices in chunks(photos, max_images, max_bytes):
             missing = set(indices)
             problem = _problem("No result", "stream_ended", "the stream ended before this image's result")
             files = [("images", (photos[i].name, photos[i].data)) for i in indices]
             try:
-                for line in self._lines("POST", "/v1/classify", files=files, headers={"Accept": "application/jsonl"}):
+                headers = {"Accept": "application/jsonl"}
+                for line in self._lines("POST", "/v1/classify", files=files, headers=headers, params=parameters):
                     if "index" in line:  # the last line is the summary
                         i = indices[line["index"]]
                         missing.discard(i)

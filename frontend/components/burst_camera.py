@@ -16,7 +16,7 @@ from frontend.api_client import Photo
 BURST, PAUSE_MS = 5, 400  # pictures of one click, and the time between two: enough to turn a cup a little
 HTML = """<video playsinline muted aria-label="What the camera sees"></video>
 <p role="status"></p>
-<div><button class="shoot" disabled></button><button class="turn" hidden>Other camera</button></div>"""
+<div class="buttons"><button class="shoot" disabled></button><button class="turn" hidden>Other camera</button></div>"""
 FOLDER = Path(__file__).parent
 show_camera = st.components.v2.component(
     "burst_camera",

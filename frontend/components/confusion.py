@@ -18,4 +18,4 @@ def confusion_chart(counts: pd.DataFrame) -> alt.LayerChart:
     scale = alt.Scale(domain=[0, 1], scheme="blues")  # the same in both themes, as the colors of the numbers are
     cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
     text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
-    return cells + base.mark_text().encode(text="photos:Q", color=text_color)
+    return alt.layer(cells, base.mark_text().encode(text="photos:Q", color=text_color))

@@ -40,6 +40,15 @@ def show_answer(answer: Json, labels: list[str]) -> None:
             st.progress(prediction["score"], f"{escape_markdown(prediction['label'])} · {prediction['score']:.0%}")
 
 
+def verdict(answer: Json) -> str:
+    """Return what a head says in a few words."""
+    best = answer["predictions"][0]
+    if answer["none_of_these"]:
+        return "none of these"
+    unsure = "not sure: " if answer["uncertainty"]["abstain"] else ""
+    return f"{unsure}{best['label']} {best['score']:.0%}"
+
+
 def show_map(picture: Picture, photo: Photo, answer: Json, model: Json) -> None:
     """Show which places of the photo speak for the head's class."""
     shown, explanation = picture.open(), answer["explanation"]

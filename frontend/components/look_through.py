@@ -18,7 +18,7 @@ from frontend.heads_client import HeadsClient
 PHOTOS_PER_PAGE, COLUMNS = 12, 3
 
 
-@st.dialog("Photos", width="large")
+@st.dialog("Photos", width="large", on_dismiss="rerun")
 def look_through(heads: HeadsClient, head: Json | None, each: DraftClass, served: Json) -> None:
     """Show the new photos of a class and, if the user owns the head, the taught ones."""
     st.subheader(escape_markdown(each.name) or f"Class {each.number}", anchor=False)

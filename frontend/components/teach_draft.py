@@ -133,7 +133,7 @@ class Draft:
 def get_draft(head: Json | None) -> Draft:
     """Return the session's draft for a head, or for a new one."""
     drafts: dict[str | None, Draft] = st.session_state.setdefault("teach-drafts", {})
-    name = head and head["name"]
+    name = head["name"] if head else None
     if name not in drafts:
         drafts[name] = Draft()
         for _ in range(0 if head else FIRST_CLASSES):

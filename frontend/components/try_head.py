@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
-from frontend.api_client import Json, Photo, failed, size_problem
+from frontend.api_client import Json, Photo
 from frontend.components.burst_camera import take_photos
 from frontend.components.head_answer import show_answer, show_map
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import make_picture, show_picture
 from frontend.components.problems import show_problem
+from frontend.components.taught_classes import classify_taught
 from frontend.components.taught_pictures import picture_of, show_gallery
 from frontend.components.uploads import max_upload_mb, read_photo
 from frontend.heads_client import HeadsClient
@@ -39,26 +38,8 @@ def show_try(heads: HeadsClient, head: Json, served: Json) -> None:
         _show_result(heads, head, photo, served)
 
 
-def classify(heads: HeadsClient, photo: Photo, versions: dict[str, str], served: Json) -> Json:
-    """Return what heads say about a photo, from the session's cache or from the API.
-
-    ``versions`` are those of the heads, by name. Errors that a later try can cure are not cached.
-    """
-    cache: dict[Any, Json] = st.session_state.setdefault("head-results", {})
-    key = (photo.key, tuple(versions.items()), served["models"][0]["sha256"])
-    if key not in cache:
-        if problem := size_problem(photo, served["limits"]):
-            return failed(0, photo, problem)
-        with st.spinner("Classifying…"):
-            result = heads.classify(photo, versions)
-        if result["status"] == "error" and result["error"].get("retryable"):
-            return result
-        cache[key] = result
-    return cache[key]
-
-
 def _show_result(heads: HeadsClient, head: Json, photo: Photo, served: Json) -> None:
-    result = classify(heads, photo, {head["name"]: head["version"]}, served)
+    result = classify_taught(heads, photo, {head["name"]: head["version"]}, served)
     if result["status"] == "error":
         show_problem(result["error"], photo.name)
         return
