@@ -6,7 +6,7 @@ import altair as alt
 import pandas as pd
 
 
-def confusion_chart(counts: pd.DataFrame) -> alt.LayerChart:
+def confusion_chart(counts: pd.DataFrame) -> alt.LayerChart | alt.FacetChart:
     """Draw a row per true class and a column per predicted class, colored by the row's shares.
 
     Args:
