@@ -31,16 +31,18 @@ def stream(
     top_k: int,
     is_complete: bool = False,
     embed: bool = False,
+    head: bool = False,
 ) -> Iterator[bytes]:
     """Yield the bytes of one file with the rows of all parts; ``top_k`` decides the columns of a CSV.
 
     ``only`` selects all rows, those of classified images (``ok``) or those with an error (``failed``). If the results
     are complete (``is_complete``), the images of a part that is lost have rows with an error. With ``embed`` the
-    results have embeddings; a CSV leaves them out, because spreadsheets have no use for 512 more columns.
+    results have embeddings, and with ``head`` the column ``none_of_these``; a CSV has neither, because spreadsheets
+    have no use for 512 more columns.
     """
     tables = (_filter(table, only) for table in results.tables(is_complete))
     if format == "parquet":
-        return _parquet(tables, embed)
+        return _parquet(tables, schema(embed, head))
     if format == "csv":
         return _csv(tables, top_k)
     return _json_array(tables) if format == "json" else _json_lines(tables)
@@ -64,6 +66,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
         "predictions": [{"label": label, "score": score, "class_id": n} for label, score, n in predictions],
         "uncertainty": {"margin": row["margin"], "entropy": row["entropy"]},
         "version": row["version"],
+        **({"none_of_these": row["none_of_these"]} if "none_of_these" in row else {}),
         **({"embedding": row["embedding"]} if "embedding" in row else {}),
     }
 
@@ -96,8 +99,8 @@ def _csv_row(row: dict[str, Any], width: int) -> list[Any]:
     return [row["path"], *values, *padding, row["margin"], row["entropy"], row["error"], row["detail"], row["version"]]
 
 
-def _parquet(tables: Iterator[pa.Table], embed: bool) -> Iterator[bytes]:
-    buffer, columns = _DrainedBuffer(), schema(embed)
+def _parquet(tables: Iterator[pa.Table], columns: pa.Schema) -> Iterator[bytes]:
+    buffer = _DrainedBuffer()
     with pq.ParquetWriter(pa.PythonFile(buffer, "w"), columns, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.cast(columns))

@@ -21,7 +21,7 @@ from serve_app.settings import FrozenModel
 
 ID = re.compile("[0-9a-f]{32}")
 DRAFT, DELETED = ".draft-", ".deleted-"
-REQUEST, UPLOAD, RESULTS = "job.json", "upload.zip", "results"
+REQUEST, UPLOAD, RESULTS, HEAD = "job.json", "upload.zip", "results", "head"
 PROGRESS, ATTEMPTS, STOPPED = "progress.json", "attempts.json", "stopped"
 OPEN = ("queued", "running")
 OUTCOMES = {"cancelled": "cancelled", "failed": "failed.json", "succeeded": f"{RESULTS}/summary.json"}
@@ -37,6 +37,13 @@ class JobProgress(FrozenModel):
     failed: int = Field(default=0, description="Images whose row is an error.")
 
 
+class JobHead(FrozenModel):
+    """The head whose classes the results of a job name, as it was when the job was submitted."""
+
+    name: str
+    version: str
+
+
 class JobState(FrozenModel):
     """State of a batch job."""
 
@@ -46,13 +53,14 @@ class JobState(FrozenModel):
     source: str = Field(description="The folder or prefix that the job reads, or the file name of its zip.")
     top_k: int = Field(description="Classes per image.")
     embed: bool = Field(default=False, description="The results have the embedding of each image.")
+    head: JobHead | None = Field(default=None, description="The head whose classes the results name.")
     model: ModelRef
     progress: JobProgress
     eta_s: float | None = Field(default=None, description="Seconds until the job ends; null while unknown.")
     error: str | None = Field(default=None, description="Why the job failed; null for every other status.")
 
 
-SHOWN = {"created", "source", "top_k", "embed", "model"}  # fields of a request that its state shows
+SHOWN = {"created", "source", "top_k", "embed", "head", "model"}  # fields of a request that its state shows
 
 
 class JobSummary(FrozenModel):
@@ -63,6 +71,7 @@ class JobSummary(FrozenModel):
     source: str  # what clients see
     top_k: int
     embed: bool = False
+    head: JobHead | None = None
     model: ModelRef
     created: Annotated[datetime, AfterValidator(lambda time: time if time.tzinfo else time.replace(tzinfo=UTC))] = (
         Field(default_factory=lambda: datetime.now(UTC))

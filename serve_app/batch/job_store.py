@@ -2,6 +2,7 @@
 
     <id>/job.json       the request; never changes
     <id>/upload.zip     the uploaded zip, kept until the job has ended; absent for a job that names a source
+    <id>/head/          the version of a head that the job uses, if any
     <id>/attempts.json  how many attempts were made; the supervisor writes it before each attempt
     <id>/stopped        an empty file: SIGINT or SIGTERM ended the last attempt, which therefore does not count
     <id>/log.txt        messages of the last attempt
@@ -34,6 +35,7 @@ from pathlib import Path
 from serve_app.batch.job_records import (
     ATTEMPTS,
     DRAFT,
+    HEAD,
     ID,
     OPEN,
     OUTCOMES,
@@ -44,6 +46,7 @@ from serve_app.batch.job_records import (
     STOPPED,
     UPLOAD,
     JobAttempts,
+    JobHead,
     JobProgress,
     JobRequest,
     JobState,
@@ -61,6 +64,7 @@ from serve_app.files import atomic_write, create_folder, fsync
 from serve_app.model_card import ModelRef
 from serve_app.paths import data_path
 
+SAME = ("body_sha256", "top_k", "embed", "head")  # of two requests with one Idempotency-Key
 log = logging.getLogger("serve_app")
 
 
@@ -105,7 +109,7 @@ class JobStore:
                 return self.submit(draft, request, idempotency_key)
             except CorruptJobError as error:
                 raise ConflictError(f"Idempotency-Key {idempotency_key!r:.80}: {error}, with a new key") from None
-            if any(getattr(earlier, name) != getattr(request, name) for name in ("body_sha256", "top_k", "embed")):
+            if any(getattr(earlier, name) != getattr(request, name) for name in SAME):
                 raise ConflictError(
                     f"Idempotency-Key {idempotency_key!r:.80} was used for another job, {job}; use a new key"
                 )
@@ -182,6 +186,10 @@ class JobStore:
         request, _ = read_request(self._path(job))
         location = request.location if isinstance(request, JobRequest) else None
         return location or str(self._path(job) / UPLOAD)
+
+    def head_path(self, job: str, head: JobHead) -> Path:
+        """Return the folder of the job's head, which ``heads.versions.read_head`` reads."""
+        return self._path(job) / HEAD / head.version
 
     def results_path(self, job: str) -> Path:
         """Return the job's folder of results."""

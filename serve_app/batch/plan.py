@@ -17,6 +17,7 @@ class BatchJobConfig(FrozenModel):
     engine: EngineConfig = EngineConfig()
     top_k: int = 10
     embed: bool = False  # the results have the column ``embedding``
+    head: str | None = None  # absolute path of a version of a head, whose classes the results name
     batch_size: int = 8  # images per call of the model
     limits: LimitsConfig = LimitsConfig()
 

@@ -17,6 +17,7 @@ from serve_app.batch.plan import BatchJobConfig, WorkerPlan
 from serve_app.batch.results import CompletedShard, ResultsFolder
 from serve_app.batch.sources import open_source
 from serve_app.files import atomic_write
+from serve_app.heads.versions import read_head
 from serve_app.inference.card import load_card
 
 
@@ -105,6 +106,8 @@ def predict(
     results = ResultsFolder(job.out)
     with naming_outages(), results.lock():
         card = load_card(job.weights)
+        if job.head:
+            read_head(Path(job.head), card.ref)  # a head of other weights fails the job before it starts
         manifest = results.begin(job, card, _names(job.source), shard_size)
         completed = results.completed_shards()
         progress = Progress(manifest["images"], completed, progress_file)

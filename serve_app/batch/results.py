@@ -51,15 +51,17 @@ SCHEMA = pa.schema(
         ("version", pa.string()),  # of the weights
     ]
 )
+NONE_OF_THESE = pa.field("none_of_these", pa.bool_())  # only with ``head``: the image is like no taught photo
 EMBEDDING = pa.field("embedding", pa.list_(pa.float32()))  # the last column, only with ``embed``
 PART = re.compile(r"\d{6,}\.parquet")
 LOST = "the result of this image is lost; submit the job again"
 FOOTER_READERS = 16  # parts whose footer is read at a time
 
 
-def schema(embed: bool) -> pa.Schema:
-    """Return the columns of results, with those of ``embed``."""
-    return SCHEMA.append(EMBEDDING) if embed else SCHEMA
+def schema(embed: bool, head: bool = False) -> pa.Schema:
+    """Return the columns of results, with those of ``head`` and ``embed``."""
+    columns = SCHEMA.append(NONE_OF_THESE) if head else SCHEMA
+    return columns.append(EMBEDDING) if embed else columns
 
 
 class BusyError(SourceError):
@@ -80,6 +82,7 @@ class Manifest(FrozenModel):
     source: str
     top_k: int
     embed: bool = False
+    head: str | None = None  # folder of the version
     model: dict[str, Any]  # name, version, hash and temperature
     engine: EngineConfig | None = None  # None and no limits: version 0.1 wrote the manifest
     limits: LimitsConfig | None = None
@@ -121,7 +124,7 @@ class ResultsFolder:
             SourceError: The folder holds results of another source, model or setting; or the source has no images.
         """
         model = {**card.ref.model_dump(), "temperature": card.temperature}
-        identity = {"source": job.source, "top_k": job.top_k, "embed": job.embed, "model": model}
+        identity = {"source": job.source, "top_k": job.top_k, "embed": job.embed, "head": job.head, "model": model}
         identity |= {"engine": job.engine.model_dump(), "limits": job.limits.model_dump()}
         if (manifest := self._read_manifest()) is not None:
             earlier = manifest.model_dump()
@@ -143,10 +146,10 @@ class ResultsFolder:
         """Return the names of a shard's images."""
         return [os.fsdecode(name.as_py()) for name in self._read_listing().read_row_group(shard)["name"]]
 
-    def write_part(self, shard: int, rows: list[dict[str, Any]], embed: bool = False) -> CompletedShard:
-        """Write a shard's rows (``schema``) as one part, atomically; its error counts go to the file's metadata."""
+    def write_part(self, shard: int, rows: list[dict[str, Any]], columns: pa.Schema = SCHEMA) -> CompletedShard:
+        """Write a shard's rows, with the columns of ``schema``, as one part; its error counts go to the metadata."""
         errors = dict(Counter(row["error"] for row in rows if row["error"] is not None))
-        columns = schema(embed).with_metadata({"errors": json.dumps(errors)})
+        columns = columns.with_metadata({"errors": json.dumps(errors)})
         with self._atomic_write(f"parts/{shard:06d}.parquet") as path:
             pq.write_table(pa.Table.from_pylist(rows, columns), path, filesystem=self._fs, compression="zstd")
         return CompletedShard(shard, len(rows), errors)
@@ -179,12 +182,12 @@ class ResultsFolder:
                 yield self.read_part(parts[shard])
             except (CorruptFileError, FileNotFoundError, KeyError):
                 if manifest:
-                    yield self._lost_rows(shard, manifest.embed)
+                    yield self._lost_rows(shard, schema(manifest.embed, manifest.head is not None))
 
-    def _lost_rows(self, shard: int, embed: bool) -> pa.Table:
+    def _lost_rows(self, shard: int, columns: pa.Schema) -> pa.Table:
         names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in self.shard_names(shard)]
         return pa.Table.from_pylist(
-            [{"path": name, "error": SourceError.code, "detail": LOST} for name in names], schema(embed)
+            [{"path": name, "error": SourceError.code, "detail": LOST} for name in names], columns
         )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ def predict_command(store: JobStore, job: str, address: str | None, workers: int
     command += ["--limits", request.limits.model_dump_json(), "--top-k", str(request.top_k)]
     command += ["--progress", str(store.progress_path(job)), "--stop-file", str(store.stopped_path(job))]
     command += ["--background", *(["--embed"] if request.embed else [])]
+    command += ["--head", str(store.head_path(job, request.head))] if request.head else []
     command += ["--address", address] if address else []
     command += ["--workers", str(workers)] if workers else []
     return command

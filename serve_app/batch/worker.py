@@ -8,13 +8,14 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from serve_app.batch.outages import describe_outage
 from serve_app.batch.plan import BatchJobConfig
-from serve_app.batch.results import CompletedShard, ResultsFolder
+from serve_app.batch.results import CompletedShard, ResultsFolder, schema
 from serve_app.batch.sources import open_source
 from serve_app.batcher import run_isolated
 from serve_app.errors import (
@@ -25,6 +26,8 @@ from serve_app.errors import (
     SourceUnavailableError,
     TooLargeError,
 )
+from serve_app.heads.taught import HeadResult
+from serve_app.heads.versions import read_head
 from serve_app.inference.card import load_card
 from serve_app.messages import ClassifyRequest, ClassifyResult, Features, Outcome
 from serve_app.preprocessing.transform import preprocess
@@ -122,8 +125,9 @@ class Predictor:
         self._engine.warm_up(job.batch_size)
         self._version = card.version
         self._results, self._top_k, self._batch_size = ResultsFolder(job.out), job.top_k, job.batch_size
-        self._embed = job.embed
-        self._features: Features = "pooled" if job.embed else None
+        self._head = read_head(Path(job.head), card.ref) if job.head else None
+        self._columns = schema(job.embed, job.head is not None)
+        self._features: Features = "pooled" if job.embed or job.head else None
         self._threads = ThreadPoolExecutor(self._engine.workers)
 
     def __call__(self, decoded: DecodedShard) -> CompletedShard:
@@ -135,7 +139,7 @@ class Predictor:
             self._row(name, error, None if error else next(outcomes))
             for name, error in zip(decoded.names, decoded.errors, strict=True)
         ]
-        return self._results.write_part(decoded.shard, rows, self._embed)
+        return self._results.write_part(decoded.shard, rows, self._columns)
 
     def _classify(self, crops: np.ndarray) -> list[Outcome]:
         requests = [ClassifyRequest(crop, self._top_k, features=self._features) for crop in crops]
@@ -144,17 +148,19 @@ class Predictor:
     def _row(self, name: str, error: tuple[str, str] | None, outcome: Outcome | None) -> dict[str, Any]:
         """Return a row of results.schema."""
         result = outcome if isinstance(outcome, ClassifyResult) else None
+        named = self._head.classify(result.embedding, self._top_k) if self._head and result else result
         code, detail = (outcome.code, str(outcome)) if isinstance(outcome, ServiceError) else error or (None, None)
         return {
             "path": name.encode(errors="surrogateescape").decode(errors="replace"),
-            "labels": result and list(result.labels),
-            "scores": result and list(result.scores),
-            "class_ids": result and list(result.class_ids),
-            "margin": result and result.margin,
-            "entropy": result and result.entropy,
+            "labels": named and list(named.labels),
+            "scores": named and list(named.scores),
+            "class_ids": named and list(named.class_ids),
+            "margin": named and named.margin,
+            "entropy": named and named.entropy,
             "error": code,
             "detail": detail,
             "version": self._version,
+            "none_of_these": named.none_of_these if isinstance(named, HeadResult) else None,
             "embedding": result and result.embedding,
         }
 

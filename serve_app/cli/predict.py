@@ -27,6 +27,7 @@ def predict(
     limits: Annotated[str, Option(help="JSON as `limits` in the Ingress's user_config.")] = "{}",
     top_k: Annotated[int, Option(min=1, help="Classes per image.")] = 10,
     embed: Annotated[bool, Option("--embed", help="Add the column embedding: 512 numbers per image.")] = False,
+    head: Annotated[Path | None, Option(help="Folder of a version of a taught head; name its classes.")] = None,
     address: Annotated[str | None, Option(help="Ray cluster, such as auto. Default: this machine.")] = None,
     workers: Annotated[int | None, Option(min=1, help="Workers; default: one per CPU, or GPU share.")] = None,
     gpus: Annotated[float, Option(min=0, help="GPUs per worker, such as 1 or 0.5.")] = 0,
@@ -67,13 +68,21 @@ def predict(
         exit_on(JobFailedError, code=ExitCode.FAILED, note="; the same command goes on from here"),
         exit_on(KeyboardInterrupt, code=ExitCode.INTERRUPTED, note="stopped; the same command goes on from here"),
     ):
-        job = _job(source, out, weights, engine, limits, top_k, embed, batch or (64 if gpus else 8))
+        job = _job(source, out, weights, engine, limits, top_k, embed, head, batch or (64 if gpus else 8))
         summary = run_job(job, WorkerPlan(workers, gpus, decoders, background), shard, address, progress)
     typer.echo(json.dumps(summary))
 
 
 def _job(
-    source: str, out: str, weights: str, engine: str, limits: str, top_k: int, embed: bool, batch_size: int
+    source: str,
+    out: str,
+    weights: str,
+    engine: str,
+    limits: str,
+    top_k: int,
+    embed: bool,
+    head: Path | None,
+    batch_size: int,
 ) -> BatchJobConfig:
     from serve_app.batch.plan import BatchJobConfig
     from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
@@ -92,6 +101,7 @@ def _job(
         engine=parse(EngineConfig, _json_or_text(engine)),
         top_k=top_k,
         embed=embed,
+        head=str(head.absolute()) if head else None,
         limits=parse(LimitsConfig, _json_or_text(limits)),
         batch_size=batch_size,
     )

@@ -99,6 +99,19 @@ class HeadReader:
         """
         return self._versions.photo(name, self.entry(name).version, example_id)
 
+    def copy(self, entry: HeadEntry, folder: Path) -> Path:
+        """Copy the version that an entry names into a folder, for ``versions.read_head``; return its path there.
+
+        Raises:
+            UnknownHeadError: The version was deleted meanwhile (404).
+        """
+        target = folder / entry.version
+        try:
+            self._versions.copy(entry.name, entry.version, target)
+        except FileNotFoundError:
+            raise UnknownHeadError(f"head {entry.name!r}: no version {entry.version!r}") from None
+        return target
+
     def size(self, name: str) -> int:
         """Return the bytes of all versions of a head, kept photos included."""
         return self._versions.size(name)

@@ -12,11 +12,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serve_app.errors import HeadDamagedError, UnknownHeadError
+from serve_app.errors import HeadBackboneChangedError, HeadDamagedError, UnknownHeadError
 from serve_app.files import MAX_PARTIAL_AGE_S, create_folder, folder_bytes, fsync
 from serve_app.heads.examples import Example
 from serve_app.heads.stored import VersionRecord, decode_head, decode_record
 from serve_app.heads.taught import TaughtHead
+from serve_app.model_card import ModelRef
 
 RECORD, TENSORS, PHOTOS = "head.json", "head.safetensors", "photos"
 DRAFT, DELETED = ".draft-", ".deleted-"
@@ -36,6 +37,14 @@ class Versions:
             return sorted(os.listdir(self._versions / head))
         except FileNotFoundError:
             return []
+
+    def copy(self, head: str, version: str, target: Path) -> None:
+        """Copy a version without its photos to ``target``, a folder that does not exist, on disk."""
+        create_folder(target)
+        for name in (RECORD, TENSORS):
+            shutil.copyfile(self._versions / head / version / name, target / name)
+            fsync(target / name)
+        fsync(target)
 
     def size(self, head: str) -> int:
         """Return the bytes of all files of a head's versions; a photo that several versions share counts for each."""
@@ -145,6 +154,23 @@ class Versions:
             return
         except OSError as error:
             log.error("%s cannot be deleted now: %s", path, error)
+
+
+def read_head(folder: Path, model: ModelRef) -> TaughtHead:
+    """Return the head in the folder of a version, for embeddings of these weights.
+
+    Raises:
+        HeadDamagedError: A file differs from what was written (409).
+        HeadBackboneChangedError: It belongs to other weights (409).
+        OSError: The folder cannot be read.
+    """
+    record = decode_record((folder / RECORD).read_bytes(), folder.name)
+    if record.backbone.sha256 != model.sha256:
+        raise HeadBackboneChangedError(
+            f"the head was taught on weights {record.backbone.version!r} ({record.backbone.sha256:.8}), not on "
+            f"{model.version!r} ({model.sha256:.8})"
+        )
+    return decode_head(record, (folder / TENSORS).read_bytes())[0]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -70,9 +70,10 @@ def create_app(service: Service) -> FastAPI:
     admission = AdmissionController(lambda: service.config)
     accounts = Accounts(lambda: service.keys.config)
     access, embedder = HeadAccess(service), PhotoEmbedder(service, fan_out)
-    head_uses = HeadUses(service, access, HeadRefitter(service, access, embedder, admission))
+    refitter = HeadRefitter(service, access, embedder, admission)
+    head_uses = HeadUses(service, access, refitter)
     models = NamedModels(service, head_uses)
-    head_requests = HeadRequests(service, access, embedder)
+    head_requests = HeadRequests(service, access, embedder, refitter)
     _handle_errors(app)
 
     # The middleware that is added last runs first.
@@ -89,7 +90,7 @@ def create_app(service: Service) -> FastAPI:
 
     app.include_router(oip.create_router(service, fan_out, models))
     app.include_router(feedback.create_router(service, fan_out))
-    app.include_router(jobs.create_router(service))
+    app.include_router(jobs.create_router(service, access, head_uses))
     app.include_router(classify.create_router(service, fan_out, head_uses))
     app.include_router(embed.create_router(service, fan_out))
     app.include_router(heads.create_router(head_requests))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -10,6 +12,7 @@ from serve_app.http.responses import problem_response, retry_headers
 from serve_app.http.schemas import ErrorMessage, Problem, TorchServeError
 
 OIP = "v2"  # first part of the paths of the Open Inference Protocol
+HUGGING_FACE = re.compile("/|/models/[^/]+/?")  # paths that its clients post to
 # First parts of TorchServe's paths, and what to do instead of a call that is not here.
 TORCHSERVE = {
     "ping": "/docs lists all routes",
@@ -51,7 +54,7 @@ def error_response(request: Request, problem: Problem) -> Response:
     """Answer a problem in the form of the protocol that the request uses."""
     first_part = _first_part(request)
     body: ErrorMessage | TorchServeError
-    if first_part == OIP or (first_part == "" and request.method == "POST"):  # POST / is Hugging Face's
+    if first_part == OIP or (request.method == "POST" and HUGGING_FACE.fullmatch(app_path(request.scope))):
         body = ErrorMessage(error=problem.detail)
     elif first_part in TORCHSERVE:
         named = problem.code.title().replace("_", "") + "Exception"

@@ -93,7 +93,7 @@ class HeadEditor:
         fitted = await self._fit(edit.examples, edit.backbone)
         for _ in range(MAX_TRIES):
             before = await self.find(stored_name)
-            conditions.check(before and before.etag)
+            conditions.check(before.etag if before else None)
             try:
                 entry = await self._write(stored_name, fitted, edit, before, public)
             except (PreconditionFailedError, UnknownHeadError):  # somebody was faster
@@ -141,7 +141,7 @@ class HeadEditor:
             edit.examples,
             owner=self._owner,
             public=public,
-            if_match=before and before.etag,
+            if_match=before.etag if before else None,
             if_absent=before is None,
             photos=edit.photos,
             forget=edit.forget,

@@ -51,13 +51,11 @@ def create_router(heads: HeadRequests) -> APIRouter:
         photos = without_duplicates(sent, stored.examples, request.state.warnings)
         if not photos:
             return await heads.describe(request, entry)
-        check_size(Counter(each.class_name for each in (*stored.examples, *photos)), config)
+        classes = [each.class_name for each in stored.examples] + [photo.class_name for photo in photos]
+        check_size(Counter(classes), config)
         new = await heads.embed(request, photos)
 
-        def add(known: Sequence[Example]) -> Edit:
-            return replace(new, examples=(*known, *new.examples))
-
-        return await heads.describe(request, await heads.editor(request).change(entry.name, add, conditions))
+        return await heads.describe(request, await heads.add(request, entry, new, conditions))
 
     @router.patch(
         "/{example}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.deadline import Deadline
-from serve_app.errors import HeadNameTakenError
+from serve_app.errors import HeadBackboneChangedError, HeadNameTakenError
+from serve_app.heads.examples import Example
 from serve_app.heads.stored import HeadEntry
 from serve_app.http.form_body import FORM
 from serve_app.http.head_access import HeadAccess, shown_name
@@ -18,8 +20,10 @@ from serve_app.http.head_edits import Edit, HeadEditor, in_store
 from serve_app.http.head_photos import PhotoEmbedder, new_examples
 from serve_app.http.head_schemas import document
 from serve_app.http.head_uploads import Photo
+from serve_app.http.head_use import OtherWeights
 from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.openapi import PROBLEMS
+from serve_app.http.preconditions import Preconditions
 from serve_app.http.service import Service
 from serve_app.http.uploads import body_schema
 
@@ -38,8 +42,11 @@ READ_ERRORS, EDIT_ERRORS = (409, 503), (400, 408, 409, 412, 413, 415, 422, 429, 
 class HeadRequests:
     """Handles what is common to requests about heads, for one ingress replica."""
 
-    def __init__(self, service: Service, access: HeadAccess, embedder: PhotoEmbedder) -> None:
-        self.service, self.access, self._embedder = service, access, embedder
+    def __init__(
+        self, service: Service, access: HeadAccess, embedder: PhotoEmbedder, other_weights: OtherWeights
+    ) -> None:
+        self.service, self.access = service, access
+        self._embedder, self._other_weights = embedder, other_weights
 
     @property
     def served(self) -> set[str]:
@@ -81,6 +88,25 @@ class HeadRequests:
         permit = getattr(request.state, "permit", None)  # a DELETE without a body has none
         deadline = permit.deadline if permit else Deadline(self.service.config.limits.deadline_s)
         return HeadEditor(self.service, self.access.heads, request.state.caller, deadline)
+
+    async def add(self, request: Request, entry: HeadEntry, new: Edit, conditions: Preconditions) -> HeadEntry:
+        """Add new examples to those of a head; if its weights were replaced, it is fitted from its photos first.
+
+        Raises:
+            HeadBackboneChangedError: The weights were replaced, and not all photos were kept (409).
+            ServiceError: See HeadEditor.change.
+        """
+
+        def add(known: Sequence[Example]) -> Edit:
+            return replace(new, examples=(*known, *new.examples))
+
+        editor, deadline = self.editor(request), request.state.permit.deadline
+        try:
+            return await editor.change(entry.name, add, conditions)
+        except HeadBackboneChangedError:
+            assert new.backbone
+            await self._other_weights.version_for(entry, new.backbone, self.service.router.choose(), deadline)
+            return await editor.change(entry.name, add, Preconditions())
 
     def limited(self, request: Request) -> LimitedRequest:
         """Return the request with a bounded body."""

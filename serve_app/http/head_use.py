@@ -81,7 +81,8 @@ class HeadUse:
 
     def _answer(self, loaded: LoadedHead, result: ClassifyResult, parameters: Parameters, top_k: int) -> HeadAnswer:
         features, embedding, head = result.features, result.embedding, loaded.head
-        assert features is not None and embedding is not None  # the request asked for them
+        assert features is not None  # the request asked for them
+        assert embedding is not None
         said = head.classify(embedding, top_k)
         explained = None
         if features.ndim > 1:
@@ -162,7 +163,9 @@ class HeadUses:
         except UnknownHeadError:
             await in_store(registry.refresh)
             entry = self._access.visible(name, caller)
-        return registry.peek(entry.name) or await asyncio.to_thread(registry.get, entry.name)
+        if loaded := registry.peek(entry.name):
+            return loaded
+        return await asyncio.to_thread(registry.get, entry.name)
 
 
 def _fits(use: HeadUse, card: ModelCard | None) -> bool:

@@ -82,7 +82,7 @@ def create_router(heads: HeadRequests) -> APIRouter:
         key, editor = stored_name(check_head_name(name), caller), heads.editor(request)
         check_free(name, service.config, [card.name for card in service.router.cards().values()])
         before = await editor.find(key)
-        conditions.check(before and before.etag)
+        conditions.check(before.etag if before else None)
         if parameters.public:
             await heads.refresh()
             heads.check_public(name, caller)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response, StreamingResponse
 
 from serve_app.batch.export import MEDIA_TYPES, Format, RowFilter, stream
-from serve_app.batch.job_records import SHOWN, JobProgress, JobRequest, JobState
+from serve_app.batch.job_records import HEAD, SHOWN, JobProgress, JobRequest, JobState
 from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.results import ResultsFolder
 from serve_app.config import JobsConfig
@@ -26,7 +26,10 @@ from serve_app.errors import (
     NotReadyError,
     ServiceError,
 )
+from serve_app.http.head_access import HeadAccess
+from serve_app.http.head_use import HeadUses
 from serve_app.http.job_errors import hide_server_paths
+from serve_app.http.job_heads import check_one_head, head_of
 from serve_app.http.job_inputs import JobSource, receive_input
 from serve_app.http.job_owner import read_owner, scoped_key
 from serve_app.http.job_quota import UploadSlots, check_queue
@@ -48,6 +51,7 @@ class JobParameters(RequestModel):
     """The query of a new job."""
 
     top_k: int | None = Field(None, ge=1, le=1000, description="Classes per image, at most all that the model has.")
+    head: str | None = Field(None, max_length=100, description="A taught head, whose classes the results name.")
     embed: bool = Field(False, description="Add the embedding of each image, 512 numbers, to the results; not to CSV.")
 
 
@@ -70,7 +74,7 @@ Key = Header(
 )
 
 
-def create_router(service: Service) -> APIRouter:
+def create_router(service: Service, access: HeadAccess, heads: HeadUses) -> APIRouter:
     """Build the routes of /v1/jobs; without the setting ``jobs`` every route answers 404."""
     router = APIRouter(prefix=PATH, tags=["jobs"], responses={n: PROBLEMS[n] for n in (401, 404, 503)})
     uploads = UploadSlots()
@@ -106,13 +110,19 @@ def create_router(service: Service) -> APIRouter:
         note_unknown_query(request, JobParameters.model_fields)
         limits, jobs, owner = config(), store(), read_owner(request)
         choice = service.router.choose(request.headers.get("x-model"))
-        model = await service.router.fetch_state(choice.variant)
         caller: str | None = request.state.caller
+        if use := await heads.of(parameters.head, caller):
+            check_one_head(use)
+            choice = heads.variant(use, choice)
+        model = await service.router.fetch_state(choice.variant)
+        head = head_of(use, model.card.ref) if use else None
         await _in_store(check_queue, jobs, caller, limits)
         with uploads.take(caller):
             draft = await _in_store(jobs.draft)
             try:
                 images = await receive_input(request, draft, limits)
+                if head:
+                    await _in_store(access.heads.store.copy, head[1], draft / HEAD)
                 job_request = JobRequest(
                     caller=caller,
                     owner=owner,
@@ -121,6 +131,7 @@ def create_router(service: Service) -> APIRouter:
                     body_sha256=images.sha256,
                     top_k=parameters.top_k or service.config.top_k,
                     embed=parameters.embed,
+                    head=head[0] if head else None,
                     weights=model.weights,
                     engine=model.engine,
                     limits=service.config.limits,
@@ -186,7 +197,7 @@ def create_router(service: Service) -> APIRouter:
             raise ConflictError(f"job {job} is {state.status}; download its results once it has ended")
         folder = ResultsFolder(str(jobs.results_path(job)))
         return StreamingResponse(
-            stream(folder, format, only, state.top_k, state.status == "succeeded", state.embed),
+            stream(folder, format, only, state.top_k, state.status == "succeeded", state.embed, bool(state.head)),
             headers={"Content-Disposition": f'attachment; filename="{job}.{format}"'},
             media_type=MEDIA_TYPES[format],
         )

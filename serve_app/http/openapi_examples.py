@@ -54,6 +54,37 @@ INFER_RESPONSE = {
         {"name": "class_id", "datatype": "INT64", "shape": [1, 2], "data": [281, 282]},
     ],
 }
+EXAMPLE = "968833f894684728b8972141332f20d8"
+HEAD_VERSION = "000003-5f4b1c0e"
+ACCURACY = {"photos": 40, "correct": 38, "accuracy": 0.95, "low": 0.83, "high": 0.99}
+HEAD_SUMMARY = {
+    "name": "cups",
+    "version": HEAD_VERSION,
+    "etag": f'"3-{HEAD_VERSION}"',
+    "mine": True,
+    "public": False,
+    "created": "2026-11-30T08:15:00.000+00:00",
+    "updated": "2026-11-30T08:20:00.000+00:00",
+    "kind": "classes",
+    "status": "ready",
+    "labels": ["mine", "others"],
+    "photos": 40,
+    "accuracy": ACCURACY,
+    "backbone": MODEL,
+}
+HEAD = HEAD_SUMMARY | {
+    "versions": ["000002-9f86d081", HEAD_VERSION],
+    "keeps_photos": False,
+    "examples": [{"id": EXAMPLE, "class": "mine", "added": "2026-11-30T08:15:00+00:00", "photo": None}],
+    "report": {
+        "kind": "classes",
+        "photos": 40,
+        "accuracy": ACCURACY,
+        "classes": [{"name": "mine", "photos": 20, "accuracy": ACCURACY | {"photos": 20, "correct": 19}}],
+        "confusion": [[19, 1], [1, 19]],
+    },
+    "warnings": None,
+}
 METADATA = {
     "name": "resnet18",
     "versions": ["imagenet1k-v1"],
@@ -76,7 +107,7 @@ TORCHSERVE_VERSION = TORCHSERVE_MODEL | {
     "modelVersion": MODEL["version"],
     "workers": [{"id": "0", "status": "READY"}],
 }
-PARAMETERS = {"name": "resnet18", "version": "imagenet1k-v1", "job": JOB}
+PARAMETERS = {"name": "resnet18", "version": "imagenet1k-v1", "job": JOB, "example": EXAMPLE}
 # Operation and media type -> request body.
 REQUESTS: dict[tuple[str, str], Any] = {
     **{
@@ -84,9 +115,15 @@ REQUESTS: dict[tuple[str, str], Any] = {
         for name in ("classify", "predict")
     },
     ("embed", JSON): {"inputs": [{"id": "pixel", "b64": PIXEL}]},
-    ("hugging_face_classify", JSON): {"inputs": PIXEL, "parameters": {"top_k": 2}},
+    **{
+        (name, JSON): {"inputs": PIXEL, "parameters": {"top_k": 2}}
+        for name in ("hugging_face_classify", "hugging_face_classify_with")
+    },
     ("feedback", JSON): {"request_id": "req_3a5bec64bf9e47bcab5353c3dff90e00", "index": 0, "correct": True},
     ("submit_job", JSON): {"source": "s3://bucket/photos"},
+    ("share_head", JSON): {"public": True},
+    ("roll_back_head", JSON): {"version": "000002-9f86d081"},
+    ("relabel_example", JSON): {"class": "others"},
     **{
         (name, JSON): {
             "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [PIXEL]}],
@@ -127,6 +164,7 @@ RESPONSES: dict[tuple[str, str], Any] = {
         "defaults": {"top_k": 10, "abstain_below": None},
         "formats": ["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heif"],
         "feedback": {"keep_images": False},
+        "heads": [HEAD_SUMMARY],
     },
     ("list_labels", JSON): {"name": "resnet18", "version": "imagenet1k-v1", "labels": ["tench", "goldfish"]},
     ("get_status", JSON): {
@@ -142,7 +180,23 @@ RESPONSES: dict[tuple[str, str], Any] = {
         "bytes": {"used": 2_400_000, "limit": None, "remaining": None, "total": 160_000_000},
         "jobs": {"used": 1, "limit": 20, "remaining": 19, "total": None},
     },
-    ("hugging_face_classify", JSON): [{"label": "tabby", "score": 0.61}, {"label": "tiger cat", "score": 0.21}],
+    **{
+        (name, JSON): [{"label": "tabby", "score": 0.61}, {"label": "tiger cat", "score": 0.21}]
+        for name in ("hugging_face_classify", "hugging_face_classify_with")
+    },
+    ("list_heads", JSON): {
+        "heads": [HEAD_SUMMARY],
+        "backbone": MODEL,
+        "keep_photos": False,
+        "limits": {"max_heads": 100, "max_classes": 100, "max_photos_per_class": 500, "max_photos": 2000},
+    },
+    **{
+        (name, JSON): HEAD
+        for name in (
+            *("teach_head", "get_head", "share_head", "roll_back_head"),
+            *("add_examples", "relabel_example", "delete_example"),
+        )
+    },
     ("torchserve_ping", JSON): {"status": "Healthy"},
     ("torchserve_list_models", JSON): {"models": [TORCHSERVE_MODEL]},
     **{(f"torchserve_describe_{of}", JSON): [TORCHSERVE_VERSION] for of in ("model", "version")},

@@ -27,13 +27,18 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def publish_random(
-    folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, version: str = "random", crop_px: int = 96
+    folder: Path,
+    labels: tuple[str, ...] = LABELS,
+    seed: int = 0,
+    version: str = "random",
+    crop_px: int = 96,
+    resize_px: int = 112,
 ) -> WeightsConfig:
-    """Publish a ResNet-18 with random weights that takes a 96 px crop of 112 px."""
+    """Publish a ResNet-18 with random weights that takes a 96 px crop of 112 px, or other sizes."""
     torch.manual_seed(seed)
     model = _random_model(len(labels))
     torch.nn.init.normal_(model.fc.bias)
-    transform = {"resize_px": 112, "crop_px": crop_px, "mean": MEAN, "std": STD}
+    transform = {"resize_px": resize_px, "crop_px": crop_px, "mean": MEAN, "std": STD}
     card = {"name": "resnet18", "version": version, "labels": labels, "transform": transform}
     digest = publish(model.state_dict(), card, folder).sha256
     return WeightsConfig(source=str(folder / "model.safetensors"), sha256=digest)

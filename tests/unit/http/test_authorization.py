@@ -60,7 +60,12 @@ def paths(app: FastAPI) -> set[str]:
 
 def fill(template: str) -> str:
     """Replace the parameters of a path by values that the service knows."""
-    return template.replace("{name}", "resnet18").replace("{version}", "random").replace("{job}", "0" * 32)
+    return (
+        template.replace("{name}", "resnet18")
+        .replace("{version}", "random")
+        .replace("{job}", "0" * 32)
+        .replace("{example}", "1" * 32)
+    )
 
 
 def test_every_route_needs_a_key_unless_it_is_listed(app: FastAPI, http: TestClient) -> None:

@@ -10,8 +10,11 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.config import LimitsConfig, WeightsConfig
-from serve_app.errors import OverloadedError
+from serve_app.batch.job_store import JobStore
+from serve_app.batch.supervisor import predict_command
+from serve_app.config import JobsConfig, LimitsConfig, WeightsConfig
+from serve_app.errors import HeadBackboneChangedError, OverloadedError
+from serve_app.heads.versions import read_head
 from serve_app.heads_config import HeadsConfig
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
@@ -339,3 +342,37 @@ def test_heads_are_off_by_default(http: TestClient, service: LocalService) -> No
         assert problem(http.request(method, f"/v1/heads{path}")) == (404, "heads_off")
     assert problem(http.post("/v1/classify?head=x", content=photo_of("red", 0))) == (404, "heads_off")
     assert http.get("/v1/models").json()["heads"] is None
+
+
+def test_photos_are_added_after_the_weights_changed(http: TestClient, service: LocalService, tmp_path: Path) -> None:
+    """Where photos are kept, the head is fitted for the new weights first; then the new photos join it."""
+    limit(service, keep_photos=True)
+    teach(http)
+    service.client.swap(publish_random(tmp_path, seed=5, version="other"))
+    grown = http.post("/v1/heads/colors/examples", files={"red": photo_of("red", 97)}).json()
+    assert (grown["photos"], grown["backbone"]["version"]) == (13, "other")
+
+
+def test_a_job_keeps_the_version_that_it_was_submitted_with(
+    http: TestClient, service: LocalService, tmp_path: Path
+) -> None:
+    """Its folder holds the head, so the job does not change when the head does; a job takes one head."""
+    service.configure(jobs=JobsConfig(folder=str(tmp_path / "jobs")))
+    version = teach(http).json()["version"]
+    archive, headers = as_zip(photos_of("red", count=2)), {"content-type": "application/zip"}
+    job = http.post("/v1/jobs?head=colors", content=archive, headers=headers).json()
+    assert job["head"] == {"name": "colors", "version": version}
+    http.delete("/v1/heads/colors")
+    store = JobStore(tmp_path / "jobs")
+    command = predict_command(store, job["id"], None, None)
+    folder = Path(command[command.index("--head") + 1])
+    head = read_head(folder, service.client.card.ref)
+    assert head.labels == COLORS
+    with pytest.raises(HeadBackboneChangedError, match="taught on weights"):
+        read_head(folder, service.client.card.ref.model_copy(update={"sha256": "0" * 64}))
+    teach(http, "two")
+    teach(http)
+    assert problem(http.post("/v1/jobs?head=colors,two", content=archive, headers=headers)) == (
+        422,
+        "invalid_parameter",
+    )

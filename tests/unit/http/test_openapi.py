@@ -11,11 +11,13 @@ from openapi_spec_validator import validate
 from starlette.testclient import TestClient
 
 from serve_app.config import FeedbackConfig, WeightsConfig
+from serve_app.heads_config import HeadsConfig
 from serve_app.http.app import create_app
 from serve_app.http.openapi_examples import JSON, REQUESTS, RESPONSES
 from serve_app.observability.feedback_store import Feedback
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
+from tests.support.taught_photos import as_form, photos_of
 
 # The errors of other servers' protocols, by the group of their routes.
 PROTOCOL_ERRORS = {
@@ -31,6 +33,7 @@ MODEL_DETAILS = {"transform", "training", "metrics", "notes", "calibration", "in
 def http(weights: WeightsConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     service = LocalService(weights)
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path_factory.mktemp("feedback"))))
+    service.keep_heads(HeadsConfig(folder=str(tmp_path_factory.mktemp("heads"))))
     with TestClient(create_app(service)) as client:
         yield client
 
@@ -52,7 +55,7 @@ def operations(document: Mapping[str, Any]) -> dict[str, tuple[str, str, dict[st
 
 def success(operation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the media types of an operation's success."""
-    (status,) = (status for status in operation["responses"] if status.startswith("2"))
+    status = next(status for status in operation["responses"] if status.startswith("2"))
     content: dict[str, Any] = operation["responses"][status].get("content", {})
     return content
 
@@ -78,7 +81,7 @@ def test_errors_are_problems(document: dict[str, Any]) -> None:
     for _, path, operation in operations(document).values():
         (tag,) = operation["tags"]
         for status, response in operation["responses"].items():
-            if status.startswith("2"):
+            if status.startswith(("2", "3")):
                 continue
             ((media_type, body),) = response["content"].items()
             expected = (
@@ -125,7 +128,7 @@ def test_example_responses_have_the_members_of_real_ones(http: TestClient, docum
     """An example is not older than the route that it shows."""
     names = operations(document)
     for name, (method, path, operation) in names.items():
-        if method != "get" or path.startswith("/v1/jobs") or name.endswith("_version"):
+        if method != "get" or path.startswith(("/v1/jobs", "/v1/heads/")) or name.endswith("_version"):
             continue
         real = http.get(path.format(name="resnet18", version="all")).json()
         example = success(operation)[JSON]["example"]
@@ -136,3 +139,7 @@ def test_example_responses_have_the_members_of_real_ones(http: TestClient, docum
     assert success(names["classify"][2])[JSON]["example"]["results"][0].keys() - {"id"} == photo.keys()
     model, example = http.get("/v1/models").json()["models"][0], RESPONSES["list_models", JSON]["models"][0]
     assert example.keys() == model.keys() - MODEL_DETAILS
+    head = http.put("/v1/heads/cups", files=as_form(photos_of("red", "green", count=2))).json()
+    assert success(names["teach_head"][2])[JSON]["example"].keys() == head.keys()
+    (listed,) = http.get("/v1/heads").json()["heads"]
+    assert success(names["list_heads"][2])[JSON]["example"]["heads"][0].keys() == listed.keys()
