@@ -37,7 +37,7 @@ def picture_of(heads: HeadsClient, example: Json) -> Picture:
     if picture := _session_pictures().get(example["id"]):
         return picture
     if example["photo"] is None:
-        return Picture(None, "the service keeps no photos, and this one was taught in an earlier session")
+        return Picture(None, "the service keeps no photos; only the session that sent a photo shows it")
     try:
         return Picture(_load(heads, example["photo"]))
     except (ProblemError, ServerDownError) as error:

@@ -65,9 +65,11 @@ def _show_pictures(heads: HeadsClient, taught: list[Json], each: DraftClass, ser
         old = taught[::-1][: GALLERY_PHOTOS - len(new)]
         seen = [(picture_of(heads, example), f"Taught photo of {each.name}") for example in old]
     show_gallery(pictures + seen, key)
-    hidden = len(each.photos) + len(taught) - sum(picture.jpeg is not None for picture, _ in pictures + seen)
-    if hidden and pictures + seen:
+    shown = sum(picture.jpeg is not None for picture, _ in pictures + seen)
+    if shown and (hidden := len(each.photos) + len(taught) - shown):
         st.caption(f"and {hidden} more")
+    elif seen and not shown:
+        st.caption(f"Without pictures: {escape_markdown(seen[0][0].reason)}.")
 
 
 def _show_inputs(each: DraftClass, served: Json, subject: str, key: str) -> None:

@@ -165,6 +165,8 @@ def name_problem(name: str) -> str | None:
     """Return why a class cannot have this name, or None."""
     if not name.strip():
         return "Give this class a name."
+    if '"' in name:  # browsers and HTTP clients turn it into %22 in a form's field names (WHATWG HTML, 4.10.21.8)
+        return "A class name cannot have a quotation mark here. Leave it out."
     try:
         clean_class_name(name)
     except InvalidParameterError as error:

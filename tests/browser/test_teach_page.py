@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests.support.browser import (
@@ -18,13 +20,20 @@ from tests.support.browser import (
     upload,
     wait_for_charts,
 )
-from tests.support.photos import make_photo
-from tests.support.running import Running
-from tests.support.taught_photos import Photos, as_form, photo_of, photos_of
+from tests.support.photos import encode, make_photo
+from tests.support.running import Running, start
+from tests.support.taught_photos import COLORS, Photos, as_form
 
 pytestmark = NEEDS_CHROMIUM
 HEAD = "colors"
 Teach = Callable[[Photos], str]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    """A service with the demo's weights: to random ones all photos look nearly equal, and nothing can be measured."""
+    with start(weights="demo") as service:
+        yield service
 
 
 @pytest.fixture
@@ -46,6 +55,22 @@ def phone(browser: Browser) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 360, "height": 740})
     yield page
     page.close()
+
+
+def photo_of(class_name: str, seed: int) -> bytes:
+    """Return a picture of tiles in shades of the class's color; tiles and shades are others for each seed."""
+    random = np.random.default_rng(seed)
+    across = int(random.integers(1, 40))
+    shades = 1 - random.random() * random.random((across, across, 1))
+    colors = np.array(COLORS[class_name]) * shades * random.uniform(0.4, 1.1)
+    return encode(
+        Image.fromarray(np.clip(colors, 0, 255).astype(np.uint8)).resize((160, 120), Image.Resampling.NEAREST)
+    )
+
+
+def photos_of(*class_names: str, count: int = 8, first: int = 0) -> dict[str, list[bytes]]:
+    """Return ``count`` photos of each class."""
+    return {name: [photo_of(name, first + seed) for seed in range(count)] for name in class_names}
 
 
 def payloads(*photos: bytes) -> list[FilePayload]:
@@ -88,8 +113,8 @@ def test_from_photos_to_a_head(page: Page, running: Running, teach: Teach) -> No
     save_screenshot(page, "teach-draft")
     page.get_by_role("button", name="Teach", exact=True).click()
     expect(page.get_by_text(re.compile(r"Right for \d+ of 16 photos"))).to_be_visible()
-    expect(page.get_by_text(re.compile(r"expect between \d+% and 100% to be right"))).to_be_visible()
-    expect(page.get_by_role("img", name="Taught photo of")).to_have_count(16)
+    expect(page.get_by_text(re.compile(r"expect between \d+% and \d+% to be right"))).to_be_visible()
+    expect(page.locator("[class*=st-key-gallery-teach]").get_by_role("img", name="Taught photo of")).to_have_count(16)
 
     region = page.get_by_role("region", name="A photo to try")
     upload(page, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
@@ -182,9 +207,7 @@ def test_one_click_takes_five_photos(page: Page, running: Running) -> None:
     expect(page.get_by_role("dialog").get_by_role("img")).to_have_count(9)
     page.keyboard.press("Escape")
     expect(page.get_by_text("9 new", exact=True)).to_be_visible()
-    stream = page.evaluate_handle(
-        "() => { const find = root => [...root.querySelectorAll('*')].flatMap(e => e.shadowRoot ? find(e.shadowRoot) : e.tagName === 'VIDEO' ? [e.srcObject] : []); return find(document)[0] }"
-    )
+    stream = page.locator("video").evaluate_handle("video => video.srcObject")
     switch.click()
     expect(take).to_have_count(0)
     assert stream.evaluate("stream => stream.getTracks().map(track => track.readyState)") == ["ended"]
