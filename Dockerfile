@@ -41,7 +41,8 @@ ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0
 USER ray
 EXPOSE 8501
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s \
-  CMD ["wget", "--no-proxy", "--quiet", "--output-document=/dev/null", "http://127.0.0.1:8501/_stcore/health"]
+  CMD wget --no-proxy --quiet --output-document=/dev/null \
+      "http://127.0.0.1:8501${STREAMLIT_SERVER_BASE_URL_PATH:+/$STREAMLIT_SERVER_BASE_URL_PATH}/_stcore/health"
 CMD ["python", "-m", "streamlit", "run", "frontend/app.py"]
 ARG PYTHON_IMAGE
 ARG PYTHON_DIGEST

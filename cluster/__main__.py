@@ -21,6 +21,7 @@ WORK_FOLDER = ROOT / ".cluster"  # the ssh key and one Ray config per cluster
 SETTINGS_FILE = ROOT / "cluster" / "settings.yaml"
 SERVE_CONFIG = ROOT / "configs" / "production.yaml"
 LAUNCH_TIMEOUT_S = 1800  # replicas wait until nodes have started and pulled the image
+WATCH_MIN = 10  # minutes that old nodes run on after the clients have moved
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 
 SettingsFile = Annotated[Path, typer.Option("--settings", metavar="FILE", help="Settings of this installation.")]
@@ -28,6 +29,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Replace one setting; may be repeated.")
 ]
 ServeConfig = Annotated[Path, typer.Option("--config", metavar="FILE", help="Serve config to deploy.")]
+WatchMinutes = Annotated[
+    float, typer.Option("--watch-min", help="Minutes to watch the new nodes before the old ones end.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 app = typer.Typer(
@@ -66,8 +70,13 @@ def up(
     config: ServeConfig = SERVE_CONFIG,
     yes: Yes = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave new nodes running when the launch fails.")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="Leave the old nodes running; see `retire`.")] = False,
+    watch_min: WatchMinutes = WATCH_MIN,
 ) -> None:
-    """Launch the image on new nodes, test them, move the clients there, then end the nodes of older images."""
+    """Launch the image on new nodes, test them, move the clients there, watch, then end the nodes of older images.
+
+    While the old nodes run, `up` with their image moves the clients back without a launch.
+    """
     account = connect(settings_file, overrides)
     settings = account.settings
     print(cost_table(launcher.read_template(), settings))
@@ -84,17 +93,36 @@ def up(
             launcher.start_page(ray_config, settings.page_image)
         say(f"deploying {config.name}")
         launcher.deploy(ray_config, config, "--timeout-s", str(LAUNCH_TIMEOUT_S))
-        account.move_clients_to(settings.cluster)
+        say("moving the clients")
+        former = account.move_clients_to(settings.cluster)
     except (ClusterError, ClientError, BotoCoreError, KeyboardInterrupt):
         if settings.cluster not in running_before and not keep:
             say("the launch failed; ending the new nodes")
-            launcher.run_ray("down", "--yes", ray_config)
+            end(account, settings.cluster)
         raise
-    for old_cluster in sorted(running_before - {settings.cluster}):
-        say(f"ending {old_cluster}")
-        launcher.run_ray("down", "--yes", write_ray_config(account, old_cluster))
     address = account.outputs().get("Address")
     say(f"up; point the certificate's DNS name at {address}" if address else "up, without a load balancer")
+    if not keep_old:
+        try:
+            watch(account, watch_min)
+        except ClusterError as error:
+            if any(former.values()):
+                say(f"moving the clients back: {error}")
+                account.balancer().move(former)
+            raise ClusterError(f"{error}; no node was ended, and the former targets have the clients") from None
+        end_others(account)
+
+
+@app.command()
+def retire(
+    settings_file: SettingsFile = SETTINGS_FILE,
+    overrides: Overrides = None,
+    watch_min: WatchMinutes = WATCH_MIN,
+) -> None:
+    """Watch the health of the running image, then end the nodes of other images; for after `up --keep-old`."""
+    account = connect(settings_file, overrides)
+    watch(account, watch_min)
+    end_others(account)
 
 
 @app.command()
@@ -131,6 +159,31 @@ def down(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = Non
     say("deleting the stack")
     account.delete_stack()
     say(f"down; the bucket {bucket} stays")
+
+
+def watch(account: Account, minutes: float) -> None:
+    """Wait while the old nodes still run, so that a way back needs no launch; a ClusterError ends the wait."""
+    cluster = account.settings.cluster
+    heads = account.heads(cluster)
+    account.balancer().check_healthy(heads)
+    if others := ", ".join(sorted(account.clusters() - {cluster})):
+        say(f"watching {cluster} for {minutes:g} minutes; {others} still runs, Ctrl-C leaves it running")
+        account.balancer().watch(heads, minutes * 60)
+
+
+def end_others(account: Account) -> None:
+    """End the nodes of other images than the settings'."""
+    for cluster in sorted(account.clusters() - {account.settings.cluster}):
+        say(f"ending {cluster}")
+        end(account, cluster)
+
+
+def end(account: Account, cluster: str) -> None:
+    """End a cluster's nodes, unless the load balancer sends requests there."""
+    if account.serves(cluster):
+        say(f"{cluster} keeps running, because the load balancer sends requests there")
+    else:
+        launcher.run_ray("down", "--yes", write_ray_config(account, cluster))
 
 
 def connect(settings_file: Path, overrides: list[str] | None) -> Account:

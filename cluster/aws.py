@@ -1,4 +1,4 @@
-"""The CloudFormation stack around the nodes, the nodes' ssh key, and the load balancer's targets."""
+"""The CloudFormation stack around the nodes, the nodes' ssh key, and the nodes themselves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
+from cluster.load_balancer import LoadBalancer
 from cluster.settings import ClusterError, Settings
 
 STACK_TEMPLATE = Path(__file__).with_name("ec2-stack.yaml")
@@ -146,22 +147,29 @@ class Account:
         """Return the names of the Ray clusters that have nodes."""
         return {node.cluster for node in self.nodes()}
 
-    def move_clients_to(self, cluster: str) -> None:
-        """Make a cluster's head the load balancer's only target; without a load balancer do nothing.
+    def move_clients_to(self, cluster: str) -> dict[str, list[str]]:
+        """Make a cluster's head the load balancer's only target; return the former targets. See LoadBalancer.move."""
+        return self.balancer().move(self.heads(cluster))
 
-        Older heads are deregistered once the new one is healthy for both API and page: a failure before leaves
-        them serving. They have finished their requests when this method returns.
+    def heads(self, cluster: str) -> dict[str, list[str]]:
+        """Return a cluster's head for each target group in which it has to serve; no head if there is no page.
+
+        Raises:
+            ClusterError: The cluster has no head; without targets the load balancer would answer 503.
         """
         outputs = self.outputs()
-        heads = [{"Id": node.instance_id} for node in self.nodes() if (node.cluster, node.role) == (cluster, "head")]
-        names = ["ApiTargets", *(["PageTargets"] if self.settings.page_image else [])]
-        groups = [outputs[name] for name in names if name in outputs]
-        for group in groups:
-            self.elb.register_targets(TargetGroupArn=group, Targets=heads)
-            self.elb.get_waiter("target_in_service").wait(TargetGroupArn=group, Targets=heads)
-        for group in groups:
-            health = self.elb.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
-            targets = [{"Id": description["Target"]["Id"]} for description in health]
-            if old_heads := [target for target in targets if target not in heads]:
-                self.elb.deregister_targets(TargetGroupArn=group, Targets=old_heads)
-                self.elb.get_waiter("target_deregistered").wait(TargetGroupArn=group, Targets=old_heads)
+        heads = [node.instance_id for node in self.nodes() if (node.cluster, node.role) == (cluster, "head")]
+        if not heads:
+            raise ClusterError(f"{cluster} has no running head: launch it with `python -m cluster up`")
+        served = {"ApiTargets": heads, "PageTargets": heads if self.settings.page_image else []}
+        return {outputs[name]: heads for name, heads in served.items() if name in outputs}
+
+    def balancer(self) -> LoadBalancer:
+        """Return the load balancer; it has no target groups if the settings name no certificate."""
+        outputs = self.outputs()
+        return LoadBalancer(self.elb, [outputs[name] for name in ("ApiTargets", "PageTargets") if name in outputs])
+
+    def serves(self, cluster: str) -> bool:
+        """Return whether the load balancer sends requests to a cluster, so that its nodes must not end."""
+        targets = {head for heads in self.balancer().targets().values() for head in heads}
+        return any(node.instance_id in targets for node in self.nodes() if node.cluster == cluster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -27,12 +28,12 @@ TEMPLATE = ROOT / "cluster" / "ec2.yaml"
 RAY_CLI = (sys.executable, "-m", "ray.scripts.scripts")
 TUNNEL_TIMEOUT_S = 60
 TOOLS = {"aws": "the AWS command line, version 2", "ssh": "OpenSSH", "rsync": "rsync"}
-START_PAGE = (
-    "docker rm --force page >/dev/null 2>&1; docker run --detach --name page --restart unless-stopped --net host "
+RUN_PAGE = (
+    "docker run --detach --name page --restart unless-stopped --net host "
     "--cap-drop ALL --security-opt no-new-privileges --read-only --tmpfs /tmp --log-opt max-size=50m "
     "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions --env FEEDBACK_FOLDER=/data/feedback "
     "--env API_URL=http://127.0.0.1:8000 --env STREAMLIT_SERVER_ADDRESS=0.0.0.0 "
-    "--env STREAMLIT_SERVER_BASE_URL_PATH=page {image}"
+    "--env STREAMLIT_SERVER_BASE_URL_PATH=page"
 )
 
 
@@ -133,5 +134,11 @@ def deploy(config: Path, serve_config: Path, *arguments: str) -> None:
 
 
 def start_page(config: Path, image: str) -> None:
-    """Start the page's container on the head's host, in place of one that runs there."""
-    run_ray("exec", "--no-config-cache", "--run-env", "host", config, START_PAGE.format(image=image))
+    """Start the page's container on the head's host; one that already runs with the same options keeps serving."""
+    run = f"{RUN_PAGE} {image}"
+    mark = f"command={hashlib.sha256(run.encode()).hexdigest()[:12]}"
+    command = (
+        f"docker ps --quiet --filter label={mark} | grep -q . || "
+        f"{{ docker rm --force page >/dev/null 2>&1; {run.replace('--name', f'--label {mark} --name', 1)}; }}"
+    )
+    run_ray("exec", "--no-config-cache", "--run-env", "host", config, command)

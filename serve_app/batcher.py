@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from serve_app.config import BatchConfig
 from serve_app.errors import ModelFailedError
+from serve_app.fair_queue import FairQueue
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,7 +83,7 @@ class MicroBatcher(Generic[Item, Result]):
     ) -> None:
         self._run, self._balance, self._on_batch = run, balance, on_batch
         self._weigh, self._max_weight = weigh, max_weight
-        self._queue: deque[_Queued[Item, Result]] = deque()
+        self._queue: FairQueue[_Queued[Item, Result]] = FairQueue()
         self._changed = asyncio.Event()
         self._running: dict[asyncio.Task[None], tuple[int, float]] = {}  # size and start time of each batch
         self._expected = 0  # items that are queued or announced, by the newest submission's hint
@@ -96,16 +96,19 @@ class MicroBatcher(Generic[Item, Result]):
         self._config, self._workers = config, workers
         self._changed.set()
 
-    async def submit(self, item: Item, in_flight_hint: int = 1) -> ItemResult[Result]:
+    async def submit(self, item: Item, in_flight_hint: int = 1, caller: Hashable = None) -> ItemResult[Result]:
         """Queue an item and return its result, or raise what ``run`` returned for this item or raised.
 
-        ``in_flight_hint`` counts the items that the caller has in flight, this item and running items included.
+        Args:
+            item: What ``run`` gets.
+            in_flight_hint: Items that the sender has in flight, this item and running items included.
+            caller: Callers take turns in the queue.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = asyncio.create_task(self._serve())
         queued: _Queued[Item, Result] = _Queued(item, loop.create_future(), loop.time())
-        self._queue.append(queued)
+        self._queue.append(queued, caller)
         self._expected = in_flight_hint - sum(size for size, _ in self._running.values())
         self._changed.set()
         return await queued.future
@@ -163,12 +166,12 @@ class MicroBatcher(Generic[Item, Result]):
             self._changed.clear()
             wait_s = None
             if len(self._running) < self._workers:
-                while self._queue and self._queue[0].future.done():
+                while self._queue and self._queue.first().future.done():
                     self._queue.popleft()  # its caller was cancelled
                 if self._queue:
                     expected = max(self._expected, len(self._queue))
                     size = self._batch_size(expected)
-                    wait_s = self._queue[0].since + self._config.max_batch_wait_ms / 1000 - _now()
+                    wait_s = self._queue.first().since + self._config.max_batch_wait_ms / 1000 - _now()
                     if len(self._queue) >= min(size, expected) or wait_s <= 0:
                         return self._take(size)
             if wait_s is None:
@@ -189,7 +192,7 @@ class MicroBatcher(Generic[Item, Result]):
         batch: list[_Queued[Item, Result]] = []
         weight = 0
         while self._queue and len(batch) < size:
-            queued = self._queue[0]
+            queued = self._queue.first()
             if not queued.future.done():
                 weight += self._weigh(queued.item)
                 if batch and weight > self._max_weight > 0:

@@ -75,14 +75,17 @@ class LimitsConfig(FrozenModel):
 
 
 class AdmissionConfig(Settings):
-    """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``."""
+    """Admission control of one ingress replica: requests above these limits get 503 with ``Retry-After``.
 
-    renamed: ClassVar = {
-        "max_queue_s": "max_queue_wait_s",
-        "max_under_way": "max_inflight_images",
-        "max_held_bytes": "max_buffered_bytes",
-    }
-    max_queue_wait_s: Seconds = Field(1.0, description="Longest queue wait that a new image may expect.")
+    So does a request that would miss its deadline (`limits.deadline_s`, or the client's own). A caller may take three
+    times as much of a limit as it leaves free, so a caller alone may take three quarters.
+    """
+
+    renamed: ClassVar = {"max_under_way": "max_inflight_images", "max_held_bytes": "max_buffered_bytes"}
+    removed: ClassVar = dict.fromkeys(
+        ("max_queue_wait_s", "max_queue_s"),
+        "a request waits as long as its deadline allows; set `limits.deadline_s`, or X-Request-Timeout-Ms in a call",
+    )
     max_inflight_images: Images = Field(1024, description="Most images in flight, however short their wait.")
     max_buffered_bytes: Bytes = Field(512 * MiB, description="Most bytes of request bodies in memory.")
 
@@ -242,8 +245,7 @@ class IngressConfig(ResponseConfig):
         4,
         ge=1,
         le=1024,
-        description="Groups of images that one ingress replica has in flight; images that arrive while all are in use "
-        "leave together in the next groups.",
+        description="Groups of images in flight at one ingress replica; further images wait for the next.",
     )
     max_group_size: Images = Field(8, le=64, description="Most images in one group.")
     traffic: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = Field(
@@ -253,9 +255,7 @@ class IngressConfig(ResponseConfig):
     )
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
-    model_aliases: tuple[str, ...] = Field(
-        (), description="Further names of the model in paths, such as the one that it had on another server."
-    )
+    model_aliases: tuple[str, ...] = Field((), description="Further names of the model in paths, such as an old one.")
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from serve_app.errors import DeadlineExceededError, InvalidParameterError
+from serve_app.proxy_headers import waited_s
 
 TIMEOUT_MS_HEADER, TIMEOUT_S_HEADER = "x-request-timeout-ms", "x-request-timeout-seconds"
 # Ray Serve would obey the second header too and answer with plain text. Before Ray reads it, it gets this name.
@@ -45,7 +46,7 @@ class Deadline:
 
 
 def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
-    """Read how long the client waits; the server's own limit holds where it is shorter.
+    """Read how long the client waits; the server's own limit holds where it is shorter. Time in HAProxy counts.
 
     ``X-Request-Timeout-Ms`` says it, or Ray Serve's ``X-Request-Timeout-Seconds``. A header that is not a positive
     number raises InvalidParameterError (422).
@@ -58,7 +59,7 @@ def read_deadline(headers: Mapping[str, str], max_timeout_s: float) -> Deadline:
     ):
         if (text := headers.get(name)) is not None:
             timeout_s = min(timeout_s, _positive(sent_name, text) / units_per_s)
-    return Deadline(timeout_s)
+    return Deadline(timeout_s, timeout_s - waited_s(headers))
 
 
 def _positive(name: str, text: str) -> float:

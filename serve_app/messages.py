@@ -36,6 +36,7 @@ class RequestContext:
     deadline: Deadline  # when the client stops waiting
     traceparent: str | None = None  # W3C trace context of the request's span; None when the request is not traced
     request_uuid: str = field(default_factory=lambda: uuid.uuid4().hex)  # this server's own id of the request
+    caller: str | None = None  # name of the API key, else address of the client; callers take turns in queues
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ IS_CHECKOUT = (ROOT / "pyproject.toml").is_file()
 CONFIGS = PACKAGE / "configs"  # a link to configs/ of the checkout; a wheel contains copies
 PAGE = ROOT / "frontend" / "app.py"
 DATA_VARIABLE = "SERVE_APP_DATA"
+CACHE_VARIABLE = "SERVE_APP_CACHE"
 
 
 def data_folder() -> Path:
@@ -32,6 +33,17 @@ def data_path(folder: str) -> str:
     A relative path is below ``data_folder``.
     """
     return folder if "://" in folder else str(data_folder() / folder)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be measured or computed again.
+
+    The environment's SERVE_APP_CACHE names it. Without that it is the user's cache, ``~/.cache/serve-app`` (XDG Base
+    Directory Specification).
+    """
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "serve-app"
 
 
 def python_path() -> str:

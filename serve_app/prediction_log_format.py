@@ -40,13 +40,16 @@ SCHEMA = pa.schema(
         ("model_ms", pa.float32()),
         ("total_ms", pa.float32()),
         ("batch_size", pa.int32()),
+        ("head", pa.string()),  # names of the taught heads of the request, with commas between them
+        ("head_version", pa.string()),  # their versions, in the same order
         (
             EMBEDDING,
             pa.binary(),
         ),  # 512 little-endian float16, with ``prediction_log.embeddings``; DuckDB has no float16
     ]
 )
-ADDED_LATER = {"request_uuid": "VARCHAR", EMBEDDING: "BLOB"}  # columns that files of older versions lack, in SQL
+# Columns that files of older versions lack, in SQL.
+ADDED_LATER = {"request_uuid": "VARCHAR", "head": "VARCHAR", "head_version": "VARCHAR", EMBEDDING: "BLOB"}
 # Rows without ``request_uuid`` are told apart by the request id and the time.
 KEY = ("request_uuid", "request_id", "image", "time")
 COMPLETE = "time IS NOT NULL AND request_id IS NOT NULL AND image IS NOT NULL AND status IS NOT NULL"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import shlex
 import shutil
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-MAX_IDLE_START_S = 120  # a replica that is not ready by then loads with normal scheduling
+MAX_IDLE_START_S = 30  # a replica that is not ready by then goes on with normal scheduling
 MAX_LOCK_WAIT_S = 120
 
 
@@ -36,24 +37,27 @@ def idle_workers() -> dict[str, Any]:
 
 
 def idle_start_options() -> dict[str, Any]:
-    """Return Ray options that start a replica in SCHED_IDLE, or no options where a replica could not leave that class.
+    """Return Ray options that start a replica with ``run_idle``, or none where a replica could not leave SCHED_IDLE.
 
-    ``enter_idle_scheduling`` alone comes too late: half of a replica's start is imports.
+    The replica begins so and not in its constructor, because half of its start is imports. Every node needs the same
+    path of Python and of this file.
     """
-    return idle_workers() if can_restore_scheduling() and shutil.which("chrt") else {}
+    if not can_restore_scheduling():
+        return {}
+    return {"runtime_env": {"py_executable": shlex.join((sys.executable, "-P", __file__))}}
 
 
-def enter_idle_scheduling() -> None:
-    """Move this thread, and the threads that it will start, to SCHED_IDLE, where that can be undone.
+def run_idle(script: str) -> None:
+    """Run a Python script in SCHED_IDLE until it calls ``restore_scheduling``, or for MAX_IDLE_START_S.
 
-    A timer calls ``restore_scheduling`` after MAX_IDLE_START_S: on a node that is always busy, a SCHED_IDLE replica
-    would never get ready.
+    Without that limit, a replica would never get ready on a node whose cores are always busy. The thread that keeps
+    it has normal scheduling, so that it gets a core.
     """
-    if can_restore_scheduling():
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        timer = Timer(MAX_IDLE_START_S, restore_scheduling)
-        timer.daemon = True
-        timer.start()
+    timer = Timer(MAX_IDLE_START_S, restore_scheduling)
+    timer.daemon = True
+    timer.start()
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    runpy.run_path(script, run_name="__main__")
 
 
 @contextlib.contextmanager
@@ -125,3 +129,8 @@ def can_restore_scheduling() -> bool:
         return False
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(try_both_classes).result()
+
+
+if __name__ == "__main__":  # python scheduling.py SCRIPT ARGUMENT…
+    sys.argv.pop(0)
+    run_idle(sys.argv[0])

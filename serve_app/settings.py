@@ -33,13 +33,16 @@ class FrozenModel(BaseModel):
 
 
 class Settings(FrozenModel):
-    """Settings of which some had another name in version 0.1."""
+    """Settings of which some had another name in version 0.1, or are gone."""
 
     renamed: ClassVar[Mapping[str, str]] = {}  # old key -> current key; an old key is an error that names the new one
+    removed: ClassVar[Mapping[str, str]] = {}  # old key -> what to do instead; an old key is an error that says so
 
     @model_validator(mode="before")
     @classmethod
-    def _reject_renamed_keys(cls, values: object) -> object:
-        if isinstance(values, Mapping) and (old := [key for key in values if key in cls.renamed]):
-            raise ValueError("; ".join(f"`{key}` was renamed to `{cls.renamed[key]}`" for key in old))
+    def _reject_old_keys(cls, values: object) -> object:
+        messages = {key: f"`{key}` was renamed to `{new}`" for key, new in cls.renamed.items()}
+        messages |= {key: f"`{key}` was removed: {instead}" for key, instead in cls.removed.items()}
+        if isinstance(values, Mapping) and (old := [key for key in values if key in messages]):
+            raise ValueError("; ".join(messages[key] for key in old))
         return values

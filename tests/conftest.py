@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from serve_app.config import WeightsConfig
+from serve_app.paths import CACHE_VARIABLE
 from serve_app.release.serve_config import Config
 from tests.support.configs import local
 from tests.support.photos import make_photo
 from tests.support.running import Running, start
 from tests.support.weights import publish_random
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Replace the user's cache by a folder, for all tests and the services that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv(CACHE_VARIABLE, str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

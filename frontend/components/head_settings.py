@@ -27,6 +27,9 @@ def show_programs(client: ApiClient, head: Json) -> None:
 
 def show_export(heads: HeadsClient, head: Json) -> None:
     """Offer the head with its backbone as a file."""
+    if head["status"] == "backbone_changed":
+        st.caption("Teach it again first: the network that it belongs to does not serve any more.")
+        return
     st.caption("One file with the network and these classes. It works without this service.")
     with st.container(horizontal=True):
         for format, use in EXPORTS.items():

@@ -7,6 +7,11 @@ import streamlit as st
 from frontend.api_client import ApiClient, Json
 from frontend.components.markdown import escape_markdown
 
+# What `serve-app train --recipe` measures.
+WORDS = {
+    "left-out sources": "photos from all sources, each by a model trained without that source",
+    "same source": "held-out photos from sources that it was trained on",
+}
 MAX_LISTED = 200  # classes in the side panel; the search finds the others
 
 
@@ -33,10 +38,17 @@ def _facts(model: Json) -> list[str]:
         if isinstance(metrics, dict) and "top1" in metrics:
             top5 = f", {metrics['top5']:.1%} among the first five" if "top5" in metrics else ""
             photos = f" ({metrics['images']:,} photos)" if "images" in metrics else ""
-            facts.append(f"**{metrics['top1']:.1%}** right{top5} on {escape_markdown(data)}{photos}")
+            facts.append(f"**{metrics['top1']:.1%}** right{top5} on {escape_markdown(_photos_of(data))}{photos}")
     if date := model["training"].get("date"):
         facts.append(f"trained on {escape_markdown(date)}")
     return facts
+
+
+def _photos_of(data: str) -> str:
+    """Return a card's name of a data set as words that follow "on"."""
+    if data.startswith("without "):
+        return f"photos of {data.removeprefix('without ')} by a model trained without them"
+    return WORDS.get(data, data)
 
 
 @st.fragment

@@ -148,7 +148,9 @@ class Predictor:
     def _row(self, name: str, error: tuple[str, str] | None, outcome: Outcome | None) -> dict[str, Any]:
         """Return a row of results.schema."""
         result = outcome if isinstance(outcome, ClassifyResult) else None
-        named = self._head.classify(result.embedding, self._top_k) if self._head and result else result
+        named: ClassifyResult | HeadResult | None = result
+        if self._head and result and result.embedding is not None:
+            named = self._head.classify(result.embedding, self._top_k)
         code, detail = (outcome.code, str(outcome)) if isinstance(outcome, ServiceError) else error or (None, None)
         return {
             "path": name.encode(errors="surrogateescape").decode(errors="replace"),

@@ -8,10 +8,12 @@ from serve_app.cli.calibrate import calibrate
 from serve_app.cli.deploy import deploy
 from serve_app.cli.etl import etl
 from serve_app.cli.evaluate import evaluate
+from serve_app.cli.export import export
 from serve_app.cli.keys import keys
 from serve_app.cli.predict import predict
 from serve_app.cli.publish import publish
 from serve_app.cli.quantize import quantize
+from serve_app.cli.relabel import relabel
 from serve_app.cli.run import run
 from serve_app.cli.train import train
 
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (run, deploy, predict, train, evaluate, calibrate, quantize, publish, etl):
+for command in (run, deploy, predict, train, evaluate, calibrate, quantize, publish, export, etl, relabel):
     app.command()(command)
 app.add_typer(keys)
 

@@ -17,12 +17,11 @@ from serve_app.config import BatchConfig, ClassifierConfig, EngineConfig, Weight
 from serve_app.deployments.handles import cores
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica, set_request_id, sticky_routing
-from serve_app.errors import EngineError, ModelFailedError, NotReadyError, OverloadedError, ServiceError
-from serve_app.files import atomic_write
+from serve_app.errors import ModelFailedError, NotReadyError, OverloadedError, ServiceError
 from serve_app.inference.health import ModelHealth
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome
 from serve_app.observability import tracing
-from serve_app.scheduling import enter_idle_scheduling, node_lock, restore_scheduling
+from serve_app.scheduling import node_lock, restore_scheduling
 from serve_app.validation import parse
 
 log = logging.getLogger("serve_app")
@@ -43,24 +42,12 @@ class Classifier:
     """
 
     def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
-        enter_idle_scheduling()
         self._check_ray = prepare_replica()
         # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
         from serve_app.inference.hot_swap import HotSwapModel
 
-        chosen_file = _node_file(f"{engine.runtime}-{engine.precision}.json")
-        # `auto` takes 4 s of CPU, and under load it could choose another runtime
-        chosen = _read_engine(chosen_file) or engine
-        try:
-            self._model = HotSwapModel(weights, chosen, cores())
-        except EngineError as error:
-            if chosen == engine:
-                raise
-            log.warning("%s; this replica chooses another runtime", error)
-            self._model = HotSwapModel(weights, engine, cores())
+        self._model = HotSwapModel(weights, engine, cores())
         self._loading_lock = _node_file("loading.lock")
-        with atomic_write(chosen_file) as path:
-            path.write_text(self._model.config.model_dump_json())
         self._size = Histogram("classifier_batch_size", "Images per batch.", BATCH_SIZES, TAGS)
         self._queue_ms = Histogram("classifier_queue_ms", "Wait of an image for its batch.", MILLISECONDS, TAGS)
         self._model_ms = Histogram("classifier_model_ms", "Time of a batch in the model.", MILLISECONDS, TAGS)
@@ -191,14 +178,6 @@ class Classifier:
             self._health.batch_succeeded()
         if batch.failed:
             self._failed.inc(batch.failed, version)
-
-
-def _read_engine(file: Path) -> EngineConfig | None:
-    """Return the runtime that an earlier replica chose; None if there is no such file or it cannot be read."""
-    try:
-        return EngineConfig.model_validate_json(file.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _node_file(name: str) -> Path:

@@ -35,7 +35,7 @@ from serve_app.paths import data_path
 from serve_app.routing.router import VariantRouter
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 from serve_app.routing.variant import RETRY_S, VariantClient
-from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
+from serve_app.scheduling import restore_scheduling
 from serve_app.validation import parse
 
 LOG_CLOSE_S = 10  # longest wait for the last rows of a prediction log that is switched off
@@ -57,7 +57,6 @@ class Ingress:
     """
 
     def __init__(self, preprocessor: Handle | None, teacher: Handle) -> None:
-        enter_idle_scheduling()
         self._check_ray = prepare_replica()
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
@@ -126,6 +125,10 @@ class Ingress:
         if isinstance(fitted, ServiceError):
             raise fitted
         return fitted
+
+    async def prepare_fit(self) -> None:
+        """Let the Teacher import its libraries."""
+        await call(lambda: self._teacher.prepare.remote(), "teach")
 
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any; in the background, until it has worked."""

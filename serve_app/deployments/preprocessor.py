@@ -21,7 +21,7 @@ from serve_app.messages import ClassifyRequest, ClassifyResult, ImageInfo, Image
 from serve_app.model_card import ImageTransform
 from serve_app.observability import tracing
 from serve_app.preprocessing.transform import image_stats, preprocess
-from serve_app.scheduling import enter_idle_scheduling, restore_scheduling
+from serve_app.scheduling import restore_scheduling
 
 RETRY_S = 0.5
 MAX_FETCHES = 32  # half of max_ongoing_requests: slow web servers leave the other half to images that are here
@@ -45,7 +45,6 @@ class Preprocessor:
     """
 
     async def __init__(self, classifier: Handle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
-        enter_idle_scheduling()
         self._check_ray = prepare_replica()
         self._classifier, self._transform = classifier, transform
         self._cores = cores()

@@ -128,6 +128,6 @@ def finite_distance(distance: float) -> float | None:
     return distance if math.isfinite(distance) else None
 
 
-def references_of(embeddings: Sequence[np.ndarray]) -> np.ndarray:
+def references_of(embeddings: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Return embeddings as the rows of ``TaughtHead.references``."""
     return unit(np.asarray(embeddings, np.float32))

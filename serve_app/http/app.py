@@ -19,6 +19,7 @@ from serve_app.http import (
     embed,
     feedback,
     head_examples,
+    head_export,
     heads,
     hugging_face,
     jobs,
@@ -88,13 +89,15 @@ def create_app(service: Service) -> FastAPI:
     async def root() -> Response:
         return RedirectResponse("/docs")
 
+    # FastAPI tries one router after the other: the first answers most requests.
+    app.include_router(classify.create_router(service, fan_out, head_uses))
+    app.include_router(embed.create_router(service, fan_out))
     app.include_router(oip.create_router(service, fan_out, models))
     app.include_router(feedback.create_router(service, fan_out))
     app.include_router(jobs.create_router(service, access, head_uses))
-    app.include_router(classify.create_router(service, fan_out, head_uses))
-    app.include_router(embed.create_router(service, fan_out))
     app.include_router(heads.create_router(head_requests))
     app.include_router(head_examples.create_router(head_requests))
+    app.include_router(head_export.create_router(head_requests))
     app.include_router(status.create_router(service, access, admission, accounts, stats))
     app.include_router(hugging_face.create_router(service, fan_out, models))
     app.include_router(torchserve.create_router(service, fan_out, models))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
@@ -13,7 +12,7 @@ from serve_app.errors import InvalidParameterError
 from serve_app.http.fan_out import FanOut, finish_results
 from serve_app.http.head_use import HeadUses
 from serve_app.http.negotiation import choose_media_type
-from serve_app.http.openapi import PROBLEMS, images_body
+from serve_app.http.openapi import PROBLEMS, images_body, query_parameters
 from serve_app.http.responses import (
     json_response,
     problem_response,
@@ -51,11 +50,11 @@ def create_router(service: Service, fan_out: FanOut, heads: HeadUses) -> APIRout
     @router.post(
         "/v1/classify",
         response_model=ClassifyResponse,
-        openapi_extra={"requestBody": images_body(CLASSIFY_BODY)},
+        openapi_extra={"requestBody": images_body(CLASSIFY_BODY), **query_parameters(Parameters)},
         responses=PROBLEMS,
         summary="Classify one or many images",
     )
-    async def classify(request: Request, _documented: Annotated[Parameters, Query()]) -> Response:
+    async def classify(request: Request) -> Response:
         """Send one image as the body, several images as a form (repeat `images`), or base64 in JSON.
 
         If a single image fails, the response has that image's status and problem+json. With several images the

@@ -55,7 +55,7 @@ class FanOut:
         tasks = []
         request_uuid = uuid.uuid4().hex  # a gateway may send the same X-Request-ID with every request
         for index, upload in enumerate(uploads):
-            context = RequestContext(state.id, index, permit.deadline, state.traceparent, request_uuid)
+            context = RequestContext(state.id, index, permit.deadline, state.traceparent, request_uuid, permit.caller)
             tasks.append(asyncio.create_task(self._classify(upload, context, parameters, choice, permit, heads)))
         return tasks
 
@@ -121,7 +121,8 @@ class FanOut:
             except ServiceError as error:
                 outcome = error
         if service.prediction_log:
-            service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000)
+            versions = {name: answer.version for name, answer in (answers or {}).items()}
+            service.prediction_log.add(request, choice.variant, outcome, (time.perf_counter() - start) * 1000, versions)
         if isinstance(outcome, ClassifyResult):
             if fetch_ms is not None:
                 outcome.timings_ms = {"fetch": fetch_ms, **outcome.timings_ms}

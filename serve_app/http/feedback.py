@@ -99,7 +99,7 @@ def create_router(service: Service, fan_out: FanOut) -> APIRouter:
         The image is classified like any other: counted by admission control, under the request's deadline.
         """
         permit: Permit = request.state.permit
-        context = RequestContext(request.state.id, 0, permit.deadline, request.state.traceparent)
+        context = RequestContext(request.state.id, 0, permit.deadline, request.state.traceparent, caller=permit.caller)
         permit.add_images(1)
         classify = ClassifyRequest(encoded, top_k=1, context=context, max_pixels=service.config.limits.max_pixels)
         outcome = await fan_out.outcome(classify, context, service.router.choose(), permit)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.deadline import Deadline
-from serve_app.errors import HeadBackboneChangedError, HeadNameTakenError
+from serve_app.errors import HeadBackboneChangedError, HeadNameTakenError, ServiceError
 from serve_app.heads.examples import Example
 from serve_app.heads.stored import HeadEntry
 from serve_app.http.form_body import FORM
@@ -78,10 +80,18 @@ class HeadRequests:
         """Return photos as examples; they pass the same stages as images to classify."""
         keep = self.access.heads.config.keep_photos
         choice = self.service.router.choose(request.headers.get("x-model"))
-        views, model = await self._embedder.views(photos, choice, request.state.permit, request.state.id)
+        preparing = asyncio.create_task(self._prepare_fit())
+        try:
+            views, model = await self._embedder.views(photos, choice, request.state.permit, request.state.id)
+        finally:
+            preparing.cancel()
         examples = new_examples(photos, views, keep_photos=keep)
         files = {each.id: photo.encoded for each, photo in zip(examples, photos, strict=True)} if keep else {}
         return Edit(examples, files, backbone=model)
+
+    async def _prepare_fit(self) -> None:
+        with suppress(ServiceError):  # the fit itself will report it
+            await self.service.prepare_fit()
 
     def editor(self, request: Request) -> HeadEditor:
         """Return the editor of the caller's heads, under the request's deadline."""

@@ -24,6 +24,7 @@ from serve_app.http.responses import to_problem
 from serve_app.http.service import Service
 from serve_app.observability import tracing
 from serve_app.observability.stats import Stats
+from serve_app.proxy_headers import BUSY_US, CLIENT_ADDRESS, DEADLINE_MS
 
 # GET requests that need no API key: health and documentation. Everything else needs one, whatever its method and path.
 PUBLIC_PATHS = ("/", *HEALTH_PATHS, "/docs", "/openapi.json")
@@ -103,7 +104,7 @@ class CorsMiddleware:
 class AdmissionMiddleware:
     """Checks the API key and the caller's limits, and admits a body if its images can be classified in time.
 
-    A refused request is refused before its body is read.
+    A refused request is refused before its body is read. Responses tell HAProxy how fast this replica works.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class AdmissionMiddleware:
                 return
             with permit:
                 scope["state"]["permit"] = permit
-                await self._app(scope, self._paced_body(receive, charge, permit), send)
+                await self._app(scope, self._paced_body(receive, charge, permit), self._reporting(send))
 
     def _authorize(self, scope: Scope) -> Charge | None:
         """Check the API key; return what the request costs its caller, None if it has no body and is no POST or PUT.
@@ -174,7 +175,20 @@ class AdmissionMiddleware:
             if path.startswith(f"{JOBS_PATH}/")
             else read_deadline(headers, limits.deadline_s),
             charge,
+            scope["state"]["caller"] or headers.get(CLIENT_ADDRESS),
         )
+
+    def _reporting(self, send: Send) -> Send:
+        """Return ``send`` with the headers from which HAProxy tells how long a request waits."""
+
+        async def send_with_rate(message: Message) -> None:
+            if message["type"] == "http.response.start" and (request_s := self._admission.busy_request_s()):
+                headers = MutableHeaders(scope=message)
+                headers[BUSY_US] = str(max(1, round(request_s * 1e6)))
+                headers[DEADLINE_MS] = str(round(self._service.config.limits.deadline_s * 1000))
+            await send(message)
+
+        return send_with_rate
 
     def _paced_body(self, receive: Receive, charge: Charge, permit: Permit) -> PacedBody:
         def count(received: int) -> None:

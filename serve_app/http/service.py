@@ -45,6 +45,9 @@ class Service(Protocol):
             NotReadyError: The process that fits is not available (503).
         """
 
+    async def prepare_fit(self) -> None:
+        """Load what a fit needs, so that ``fit_head`` is quick; raises NotReadyError and OverloadedError (503)."""
+
     async def start_jobs(self) -> None:
         """Start work on batch jobs that have not ended, if there are any."""
 

@@ -1,6 +1,7 @@
 """Stage 3: batches of uint8 crops come in, classes, scores and activation maps go out. Knows torch, but not Ray.
 
 card.py      reads the card beside the weights
+storage.py   opens addresses: paths, buckets, URLs
 weights.py   finds, verifies and reads weights
 engine.py    one model on one runtime
 runtimes/    what executes the network: torch, ONNX Runtime, our CPU kernels, CUDA

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-import fsspec
 from pydantic import ValidationError
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
+from serve_app.inference.storage import open_address
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.paths import PACKAGE
 
@@ -30,7 +30,7 @@ def load_card(spec: WeightsConfig) -> ModelCard:
     uri = weights_uri(spec)
     card_uri = uri.removesuffix(".safetensors") + ".json"
     try:
-        with fsspec.open(card_uri, "rb") as file:
+        with open_address(card_uri) as file:
             card = ModelCard.model_validate_json(file.read())
     except ValidationError as error:
         first = error.errors()[0]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +25,7 @@ from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.files import atomic_write, create_folder, delete_partial_files
 from serve_app.inference.card import load_card, one_line, weights_uri
+from serve_app.inference.storage import open_address
 from serve_app.model_card import ModelCard
 
 IMAGENET = ResNet18_Weights.IMAGENET1K_V1
@@ -54,6 +54,18 @@ def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) 
     create_folder(folder)
     path = folder / "model.safetensors"
     write_tensors(to_half(state), path)
+    complete = ModelCard(**card, sha256=sha256(path))
+    _write_card(complete, path)
+    return complete
+
+
+def publish_exact(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> ModelCard:
+    """Write weights and card; a tensor is in half precision only where that loses nothing."""
+    half = to_half(state)
+    exact = {
+        name: half[name] if torch.equal(half[name].to(value.dtype), value) else value for name, value in state.items()
+    }
+    write_tensors({name: value.contiguous() for name, value in exact.items()}, path)
     complete = ModelCard(**card, sha256=sha256(path))
     _write_card(complete, path)
     return complete
@@ -158,7 +170,7 @@ def _local_copy(uri: str, digest: str) -> Path:
         create_folder(cached.parent)
         delete_partial_files(cached)
         with atomic_write(cached) as partial:
-            with fsspec.open(uri, "rb") as source, partial.open("wb") as copy:
+            with open_address(uri) as source, partial.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
             # The hash is checked before the file takes its final name, so a bad download is never cached.
             if (found := sha256(partial)) != digest:

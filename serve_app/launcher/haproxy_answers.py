@@ -19,17 +19,21 @@ REQUEST_TIMEOUT_S = 30  # for the head of a request and for the part of its body
 REQUEST_ID = "txn.problem_request_id"  # HAProxy variable: ',"request_id":"…"' if the client sent an id
 REPEATABLE = "txn.repeatable"  # HAProxy variable: set if a request may be carried out twice
 LOST_BODY = "txn.lost_body"  # HAProxy variable: the answer to a request whose replica was lost
-OVERLOADED = OverloadedError("too many requests are in flight; try again")
+RETRY_S = "txn.retry_s"  # HAProxy variable: seconds until the requests that wait now have been answered
+NOT_TAKEN_BODY = "txn.not_taken_body"  # HAProxy variable: the answer to a request that no replica takes
+QUEUE_TOO_LONG = OverloadedError(
+    "more requests wait than can be answered before the deadline of this one; try again later"
+)
 TOO_MANY_DOWNLOADS = OverloadedError("too many downloads are in flight; try again")
-ADDRESS_OVERLOADED = OverloadedError("too many requests of your address are in flight; try again")
-# By status. A lost replica has two answers, see `lost_rules`.
+ADDRESS_OVERLOADED = OverloadedError("too many large requests of your address are in flight; try again")
+# By status. A lost replica has two answers, see `lost_rules`, and so has a request that no replica takes.
 PROBLEMS: tuple[ServiceError, ...] = (
     ServiceError("the proxy failed on this request"),
     MalformedRequestError("this is not a complete HTTP/1.1 request, or the client closed the connection"),
     SlowBodyError(f"the request did not arrive within {REQUEST_TIMEOUT_S} s"),
-    NotReadyError("no replica of the service took this request; try again"),
     DeadlineExceededError("the service did not answer in time"),
 )
+NOT_TAKEN = NotReadyError("no replica of the service took this request; try again")
 LOST = NotReadyError("the replica that had this request was lost; try again")
 LOST_UNREPEATABLE = LostRequestError(
     "the replica that had this request was lost; it may have been carried out: check that before you send it again"
@@ -69,16 +73,29 @@ def error_directives() -> Iterator[str]:
     for error in PROBLEMS:
         yield f"http-error status {error.status} {reply(error)}"
     yield f"http-error status 502 content-type application/problem+json lf-string '%[var({LOST_BODY})]'"
+    retry = f"hdr Retry-After %[var({RETRY_S})]"
+    yield f"http-error status 503 content-type application/problem+json {retry} lf-string '%[var({NOT_TAKEN_BODY})]'"
 
 
-def reply(error: ServiceError) -> str:
-    """Return the arguments that make HAProxy answer with an error."""
-    retry = f" hdr Retry-After {error.retry_after_s}" if error.retryable else ""
-    return f"content-type application/problem+json{retry} lf-string '{body(error)}'"
+def not_taken_rules() -> Iterator[str]:
+    """Yield rules that prepare the answer to a request that no replica takes; `queue_timeout_rule` changes it."""
+    yield f"http-request set-var({RETRY_S}) int({NOT_TAKEN.retry_after_s})"
+    yield f"http-request set-var-fmt({NOT_TAKEN_BODY}) '{body(NOT_TAKEN, f'%[var({RETRY_S})]')}'"
 
 
-def body(error: ServiceError) -> str:
-    """Return the body of the answer, in HAProxy's log format.
+def queue_timeout_rule(condition: str) -> str:
+    """Return the rule for a request that may wait too long: HAProxy answers 503 then, as without a replica."""
+    return f"http-request set-var-fmt({NOT_TAKEN_BODY}) '{body(QUEUE_TOO_LONG, f'%[var({RETRY_S})]')}' if {condition}"
+
+
+def reply(error: ServiceError, retry_s: str | None = None) -> str:
+    """Return the arguments that make HAProxy answer with an error; ``retry_s`` replaces the error's own time."""
+    retry = f" hdr Retry-After {retry_s or error.retry_after_s}" if error.retryable else ""
+    return f"content-type application/problem+json{retry} lf-string '{body(error, retry_s)}'"
+
+
+def body(error: ServiceError, retry_s: str | None = None) -> str:
+    """Return the body of the answer, in HAProxy's log format; ``retry_s`` replaces the error's own time.
 
     HAProxy knows no protocols, so the sentence also stands where clients of the Open Inference Protocol and of Hugging
     Face (``error``) and of TorchServe (``message``) look for it.
@@ -93,6 +110,5 @@ def body(error: ServiceError) -> str:
         "message": str(error),
         "retryable": error.retryable,
     }
-    if error.retryable:
-        values["retry_after_s"] = error.retry_after_s
-    return json.dumps(values).removesuffix("}") + f"%[var({REQUEST_ID})]}}"
+    retry = f', "retry_after_s": {retry_s or error.retry_after_s}' if error.retryable else ""
+    return json.dumps(values).removesuffix("}") + f"{retry}%[var({REQUEST_ID})]}}"

@@ -8,9 +8,10 @@ of Ray's text, and says how often the anchor must be there. Another count stops 
   byte (``option http-buffer-request``), and does so only if the request may be repeated (haproxy_answers.py).
   ``timeout http-request`` ends slow senders, for whom HAProxy would wait an hour. ``tune.memory.hot-size`` keeps
   buffers of one image for the next request: allocating them from the system took 0.3 ms of 0.7 ms per request.
-- Limits of requests, downloads and addresses (haproxy_limits.py). HAProxy refuses requests before it reads their
-  bodies. A replica knows better how many images are in flight, but a thousand refusals a second keep the replica from
-  answering health checks, and HAProxy then sends all traffic to Ray's fallback proxy, one Python process.
+- The queue (haproxy_limits.py). A replica gets as many requests at a time as its Python can hold; the others wait in
+  HAProxy, or are refused there if they would wait too long. A thousand refusals a second in Python would keep the
+  replica from answering health checks, and HAProxy would send all traffic to Ray's fallback proxy, one process.
+- Limits of downloads, large uploads and connections (haproxy_limits.py).
 - Slow readers. HAProxy closes a connection whose client takes nothing for ``RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S``. It
   notices progress when a third of the socket's send buffer is free again, so ``tune.sndbuf.client`` decides how much
   the client has to take in that time. docs/security.md has the measured rates.
@@ -29,14 +30,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.launcher.haproxy_answers import REQUEST_TIMEOUT_S, error_directives, lost_rules, request_id_rule
+from serve_app.launcher.haproxy_answers import (
+    REQUEST_TIMEOUT_S,
+    error_directives,
+    lost_rules,
+    not_taken_rules,
+    request_id_rule,
+)
 from serve_app.launcher.haproxy_limits import (
     COUNTERS,
+    QUEUE_TIMEOUT_S,
+    REFUSAL_DELAY_S,
     TABLES,
-    refuse_address,
+    identify_caller,
+    learn_rate,
     refuse_downloads,
-    refuse_overload,
+    refuse_large_uploads,
     reject_connections,
+    wait_in_turn,
 )
 
 HOT_BYTES = 8 << 20  # memory that each thread keeps for its next buffers
@@ -134,18 +145,19 @@ def edits(config: str, options: Options) -> list[Edit]:
         f"tune.sndbuf.client {SEND_BUFFER_BYTES}",
         f"tune.stick-counters {COUNTERS}",
     )
+    timeouts = (
+        f"timeout http-request {REQUEST_TIMEOUT_S}s",
+        f"timeout queue {QUEUE_TIMEOUT_S}s",
+        f"timeout tarpit {REFUSAL_DELAY_S}s",
+    )
     changes = [
         Edit(r"tune\.bufsize \d+", (KEEP, *tuning)),
-        Edit(r"option abortonclose", (KEEP, f"timeout http-request {REQUEST_TIMEOUT_S}s")),
+        Edit(r"option abortonclose", (KEEP, *timeouts)),
         Edit(r"errorfile 502 \S+", tuple(error_directives())),
         Edit(r"errorfile 50[34] \S+", (), 2),
         Edit(r"frontend http_frontend", (KEEP, *(f"    {line}" for line in _frontend_lines(options)))),
         Edit(r"use_backend (\S+) if (is_\2)", (*_routing_lines(options), KEEP), backends),
-        Edit(
-            r"http-reuse always",
-            (KEEP, "option http-buffer-request", *refuse_overload("", "", options.max_requests)),
-            backends,
-        ),
+        Edit(r"http-reuse always", (KEEP, "option http-buffer-request", *learn_rate()), backends),
         Edit(r"(server .*? check)(.*)", (rf"\2 maxconn {options.max_requests}\3",), servers),
     ]
     if options.api_host:
@@ -220,13 +232,15 @@ def _frontend_lines(options: Options) -> Iterator[str]:
         yield from reject_connections(options.max_address_connections)
     yield f"http-request {request_id_rule()}"
     yield from lost_rules()
+    yield from not_taken_rules()
+    yield from identify_caller(FROM_CLIENT)
 
 
 def _routing_lines(options: Options) -> Iterator[str]:
     r"""Yield the lines before a backend's ``use_backend``; `\2` is the backend, `\3` the condition of its traffic."""
     condition, backend, limit = r"\3 ", r"(\2)", options.max_requests
-    yield from refuse_overload(condition, backend, limit)
+    yield from wait_in_turn(condition, backend, limit)
     yield from refuse_downloads(f"{condition}{FROM_CLIENT} ", backend, limit)
     if options.max_address_connections:
-        yield from refuse_address(f"{condition}{FROM_CLIENT} ", backend, limit)
+        yield from refuse_large_uploads(f"{condition}{FROM_CLIENT} ", backend, limit)
     yield f"use_backend {PATIENT} if " + " or ".join(f"{condition}{each} {FROM_CLIENT}" for each in HANDWRITTEN)

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,23 @@ class PredictionLog:
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()
 
-    def add(self, request: ClassifyRequest[bytes], variant: str, outcome: Outcome, total_ms: float) -> None:
-        """Add the row of one image; ``total_ms`` is the time from the decoded upload to the outcome."""
+    def add(
+        self,
+        request: ClassifyRequest[bytes],
+        variant: str,
+        outcome: Outcome,
+        total_ms: float,
+        heads: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add the row of one image.
+
+        Args:
+            request: The image.
+            variant: That classified it.
+            outcome: Its result or error.
+            total_ms: Time from the decoded upload to the outcome.
+            heads: Version of each taught head of the request, by its name.
+        """
         if request.context is None:
             return
         if len(self._rows) >= self._config.max_buffered_rows:
@@ -79,12 +94,13 @@ class PredictionLog:
         context = request.context
         start = (now_us, context.request_uuid, context.request_id, context.index)
         size = len(request.image)
+        named = (",".join(heads), ",".join(heads.values())) if heads else (None, None)
         if isinstance(outcome, ServiceError):
-            row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None, None)
+            row = (*start, outcome.code, variant, *(None,) * 9, size, *(None,) * 6, total_ms, None, *named, None)
         else:
             embedding = outcome.embedding if self.keeps_embeddings else None
             packed = None if embedding is None else embedding.astype("<f2").tobytes()
-            row = (*start, "ok", variant, *_columns(outcome, size), total_ms, outcome.batch_size, packed)
+            row = (*start, "ok", variant, *_columns(outcome, size), total_ms, outcome.batch_size, *named, packed)
         self._rows.append(row)
         if len(self._rows) % self._config.rows_per_file == 0:
             self._wake.set()

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app import exposure
-from serve_app.config import AppConfig, ClassifierConfig, IngressConfig, KeysConfig
+from serve_app.config import AppConfig, ClassifierConfig, EngineConfig, IngressConfig, KeysConfig
 from serve_app.routing.traffic_split import MAIN, TrafficSplit
 from serve_app.settings import FrozenModel
 from serve_app.validation import parse
@@ -125,6 +125,11 @@ def user_config(app: Config, deployment: str) -> Config:
 def configured_weights(app: Config) -> Any:
     """Return the weights that an application serves in the end: those of ``user_config`` win over ``args``."""
     return user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights")
+
+
+def configured_runtime(app: Config) -> str:
+    """Return the runtime that an application asks for; ``auto`` if it names none, or has no model of its own."""
+    return parse(EngineConfig, app.get("args", {}).get("engine", {})).runtime
 
 
 def _check_settings(app: Config) -> None:

@@ -13,7 +13,8 @@ import httpx2
 from PIL import Image
 
 from serve_app.release.rollout import DeployError
-from serve_app.release.serve_config import Config, configured_weights, user_config
+from serve_app.release.serve_config import Config, configured_runtime, configured_weights, user_config
+from serve_app.routing.traffic_split import MAIN
 
 TIMEOUT_S = 35  # above the service's own limits.deadline_s
 SETTLE_S = 120
@@ -35,13 +36,17 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
     """Classify an image with each variant, often enough that every ingress replica probably answers once.
 
     Returns:
-        One sentence with the number of requests and the versions that answered.
+        One sentence with the number of requests, and the versions and runtimes that answered.
 
     Raises:
-        DeployError: A response is missing or is not a valid classification.
+        DeployError: A response is missing or is not a valid classification, or the model runs on another runtime than
+            the configured one.
     """
     base = f"{api}{(app.get('route_prefix') or '/').rstrip('/')}"
-    wait_until_settled(base)
+    runtimes = wait_until_settled(base)
+    wanted, found = configured_runtime(app), runtimes.get(MAIN)
+    if found and wanted not in ("auto", found):
+        raise DeployError(f"smoke test: the model runs on {found}, but `engine` is {wanted}: read a Classifier's log")
     variants = user_config(app, "Ingress").get("traffic") or {}
     versions = set()
     count = max(MIN_REQUESTS, REQUESTS_PER_INGRESS * ingress_replicas)
@@ -59,7 +64,8 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
             versions.add(response.headers["x-model-version"])
     if len(versions) > max(1, len(variants)):
         raise DeployError(f"smoke test: {count} responses come from {len(versions)} versions, {', '.join(versions)}")
-    return f"{count * max(1, len(variants))} requests answered by {', '.join(sorted(versions))}"
+    on = f" on {', '.join(names)}" if (names := sorted(set(runtimes.values()))) else ""
+    return f"{count * max(1, len(variants))} requests answered by {', '.join(sorted(versions))}{on}"
 
 
 def authorization() -> dict[str, str]:
@@ -68,8 +74,11 @@ def authorization() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def wait_until_settled(base: str) -> None:
+def wait_until_settled(base: str) -> dict[str, str]:
     """Wait until new weights are loaded and the configured traffic split is in effect.
+
+    Returns:
+        The runtime of each variant that has answered.
 
     Raises:
         DeployError: A replica refused a setting, or the wait takes longer than ``SETTLE_S``.
@@ -89,7 +98,7 @@ def wait_until_settled(base: str) -> None:
         pending = [f"{name} loads {variant['loading']}" for name, variant in variants.items() if variant["loading"]]
         pending += [status["traffic"]["waiting_for"]] if status["traffic"]["waiting_for"] else []
         if not pending:
-            return
+            return {name: variant["runtime"] for name, variant in variants.items() if variant.get("runtime")}
         if time.monotonic() > deadline:
             raise DeployError(f"not live within {SETTLE_S} s: {'; '.join(pending)}")
         time.sleep(POLL_S)

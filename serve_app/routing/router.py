@@ -154,6 +154,7 @@ class VariantRouter:
                 each.name: {
                     "share": round(self._split.shares.get(each.name, 0.0) / total, 4),
                     "model": each.state and each.state.card.ref.model_dump(),
+                    "runtime": each.state and each.state.engine.runtime,
                     "loading": each.state and each.state.loading,
                     "refused": each.state and each.state.refused,
                     "unavailable_reason": each.unavailable_reason,

@@ -66,12 +66,15 @@ class Variant:
         self._groups.reconfigure(*_grouping(config))
 
     async def classify(self, request: ClassifyRequest[bytes]) -> ClassifyResult:
-        """Classify one image, in one call with others that arrive at the same time, or raise ServiceError."""
+        """Classify one image, in one call with others that arrive at the same time, or raise ServiceError.
+
+        While all calls are in use, callers take turns.
+        """
         if self.state is None:  # else images would wait until their deadline for a model that never comes
             await self.fetch_state()
         self._in_flight += 1
         try:
-            sent = await self._groups.submit(request)
+            sent = await self._groups.submit(request, caller=request.context and request.context.caller)
         except NotReadyError as error:
             self.unavailable_reason = str(error)
             raise

@@ -100,7 +100,8 @@ def test_zip(page: Page, running: Running, files: list[Path], tmp_path: Path) ->
             into.write(path, path.name)
     page.goto(running.page)
     page.get_by_role("tab", name="Zip").click()
-    page.get_by_role("tabpanel", name="Zip").get_by_test_id("stFileUploaderDropzoneInput").set_input_files(archive)
+    zip_panel = page.get_by_role("tabpanel", name="Zip")
+    upload(page, archive, into=zip_panel.get_by_test_id("stFileUploaderDropzoneInput"))
     expect(page.get_by_test_id("stMetric").nth(0)).to_contain_text("9")
     expect(page.get_by_test_id("stMetric").nth(3)).to_contain_text("1")
 
@@ -128,7 +129,7 @@ def test_folder(page: Page, running: Running, files: list[Path]) -> None:
     """A folder's 64 files are uploaded at once, by their names; the five broken ones fail."""
     page.goto(running.page)
     page.get_by_role("tab", name="Folder").click()
-    page.locator("input[webkitdirectory]").set_input_files(str(files[0].parent))
+    upload(page, files[0].parent, into=page.locator("input[webkitdirectory]"))
     expect(page.get_by_test_id("stMetric").nth(0)).to_contain_text("64")
     expect(page.get_by_test_id("stMetric").nth(3)).to_contain_text("5")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot
+from tests.support.browser import NEEDS_CHROMIUM, download_csv, save_screenshot, upload
 from tests.support.running import Running
 from tests.support.weights import TINY_LABELS
 
@@ -24,7 +24,7 @@ def test_evaluate(page: Page, running: Running, files: list[Path], tmp_path: Pat
     page.goto(f"{running.page}/evaluate")
     expect(page.get_by_role("heading", name="How good is the model?")).to_be_visible()
     page.get_by_role("tab", name="Zip").click()
-    page.get_by_test_id("stFileUploaderDropzoneInput").last.set_input_files(str(archive))
+    upload(page, archive, into=page.get_by_test_id("stFileUploaderDropzoneInput").last)
     expect(page.get_by_text("Most confident mistakes")).to_be_visible()
     expect(page.get_by_test_id("stMetric").filter(has_text="Photos")).to_contain_text("7")
     for text in ("Confusion matrix", "Reliability diagram", "By class", "Accuracy when sure"):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, expect
 
-from tests.support.browser import NEEDS_CHROMIUM, save_screenshot
+from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, upload
 from tests.support.hostile_text import HOSTILE_TEXTS
 from tests.support.photos import encode, make_photo, make_picture
 from tests.support.running import Running
@@ -56,9 +56,7 @@ def zipped(path: Path, names: list[str], data: bytes | None = None) -> Path:
 def test_names_of_many_photos(data: bytes | None, page: Page, running: Running, requests: list[str]) -> None:
     """Every name is shown as text, under pictures and in errors: no link, picture, HTML, color, emoji or formula."""
     page.goto(running.page)
-    uploader = page.get_by_test_id("stFileUploaderDropzoneInput").first
-    files = payloads(HOSTILE_TEXTS[:24], data and data + bytes(1))
-    uploader.set_input_files(files)
+    upload(page, *payloads(HOSTILE_TEXTS[:24], data and data + bytes(1)))
     expect(page.get_by_test_id("stMetric").first).to_contain_text("24")
     expect(page.get_by_test_id("stAlert" if data else "stImage")).to_have_count(24)
     shown = page.get_by_test_id("stMain").inner_text().replace("\u2060", "")
@@ -73,7 +71,7 @@ def test_name_of_one_photo(page: Page, running: Running, requests: list[str]) ->
     """The name of a refused photo stands in its error."""
     name = " ".join(HOSTILE_TEXTS)[:200]
     page.goto(running.page)
-    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(payloads([name], b"text"))
+    upload(page, *payloads([name], b"text"))
     expect(page.get_by_text("Unsupported image")).to_be_visible()
     assert forged(page) == []
     assert requests == []
@@ -84,9 +82,7 @@ def test_name_of_a_job(page: Page, running: Running, tmp_path: Path, requests: l
     archive = zipped(tmp_path / "x.zip", ["ok.jpg"])
     name = "[click](www.evil.example) :red[hi] $x$ bob@evil.example.zip"
     page.goto(f"{running.page}/batch")
-    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(
-        {"name": name, "mimeType": "application/zip", "buffer": archive.read_bytes()}
-    )
+    upload(page, {"name": name, "mimeType": "application/zip", "buffer": archive.read_bytes()})
     page.get_by_role("button", name="Classify the zip").click()
     heading = page.locator("h3").first
     expect(heading).to_contain_text("click")
@@ -113,7 +109,7 @@ def test_names_of_folders_that_are_no_classes(page: Page, running: Running, tmp_
     archive = zipped(tmp_path / "x.zip", ["[a](www.evil.example)/:red[hi]/1.jpg", "$x$ :smile:/1.jpg"])
     page.goto(f"{running.page}/evaluate")
     page.get_by_role("tab", name="Zip").click()
-    page.get_by_test_id("stFileUploaderDropzoneInput").last.set_input_files(str(archive))
+    upload(page, archive, into=page.get_by_test_id("stFileUploaderDropzoneInput").last)
     expect(page.get_by_text("not classes of the model")).to_be_visible()
     assert forged(page) == []
 
@@ -122,9 +118,7 @@ def test_16_bit_gray_is_shown_with_its_heat_map(page: Page, running: Running) ->
     """Picture and heat map of a 16-bit gray photo were white."""
     gray = Image.fromarray(np.asarray(make_picture().convert("L")).astype(np.uint16) * 257)
     page.goto(running.page)
-    page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(
-        {"name": "gray.png", "mimeType": "image/png", "buffer": encode(gray, "PNG")}
-    )
+    upload(page, {"name": "gray.png", "mimeType": "image/png", "buffer": encode(gray, "PNG")})
     expect(page.get_by_text("Heat map for “")).to_be_visible()
     shown = page.get_by_test_id("stImage").locator("img")
     expect(shown).to_have_count(2)

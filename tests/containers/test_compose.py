@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from packaging.utils import canonicalize_name
 from playwright.sync_api import expect, sync_playwright
 
 from serve_app.launcher.environment import free_port
+from tests.support.browser import CHROMIUM, upload
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 PROJECT = "serve-app-test"
 IMAGES = {"api": "serve-app:test", "page": "serve-app-page:test"}
 pytestmark = [
@@ -185,7 +184,7 @@ def test_a_photo_is_classified_in_a_browser(stack: Stack, tmp_path: Path) -> Non
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(stack.page)
-        page.get_by_test_id("stFileUploaderDropzoneInput").first.set_input_files(str(photo))
+        upload(page, photo)
         expect(page.get_by_text("Top classes")).to_be_visible(timeout=60_000)
         browser.close()
 

@@ -67,7 +67,7 @@ def test_limits_are_live(running: Running, cluster: ServeApi, configure: Configu
 
 async def test_overload_is_refused_and_passes(running: Running, configure: Configure, tmp_path: Path) -> None:
     """256 clients without a pause: 200, or 503 with Retry-After; health answers; a later light load is all 200."""
-    configure(admission={"max_queue_wait_s": 0.05})
+    configure(limits={"deadline_s": 1})
     image = tmp_path / "a.jpg"
     image.write_bytes(make_photo())
     url = urlsplit(f"{running.api}/v1/classify")
@@ -81,6 +81,7 @@ async def test_overload_is_refused_and_passes(running: Running, configure: Confi
     assert min(outcomes(storm).values()) > 50
     assert watch.health_ms
     assert watch.without_retry_after == 0
+    configure(limits={})
     wait_for(lambda: status(running)["admission"]["images"] == 0)
     await closed_loop(after, 4, time.perf_counter() + STORM_S)
     assert set(outcomes(after)) == {"200"}

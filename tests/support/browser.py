@@ -28,7 +28,7 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 def upload(page: Page, *files: Path | FilePayload, into: Locator | None = None) -> None:
     """Choose files in the page's first file uploader, or another one, once the script has ended.
 
-    Streamlit drops, without a word, files that are chosen while it still builds the page, faster than a person can.
+    In one of many runs, a file that was chosen while the page was still being built never arrived.
     """
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     uploader = into or page.get_by_test_id("stFileUploaderDropzoneInput").first

@@ -131,14 +131,18 @@ class Connection(asyncio.Protocol):
 class Client:
     """Sends prepared requests in turn, over as many connections as requests are in flight."""
 
-    def __init__(self, url: SplitResult, requests: Sequence[bytes], timeout_s: float) -> None:
+    def __init__(
+        self, url: SplitResult, requests: Sequence[bytes], timeout_s: float, source: str | None = None
+    ) -> None:
         """Connect nowhere yet.
 
         Args:
             url: Of the server.
             requests: Complete HTTP requests.
             timeout_s: After which a request has failed.
+            source: Address of this machine to call from.
         """
+        self._source = source and (source, 0)
         self._address = (url.hostname or "127.0.0.1", url.port or 80)
         self._requests = itertools.cycle(requests)
         self._timeout_s = timeout_s
@@ -178,7 +182,7 @@ class Client:
             if connection.open:
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, *self._address)
+        _, connection = await loop.create_connection(Connection, *self._address, local_addr=self._source)
         return connection
 
 

@@ -94,7 +94,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     field = options.field or ("images" if options.per_request > 1 else None)
     files = image_files(options.images)
     random.Random(options.seed).shuffle(files)
-    client = Client(url, format_requests(url, files, options.per_request, field), options.timeout)
+    client = Client(url, format_requests(url, files, options.per_request, field), options.timeout, options.source)
     cpu, start = time.process_time(), time.perf_counter() + options.ramp
     end = start + options.seconds
     if options.rate:
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--per-request", type=int, default=1, help="images per request")
     parser.add_argument("--field", help="form field for the images (default: the body, or `images` for several)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds after which a request has failed")
+    parser.add_argument("--source", help="address of this machine to call from")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
 

@@ -141,6 +141,9 @@ class LocalService:
         """Fit in a thread of this process."""
         return await asyncio.to_thread(fit, examples, backbone)
 
+    async def prepare_fit(self) -> None:
+        """Prepare nothing: the first fit imports its libraries."""
+
     async def start_jobs(self) -> None:
         """Start nothing: jobs stay queued."""
 

@@ -33,7 +33,7 @@ def row(number: int, hours: float = 0, **changes: Any) -> Row:
         **{"score": generator.random(), "margin": 0.1, "entropy": 1.0, "format": "jpeg", "width": 640, "height": 480},
         **{"bytes": 1000, "brightness": 100.0, "contrast": 40.0, "sharpness": 5.0, "decode_ms": 4.0, "queue_ms": 0.0},
         **{"model_ms": 20.0, "total_ms": 30 + generator.random() * 100, "batch_size": 2},
-        "embedding": None,
+        **{"head": None, "head_version": None, "embedding": None},
     }
     return complete | changes
 

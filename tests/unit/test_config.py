@@ -104,8 +104,16 @@ def test_a_renamed_key_is_an_error_that_names_the_new_key(section: type[FrozenMo
 
 def test_a_renamed_key_in_a_group_is_named_with_its_place() -> None:
     """The message holds the path to the group."""
-    with pytest.raises(ValueError, match=r"^admission: `max_queue_s` was renamed to `max_queue_wait_s`\."):
-        parse(IngressConfig, {"admission": {"max_queue_s": 1}})
+    with pytest.raises(ValueError, match=r"^admission: `max_under_way` was renamed to `max_inflight_images`\."):
+        parse(IngressConfig, {"admission": {"max_under_way": 1}})
+
+
+@pytest.mark.parametrize("old", ["max_queue_wait_s", "max_queue_s"])
+def test_a_removed_key_is_an_error_that_says_what_to_do(old: str) -> None:
+    """The wait had a setting of its own; now the deadline bounds it, and that setting exists."""
+    with pytest.raises(ValueError, match=rf"^admission: `{old}` was removed: a request waits .* `limits.deadline_s`"):
+        parse(IngressConfig, {"admission": {old: 1}})
+    assert "deadline_s" in IngressConfig().limits.model_dump()
 
 
 def test_the_files_serve_the_same_graph() -> None:

@@ -6,39 +6,41 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
 
-from serve_app.scheduling import can_restore_scheduling, idle_start_options, node_lock
+from serve_app import scheduling
+from serve_app.scheduling import can_restore_scheduling, idle_start_options, idle_thread, node_lock
+from tests.support.polling import wait_for
 
+NOBODY = 65534
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 PROGRAM = """
-import os, threading
-from serve_app import scheduling
-if {user}: os.setuid({user})
-scheduling.MAX_IDLE_START_S = {max_idle_start_s}
-print(scheduling.can_restore_scheduling(), bool(scheduling.idle_start_options()))
-scheduling.enter_idle_scheduling()
-timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+import os, sys, threading
+print(os.sched_getscheduler(0), *sys.argv[1:])
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-print(os.sched_getscheduler(0))
-if {let_timer_end}: timers[0].join()
-else: scheduling.restore_scheduling()
+for timer in threading.enumerate():
+    if isinstance(timer, threading.Timer):
+        timer.function() if "ready" in sys.argv else timer.join()
 print(*(os.sched_getscheduler(thread.native_id) for thread in threading.enumerate()))
 """
 
 
-def run(
-    user: int = 0, max_idle_start_s: float = 60, let_timer_end: bool = False, command: tuple[str, ...] = ()
-) -> list[str]:
-    """Start a process; return what it may do, its class while it starts, and the classes of its threads afterwards."""
-    program = PROGRAM.format(user=user, max_idle_start_s=max_idle_start_s, let_timer_end=let_timer_end)
-    printed = subprocess.check_output([*command, sys.executable, "-c", program], text=True)
-    allowed, starting, threads = printed.splitlines()
-    return [allowed, starting, " ".join(sorted(set(threads.split())))]
+def start(tmp_path: Path, argument: str, max_idle_start_s: float = 60) -> list[str]:
+    """Start a script as Ray starts a replica; return its class and arguments, and then the classes of its threads."""
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM)
+    copy = tmp_path / "scheduling.py"  # with another limit
+    source = Path(scheduling.__file__).read_text()
+    copy.write_text(source.replace("MAX_IDLE_START_S = 30 ", f"MAX_IDLE_START_S = {max_idle_start_s} "))
+    command = idle_start_options()["runtime_env"]["py_executable"].replace(scheduling.__file__, str(copy))
+    printed = subprocess.check_output(["bash", "-c", f"exec {command} {script} {argument}"], text=True)
+    starting, threads = printed.splitlines()
+    return [starting, " ".join(sorted(set(threads.split())))]
 
 
 IDLE, NORMAL = (str(number) for number in (getattr(os, "SCHED_IDLE", 5), getattr(os, "SCHED_OTHER", 0)))
@@ -47,35 +49,58 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become anothe
 
 
 @can_restore
-def test_start_is_idle_and_all_threads_are_restored() -> None:
-    """A process is in SCHED_IDLE while it starts; afterwards none of its threads is."""
-    assert run() == ["True True", IDLE, NORMAL]
+def test_start_is_idle_and_all_threads_are_restored(tmp_path: Path) -> None:
+    """A replica is in SCHED_IDLE from its first instruction until it is ready; then none of its threads is."""
+    assert start(tmp_path, "ready") == [f"{IDLE} ready", NORMAL]
 
 
 @can_restore
-def test_ray_option_starts_python_in_idle_class() -> None:
-    """The ``py_executable`` given to Ray runs in SCHED_IDLE from its first instruction on."""
-    program = idle_start_options()["runtime_env"]["py_executable"]
-    printed = subprocess.check_output(["bash", "-c", f"exec {program} -c 'import os; print(os.sched_getscheduler(0))'"])
-    assert printed.decode().strip() == IDLE
+def test_slow_start_is_restored_by_the_timer(tmp_path: Path) -> None:
+    """A replica that is not ready in time gets normal scheduling, though it calls nothing."""
+    assert start(tmp_path, "slow", max_idle_start_s=0.2) == [f"{IDLE} slow", NORMAL]
 
 
 @can_restore
-def test_process_started_by_chrt_is_restored() -> None:
-    """A process that was started in SCHED_IDLE leaves that class when it is ready."""
-    assert run(command=("chrt", "--idle", "0")) == ["True True", IDLE, NORMAL]
-
-
-@can_restore
-def test_slow_start_is_restored_by_the_timer() -> None:
-    """A replica that is not ready in time gets normal scheduling without a call."""
-    assert run(max_idle_start_s=0.2, let_timer_end=True) == ["True True", IDLE, NORMAL]
+def test_timer_gets_a_core_on_a_busy_node(tmp_path: Path) -> None:
+    """The thread that restores a slow start has normal scheduling itself."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, threading\n"
+        "print([os.sched_getscheduler(t.native_id) for t in threading.enumerate() if isinstance(t, threading.Timer)])"
+    )
+    command = idle_start_options()["runtime_env"]["py_executable"]
+    printed = subprocess.check_output(["bash", "-c", f"exec {command} {script}"], text=True)
+    assert printed.strip() == f"[{NORMAL}]"
 
 
 @root
 def test_user_that_cannot_leave_the_idle_class_never_enters_it() -> None:
-    """Without the right to restore, the process keeps normal scheduling throughout."""
-    assert run(user=65534) == ["False False", NORMAL, NORMAL]
+    """Without the right to restore, a replica starts as any other worker."""
+    program = (
+        f"import os; from serve_app import scheduling; os.setuid({NOBODY}); print(scheduling.idle_start_options())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "{}"
+
+
+def test_an_idle_thread_leaves_the_others_alone_and_goes_on_in_time() -> None:
+    """Only this thread is in SCHED_IDLE; after its time, and after the block, it is as before."""
+    before, main = os.sched_getscheduler(0), threading.main_thread().native_id
+    assert main
+
+    def work(max_s: float, wait: Callable[[], None]) -> tuple[int, int, int]:
+        with idle_thread(max_s):
+            inside, others = os.sched_getscheduler(0), os.sched_getscheduler(main)
+            wait()
+            return inside, others, os.sched_getscheduler(0)
+
+    def until_restored() -> None:
+        wait_for(lambda: os.sched_getscheduler(0) == before, 60, "the timer")
+
+    with ThreadPoolExecutor(1) as pool:
+        idle = os.SCHED_IDLE if can_restore_scheduling() else before
+        assert pool.submit(work, 600, lambda: None).result() == (idle, before, idle)
+        assert pool.submit(os.sched_getscheduler, 0).result() == before
+        assert pool.submit(work, 0.01, until_restored).result()[2] == before
 
 
 def test_node_lock_admits_one_holder_at_a_time(tmp_path: Path) -> None:

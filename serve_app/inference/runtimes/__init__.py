@@ -3,6 +3,7 @@
 A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, float32 (N, 512, h, w).
 
 - select.py: builds the runtime that the config names, or times all of them and takes the fastest
+- remembered.py: keeps that choice on disk
 - folding.py: merges each batch norm into the convolution before it
 - onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime reads
 - int8.py: calibrates that graph and quantizes it

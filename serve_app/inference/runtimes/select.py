@@ -1,5 +1,6 @@
 """Build the runtime that the config names; ``auto`` times every runtime on this CPU and takes the fastest.
 
+The choice is kept on disk (remembered.py), so only the first start on a machine pays for the measurement.
 Every runtime is compared with PyTorch before it serves, see parity.py.
 """
 
@@ -25,6 +26,7 @@ from serve_app.inference.runtimes.onnx_graph import to_onnx
 from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.runtimes.parallel import ParallelRuntime
 from serve_app.inference.runtimes.parity import FLOAT_TOLERANCE, Reference, relative_error
+from serve_app.inference.runtimes.remembered import RememberedChoice
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.model_card import ImageTransform, ModelCard
 
@@ -64,11 +66,14 @@ def build_runtime(
     if config.runtime == "cuda" or (config.runtime == "auto" and config.precision in DTYPES and gpu_available()):
         return build_cuda_runtime(model, card.transform, config.precision)
     candidates = _cpu_candidates(model, card, config)
+    remembered = RememberedChoice(card, cores, batch_sizes)
+    choice = remembered.read() if len(candidates) > 1 else None
     while True:
         only = next(iter(candidates)) if len(candidates) == 1 else None
-        name = only or fastest_runtime(candidates, card.transform.crop_px, batch_sizes)
-        runtime = _build(name, candidates[name], cores, serving)
+        known = only or (choice if choice in candidates else None)
+        name = known or fastest_runtime(candidates, card.transform.crop_px, batch_sizes)
         try:
+            runtime = _build(name, candidates[name], cores, serving)
             reference.check(runtime)
         except EngineError as error:
             if only or name == "torch":
@@ -76,6 +81,8 @@ def build_runtime(
             log.warning("%s", error)
             del candidates[name]
         else:
+            if not known:
+                remembered.write(name)
             return runtime
 
 

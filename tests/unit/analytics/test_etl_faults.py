@@ -62,6 +62,15 @@ def test_raw_files_of_older_versions_are_processed(tmp_path: Path) -> None:
     ]
 
 
+def test_embeddings_stay_as_they_are(tmp_path: Path) -> None:
+    """The bytes of an embedding reach the file of its day unchanged, beside rows that have none."""
+    kept = bytes(range(256)) * 4
+    write_raw(tmp_path, "new", [row(1, embedding=kept), row(2)])
+    write_old_raw(tmp_path, "old", [row(3)])
+    assert etl.run(tmp_path).rejected_files == []
+    assert [each["embedding"] for each in days(tmp_path)["2026-03-01"]] == [kept, None, None]
+
+
 def test_days_of_older_versions_take_new_rows(tmp_path: Path) -> None:
     """A file of a day that lacks the column keeps its rows."""
     write_old_raw(tmp_path, "old", [row(1)])

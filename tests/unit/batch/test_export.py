@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve_app.batch.export import stream
+from serve_app.batch.export import Format, stream
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import ResultsFolder
 from serve_app.config import WeightsConfig
@@ -47,3 +50,35 @@ def test_csv_export_has_no_formula_in_it(tmp_path: Path, weights: WeightsConfig)
     assert header[:3] == ["path", "label_1", "score_1"]
     assert first == ["'=cmd|'/c calc'!A0.jpg", "'@cat", "0.75", "'-dog", "1e-07", "0.5", "0.25", "", "", "'+v"]
     assert second == ["'-1.jpg", *[""] * 6, "unreadable", "'\t=x", "v"]
+
+
+def test_embeddings_are_in_every_format_but_csv(tmp_path: Path, weights: WeightsConfig) -> None:
+    """Rows of images that failed or are lost have none; without `embed` no format has the column."""
+    for embed in (True, False):
+        results = ResultsFolder(str(tmp_path / str(embed)))
+        job = BatchJobConfig(source="s", out=str(tmp_path / str(embed)), weights=weights, embed=embed)
+        results.begin(job, load_card(weights), ["a", "b", "lost"], 2)
+        classes = {"labels": ["ant"], "scores": [1.0], "class_ids": [0], "margin": 1.0, "entropy": 0.0}
+        embedding = np.linspace(0, 1, 512, dtype=np.float32)
+        rows = [
+            {"path": "a", "error": None, "detail": None, "version": "v", "embedding": embedding, **classes},
+            {"path": "b", "error": "e", "detail": "d", "version": "v", "embedding": None, **dict.fromkeys(classes)},
+        ]
+        results.write_part(0, rows, embed)
+
+        def read(format: Format, results: ResultsFolder = results, embed: bool = embed) -> bytes:
+            return b"".join(stream(results, format, "all", 1, is_complete=True, embed=embed))
+
+        table = pq.read_table(io.BytesIO(read("parquet")))
+        assert table.num_rows == 3
+        assert "embedding" not in read("csv").decode()
+        first, *failed = json.loads(read("json"))
+        assert [json.loads(line) for line in read("jsonl").splitlines()] == [first, *failed]
+        assert not any("embedding" in row for row in failed)
+        if embed:
+            assert table.schema.field("embedding").type == pa.list_(pa.float32())
+            np.testing.assert_array_equal(table["embedding"][0].as_py(), embedding)
+            assert table["embedding"].to_pylist()[1:] == [None, None]
+            np.testing.assert_array_equal(first["embedding"], embedding)
+        else:
+            assert "embedding" not in [*table.column_names, *first]

@@ -9,22 +9,31 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
+from serve_app.batch.export import stream
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import BusyError, ResultsFolder
 from serve_app.batch.sources import open_source
 from serve_app.batch.worker import Decoder, Predictor
 from serve_app.cli.main import app
 from serve_app.config import LimitsConfig, WeightsConfig
+from serve_app.errors import HeadBackboneChangedError
+from serve_app.heads.store import HeadStore
+from serve_app.heads.versions import read_head
 from serve_app.inference.card import load_card
+from serve_app.messages import ClassifyRequest
+from serve_app.preprocessing.transform import preprocess
+from tests.support.bucket import bucket as s3_bucket
+from tests.support.heads import examples_around, unfitted
+from tests.support.local_service import load
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 
@@ -174,24 +183,56 @@ def test_odd_names_and_files_have_rows(weights: WeightsConfig, tmp_path: Path) -
     assert results.completed_shards() == [completed]
 
 
+def test_embed_adds_the_embeddings_of_the_service(weights: WeightsConfig, tmp_path: Path) -> None:
+    """A row has what the engine gives its photo; a failed image has none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(make_photo(1))
+    (folder / "b.txt").write_text("hello")
+    job = BatchJobConfig(source=str(folder), out=str(tmp_path / "out"), weights=weights, embed=True)
+    predict_here(job)
+    photo, text = sorted(read_rows(tmp_path / "out"), key=lambda row: str(row["path"]))
+    assert text["embedding"] is None
+    engine, card = load(weights)
+    (expected,) = engine.classify(
+        [ClassifyRequest(preprocess(make_photo(1), card.transform, 10**6).pixels, 1, features="pooled")]
+    )
+    np.testing.assert_allclose(photo["embedding"], expected.embedding, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_names_its_classes_in_place_of_the_models(weights: WeightsConfig, tmp_path: Path) -> None:
+    """Rows have what the stored head says about the engine's embedding; a head of other weights is refused."""
+    engine, card = load(weights)
+    store = HeadStore(tmp_path / "heads")
+    fitted = unfitted(examples_around(("mine", "others"), 3))
+    head = replace(fitted.head, backbone=card.ref)
+    entry = store.write("cups", fitted._replace(head=head), examples_around(("mine", "others"), 3), owner=None)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(make_photo(1))
+    (folder / "b.txt").write_text("hello")
+    version = store.copy(entry, tmp_path / "head")
+    predict_here(BatchJobConfig(source=str(folder), out=str(tmp_path / "out"), weights=weights, head=str(version)))
+    photo, text = sorted(read_rows(tmp_path / "out"), key=lambda row: str(row["path"]))
+    (expected,) = engine.classify(
+        [ClassifyRequest(preprocess(make_photo(1), card.transform, 10**6).pixels, 1, features="pooled")]
+    )
+    assert expected.embedding is not None
+    said = head.classify(expected.embedding, 2)
+    assert (photo["labels"], photo["none_of_these"]) == (list(said.labels), said.none_of_these)
+    np.testing.assert_allclose(photo["scores"], said.scores, atol=1e-3)
+    assert (text["labels"], text["none_of_these"]) == (None, None)
+    text_of_rows = b"".join(stream(ResultsFolder(str(tmp_path / "out")), "json", "ok", 2))
+    assert json.loads(text_of_rows)[0]["none_of_these"] == said.none_of_these
+    with pytest.raises(HeadBackboneChangedError, match="taught on weights"):
+        read_head(version, card.ref.model_copy(update={"sha256": "0" * 64}))
+
+
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def bucket() -> Iterator[Any]:
     """A client of a local S3 server with an empty bucket."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="photos")
-    yield client
-    server.stop()
+    with s3_bucket("photos") as client:
+        yield client
 
 
 def test_bucket_gives_the_same_results_as_a_folder(bucket: Any, weights: WeightsConfig, tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def test_storage_that_fails_is_no_damaged_part(out: Path, monkeypatch: pytest.Mo
         {"limits": LimitsConfig(max_pixels=1000)},
         {"limits": LimitsConfig(max_image_bytes=9)},
         {"top_k": 3},
+        {"embed": True},
         {"source": "others"},
     ],
 )
@@ -152,9 +153,9 @@ def test_results_of_other_settings_are_refused(out: Path, changed: dict[str, Any
 
 
 def test_manifest_of_another_version_resumes(out: Path) -> None:
-    """Version 0.1 wrote neither engine nor limits; a newer version may have added fields."""
+    """Older versions wrote neither engine nor limits nor embed; a newer version may have added fields."""
     manifest = json.loads((out / "manifest.json").read_text())
-    old = {key: value for key, value in manifest.items() if key not in ("engine", "limits")}
+    old = {key: value for key, value in manifest.items() if key not in ("engine", "limits", "embed")}
     new = {**manifest, "new": 1, "engine": {**manifest["engine"], "new": 1}}
     new["limits"] = {"max_pixels": manifest["limits"]["max_pixels"], "new": 1}
     for content in (old, new):

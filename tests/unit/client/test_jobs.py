@@ -52,7 +52,7 @@ def test_a_zip_by_path_bytes_and_file(client: Client, store: JobStore, tmp_path:
         file.read(7)
         jobs = [client.jobs.submit(archive, top_k=3) for archive in (path, make_zip(), file)]
     for job in jobs:
-        assert (job.status, job.top_k, job.progress.total, job.ended) == ("queued", 3, None, False)
+        assert (job.status, job.top_k, job.embed, job.progress.total, job.ended) == ("queued", 3, False, None, False)
         assert Path(store.input_path(job.id)).read_bytes() == make_zip()
     assert [job.id for job in client.jobs.list().jobs] == [job.id for job in reversed(jobs)]
     assert client.jobs.get(jobs[0]) == client.jobs.get(jobs[0].id) == jobs[0]
@@ -99,8 +99,8 @@ def test_wrong_jobs_raise_their_exception(client: Client, store: JobStore, tmp_p
         client.jobs.get("0" * 32)
     with pytest.raises(FileNotFoundError):
         client.jobs.submit(tmp_path / "none.zip")
-    job = client.jobs.submit_source("s3://photos/in", top_k=1)
-    assert (job.source, job.top_k) == ("s3://photos/in", 1)
+    job = client.jobs.submit_source("s3://photos/in", top_k=1, embed=True)
+    assert (job.source, job.top_k, job.embed) == ("s3://photos/in", 1, True)
     with pytest.raises(errors.ConflictError, match="once it has ended"):
         next(client.jobs.results(job))
     assert client.jobs.cancel(job).status == "cancelled"

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import __main__ as cli
 from cluster import launcher
+from cluster.load_balancer import LoadBalancer
 from cluster.settings import ClusterError, Settings
 from tests.unit.cluster.conftest import WriteSettings
 
@@ -34,8 +35,18 @@ class FakeAccount:
     def write_private_key(self, folder: Path) -> Path:
         return folder / "key.pem"
 
-    def move_clients_to(self, cluster: str) -> None:
+    def move_clients_to(self, cluster: str) -> dict[str, list[str]]:
         self.target = cluster
+        return {}
+
+    def heads(self, cluster: str) -> dict[str, list[str]]:
+        return {}
+
+    def balancer(self) -> LoadBalancer:
+        return LoadBalancer(None, [])
+
+    def serves(self, cluster: str) -> bool:
+        return self.target == cluster
 
 
 @pytest.fixture
@@ -56,6 +67,7 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outputs: dict[str, 
     monkeypatch.setattr(launcher, "run_ray", run_ray)
     monkeypatch.setattr(launcher, "check_tools", lambda: None)
     monkeypatch.setattr(launcher, "deploy", lambda *_: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
     return fake
 
 
@@ -94,6 +106,20 @@ def test_a_failed_update_leaves_the_older_nodes_serving(
         cli.up(write_settings(), yes=True, keep=keep)
     assert account.target == OLD
     assert account.running == {OLD} | ({settings.cluster} if keep else set())
+
+
+def test_retire_ends_only_nodes_without_clients(
+    account: FakeAccount, settings: Settings, write_settings: WriteSettings
+) -> None:
+    """`up --keep-old` leaves the old nodes running; `retire` ends them, unless they have the clients again."""
+    cli.up(write_settings(), yes=True, keep_old=True)
+    assert account.running == {OLD, settings.cluster}
+    account.target = OLD
+    cli.retire(write_settings())
+    assert account.running == {OLD, settings.cluster}
+    account.target = settings.cluster
+    cli.retire(write_settings())
+    assert account.running == {settings.cluster}
 
 
 def test_nothing_is_launched_without_consent(account: FakeAccount, write_settings: WriteSettings) -> None:

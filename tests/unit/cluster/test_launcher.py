@@ -17,6 +17,8 @@ from cluster import launcher
 from cluster.settings import ClusterError, Settings
 from tests.support.paths import ROOT
 
+DOCKER = 'docker() {{ case $1 in ps) {};; run) echo "$@";; esac; }}; '  # a stand-in that lists or prints
+
 
 def test_ray_accepts_the_config_and_no_placeholder_is_left(config: dict[str, Any]) -> None:
     """Ray's own validation passes, and every ${…} of ec2.yaml has a value."""
@@ -83,13 +85,38 @@ def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
     )
 
 
+def test_containers_see_the_gpu(config: dict[str, Any]) -> None:
+    """NVIDIA's runtime, which Ray selects on a GPU node, acts only where these variables name GPUs and libraries."""
+    options = config["docker"]["run_options"]
+    assert "--env=NVIDIA_VISIBLE_DEVICES=all" in options
+    assert "--env=NVIDIA_DRIVER_CAPABILITIES=compute,utility" in options
+
+
 def test_every_node_and_the_page_share_the_data_folder(config: dict[str, Any], outputs: dict[str, str]) -> None:
     """Hosts mount the stack's file system at /data, or serve without it; containers see it, the page read-only."""
     mount = next(command for command in config["initialization_commands"] if "mount -t nfs4" in command)
     assert f"{outputs['DataAddress']}:/ /data || echo" in mount
     assert subprocess.run(["bash", "-n", "-c", mount], check=False).returncode == 0
     assert "--volume=/data:/data" in config["docker"]["run_options"]
-    assert "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions" in launcher.START_PAGE
+    assert "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions" in launcher.RUN_PAGE
+
+
+def test_a_page_that_runs_with_the_same_options_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` on nodes that serve restarts the page only if its image or options changed; the command is valid shell."""
+    commands: list[str] = []
+    monkeypatch.setattr(launcher, "run_ray", lambda *arguments: commands.append(str(arguments[-1])))
+    for image in ("page@sha256:1", "page@sha256:1", "page@sha256:2"):
+        launcher.start_page(Path("c.yaml"), image)
+    assert commands[0] == commands[1] != commands[2]
+    found, started = (
+        subprocess.run(["sh", "-c", DOCKER.format(ps) + commands[0]], capture_output=True, text=True).stdout
+        for ps in ("echo 1", ":")
+    )
+    assert found == ""
+    (run,) = started.splitlines()
+    label = shlex.split(commands[0])[4].removeprefix("label=")
+    assert run.startswith(f"run --detach --label {label} --name page ")
+    assert run.endswith("page@sha256:1")
 
 
 def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

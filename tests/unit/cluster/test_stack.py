@@ -6,8 +6,10 @@ from typing import Any
 
 import cfnlint
 import pytest
+import yaml
 
 from cluster.aws import STACK_TEMPLATE
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,14 @@ def test_only_the_load_balancer_is_open_to_addresses(resources: dict[str, Any]) 
     by_group = {name: rule.get("FromPort") for name, rule in rules if "SourceSecurityGroupId" in rule}
     assert by_group.pop("AmongNodes") is None
     assert by_group == {"OperatorSsh": 22, "FromLoadBalancerToApi": 8000, "FromLoadBalancerToPage": 8501}
+
+
+def test_the_load_balancer_closes_idle_connections_first(resources: dict[str, Any]) -> None:
+    """If the service did, a request could reach a connection that is just being closed: 502."""
+    attributes = resources["LoadBalancer"]["Properties"]["LoadBalancerAttributes"]
+    idle_s = next(int(each["Value"]) for each in attributes if each["Key"] == "idle_timeout.timeout_seconds")
+    http = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["http_options"]
+    assert http["request_timeout_s"] < idle_s < http["keep_alive_timeout_s"]
 
 
 def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> None:

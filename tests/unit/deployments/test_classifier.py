@@ -1,4 +1,4 @@
-"""The Classifier as Ray Serve makes it, without Ray: faults of the model, memory, the runtime that is remembered."""
+"""The Classifier as Ray Serve makes it, without Ray: faults of the model, memory, new weights."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(classifier, "prepare_replica", lambda: lambda: None)
     monkeypatch.setattr(classifier, "cores", lambda: 1)
     monkeypatch.setattr(classifier, "_node_file", lambda name: tmp_path / name)
-    for name in ("enter_idle_scheduling", "restore_scheduling"):
-        monkeypatch.setattr(classifier, name, lambda: None)
+    monkeypatch.setattr(classifier, "restore_scheduling", lambda: None)
     for name in ("Histogram", "Counter"):
         monkeypatch.setattr(classifier, name, NoMetric)
     return tmp_path
@@ -111,39 +110,6 @@ async def test_a_deadline_that_passed_between_the_stages(node: Path, weights: We
     (outcome,) = await replica([late], 1)
     assert isinstance(outcome, DeadlineExceededError)
     assert str(outcome) == "no result within 2 s"
-
-
-async def test_a_remembered_runtime_that_is_wrong_is_chosen_anew(
-    node: Path, weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A restart takes the runtime that `auto` chose before; if that is wrong now, the replica measures again."""
-    real = Reference.check
-    monkeypatch.setattr(
-        "serve_app.inference.runtimes.select.fastest_runtime",
-        lambda fit, *_: "winograd" if "winograd" in fit else "torch",
-    )
-    (node / "auto-auto.json").write_text(EngineConfig(runtime="onnxruntime", precision="auto").model_dump_json())
-
-    def check(self: Reference, runtime: Any) -> None:
-        if runtime.name == "onnxruntime":
-            raise EngineError("engine onnxruntime: its features differ")
-        real(self, runtime)
-
-    monkeypatch.setattr(Reference, "check", check)
-    replica = make(weights, "auto")
-    assert replica._model.engine.runtime != "onnxruntime"
-    assert EngineConfig.model_validate_json((node / "auto-auto.json").read_text()).runtime != "onnxruntime"
-    with pytest.raises(EngineError, match="its features differ"):
-        make(weights, "onnxruntime")
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"runtime": "unknown"}'])
-async def test_a_remembered_runtime_that_cannot_be_read_is_chosen_anew(
-    node: Path, weights: WeightsConfig, content: str
-) -> None:
-    """A power cut can leave an empty file; every later start would fail on it."""
-    (node / "torch-auto.json").write_text(content)
-    assert make(weights, "torch")._model.engine.runtime == "torch"
 
 
 async def test_broken_new_weights_are_refused_and_reported(

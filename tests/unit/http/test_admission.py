@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -28,8 +28,8 @@ class Stages:
     def config(self) -> IngressConfig:
         return IngressConfig(admission=self.limits, max_inflight_groups=1, max_group_size=CAPACITY)
 
-    def arrive(self, images: int = 1, deadline_s: float = 30) -> None:
-        permit = self.admission.admit(0, Deadline(deadline_s))
+    def arrive(self, images: int = 1, deadline_s: float = 30, caller: str = "heavy") -> None:
+        permit = self.admission.admit(0, Deadline(deadline_s), caller=caller)
         permit.add_images(images)
         self.in_flight.append((permit, images))
 
@@ -41,14 +41,16 @@ class Stages:
                 permit.finish_image(completed=True)
                 if images > 1:
                     self.in_flight.insert(0, (permit, images - 1))
+                else:
+                    permit.__exit__(None, None, None)
 
-    def overload(self, seconds: float, per_s: float = 100) -> int:
+    def overload(self, seconds: float, per_s: float = 100, deadline_s: float = 0.5) -> int:
         """Let ten images arrive per finished image; return how many were refused."""
         refused = 0
         for _ in range(round(seconds * per_s)):
             for _ in range(10):
                 try:
-                    self.arrive()
+                    self.arrive(deadline_s=deadline_s)
                 except OverloadedError:
                     refused += 1
             self.work(1 / per_s, per_s)
@@ -57,57 +59,88 @@ class Stages:
 
 @pytest.fixture
 def stages() -> Stages:
-    return Stages(AdmissionConfig(max_queue_wait_s=0.5, max_inflight_images=200))
+    return Stages(AdmissionConfig(max_inflight_images=200))
 
 
 def test_an_unknown_throughput_refuses_nothing(stages: Stages) -> None:
     """An idle service takes a burst up to the hard limit, because it has not measured its throughput."""
-    for _ in range(200):
+    for _ in range(150):
         stages.arrive()
-    with pytest.raises(OverloadedError, match=r"200 images are already in flight \(limit: .*max_inflight_images = 200"):
+    with pytest.raises(OverloadedError, match=r"150 images are already in flight \(limit: .*max_inflight_images = 200"):
         stages.arrive()
+
+
+def test_a_caller_leaves_room_for_others(stages: Stages) -> None:
+    """Callers that take all they may take: each later one still gets places, and so does one more."""
+
+    def fill(caller: str) -> int:
+        for taken in range(1000):
+            try:
+                stages.arrive(caller=caller)
+            except OverloadedError:
+                return taken
+        raise AssertionError("no limit")
+
+    assert [fill(caller) for caller in ("first", "second", "third")] == [150, 38, 9]
+    stages.arrive(caller="another")
 
 
 def test_short_stalls_refuse_nothing() -> None:
-    """At 60 % load, a stall of 0.3 s every two seconds refuses no image."""
-    stages = Stages(AdmissionConfig(max_queue_wait_s=1))
+    """At 60 % load, a stall of 0.3 s every two seconds refuses no image that may take a second."""
+    stages = Stages(AdmissionConfig())
     for _ in range(50):
         for _ in range(18):  # nothing finishes
             stages.clock.advance(1 / 60)
-            stages.arrive()
+            stages.arrive(deadline_s=1)
         for _ in range(100):
-            stages.arrive()
+            stages.arrive(deadline_s=1)
             stages.work(1 / 60)
         assert stages.admission.images <= 1
 
 
 @pytest.mark.parametrize("per_s", [60, 600])
 def test_a_stall_is_not_taken_for_the_throughput(per_s: float) -> None:
-    """After a stall of two thirds of the allowed wait, new images are still let in."""
-    stages = Stages(AdmissionConfig(max_queue_wait_s=1))
+    """After a stall of two thirds of the deadline, new images are still let in."""
+    stages = Stages(AdmissionConfig())
     for _ in range(10 * per_s):
         stages.arrive()
         stages.work(1 / per_s, per_s)
     for _ in range(int(per_s * 2 / 3)):
         stages.clock.advance(1 / per_s)
-        stages.arrive()
+        stages.arrive(deadline_s=1)
 
 
-def test_the_queue_is_as_long_as_the_setting_says(stages: Stages) -> None:
-    """At ten times the capacity, the queue holds max_queue_wait_s of work and the rest is refused."""
-    stages.overload(3)
-    assert stages.overload(5) == pytest.approx(9 * 500, rel=0.02)
-    waiting = stages.admission.images - CAPACITY
-    assert waiting / 100 == pytest.approx(0.5, rel=0.1)
+@pytest.mark.parametrize("deadline_s", [0.5, 5])
+def test_patient_clients_wait(deadline_s: float) -> None:
+    """At ten times the capacity the queue holds as much work as the deadline allows, and only the rest is refused."""
+    stages = Stages(AdmissionConfig(max_inflight_images=10_000))
+    stages.overload(10, deadline_s=deadline_s)
+    assert stages.overload(2, deadline_s=deadline_s) == pytest.approx(9 * 200, rel=0.02)
+    assert stages.admission.images / 100 == pytest.approx(deadline_s, rel=0.1)
+
+
+def test_a_caller_with_few_images_does_not_wait_for_all_of_another_caller() -> None:
+    """Of two callers, the one whose queue is full is refused; the other has a second, and that is enough."""
+    stages = Stages(AdmissionConfig(max_inflight_images=10_000))
+    stages.overload(5, deadline_s=30)
+    with pytest.raises(OverloadedError):
+        stages.arrive(deadline_s=1)
+    for _ in range(45):  # 50 images of each caller, in turns, take a second
+        stages.arrive(deadline_s=1, caller="light")
+    for _ in range(5):
+        with suppress(OverloadedError):
+            stages.arrive(deadline_s=1, caller="light")
+    with pytest.raises(OverloadedError):
+        stages.arrive(deadline_s=1, caller="light")
 
 
 def test_a_refusal_says_when_to_retry() -> None:
     """Retry-After is the expected wait, and survives pickling."""
-    stages = Stages(AdmissionConfig(max_queue_wait_s=3, max_inflight_images=10_000))
-    stages.overload(20)
+    stages = Stages(AdmissionConfig(max_inflight_images=10_000))
+    stages.overload(20, deadline_s=3)
     stages.clock.advance(0.05)  # nothing finished, so the wait has grown
-    with pytest.raises(OverloadedError, match=r"would wait 3\.\d s") as refused:
-        stages.arrive()
+    with pytest.raises(OverloadedError, match=r"a result takes 3\.\d s now, longer than .*, in 3\.0 s;") as refused:
+        stages.arrive(deadline_s=3)
     assert refused.value.retry_after_s == 4
     assert pickle.loads(pickle.dumps(refused.value)).retry_after_s == 4
 
@@ -116,7 +149,7 @@ def test_a_slower_model_shortens_the_queue(stages: Stages) -> None:
     """The estimate follows the last seconds: at a fifth of the throughput, a fifth of the images may wait."""
     stages.overload(5)
     stages.overload(20, per_s=20)
-    assert (stages.admission.images - CAPACITY) / 20 == pytest.approx(0.5, rel=0.15)
+    assert stages.admission.images / 20 == pytest.approx(0.5, rel=0.15)
 
 
 def test_recovery_is_immediate(stages: Stages) -> None:
@@ -147,23 +180,29 @@ def test_all_images_of_a_request_count(stages: Stages) -> None:
     """Of two large requests that arrive together, the second sees the images of the first."""
     stages.overload(5)
     stages.work(1)
-    first, second = (stages.admission.admit(0, Deadline(30)) for _ in range(2))
+    first, second = (stages.admission.admit(0, Deadline(0.5)) for _ in range(2))
     first.add_images(64)
-    with pytest.raises(OverloadedError, match="would wait"):
+    with pytest.raises(OverloadedError, match="longer than the request's deadline"):
         second.add_images(64)
 
 
 def test_bodies_in_memory_are_bounded(stages: Stages) -> None:
-    """Declared bytes count on admission, others as they arrive; all are released at the end."""
+    """Declared bytes count on admission, others as they arrive; all are released at the end.
+
+    A caller leaves a quarter of the memory to others.
+    """
     stages.limits = AdmissionConfig(max_buffered_bytes=100)
-    declared = stages.admission.admit(90, Deadline(30))
+    declared = stages.admission.admit(60, Deadline(30))
     with pytest.raises(OverloadedError, match=r"request bodies in memory .*max_buffered_bytes"):
         stages.admission.admit(20, Deadline(30))
     undeclared = stages.admission.admit(0, Deadline(30))
-    undeclared.receive(10)
+    undeclared.receive(15)
     with pytest.raises(OverloadedError):
         undeclared.receive(1)
-    for permit in (declared, undeclared):
+    other = stages.admission.admit(18, Deadline(30), caller="other")
+    with pytest.raises(OverloadedError):
+        stages.admission.admit(5, Deadline(30), caller="other")
+    for permit in (declared, undeclared, other):
         permit.__exit__(None, None, None)
     assert stages.admission.buffered_bytes == 0
 
@@ -192,5 +231,19 @@ def test_images_that_are_fetched_do_not_look_like_slow_stages(stages: Stages) ->
         stages.arrive(deadline_s=1)
     assert stages.admission.fetching == 0
     stages.clock.advance(20)  # now the images are in the stages, which have finished none of them
-    with pytest.raises(OverloadedError, match="would wait"):
-        stages.arrive()
+    with pytest.raises(OverloadedError, match="longer than the request's deadline"):
+        stages.arrive(deadline_s=1)
+
+
+def test_the_time_per_request_is_that_of_busy_stages(stages: Stages) -> None:
+    """HAProxy is told how long a request with two images takes; nothing before enough requests have ended."""
+    assert stages.admission.busy_request_s() is None
+    for _ in range(400):
+        while stages.admission.images < 20:
+            stages.arrive(images=2)
+        stages.work(0.1)
+    busy_request_s = stages.admission.busy_request_s()
+    assert busy_request_s == pytest.approx(0.02, rel=0.05)
+    stages.work(10)
+    stages.clock.advance(3)
+    assert stages.admission.busy_request_s() in (None, pytest.approx(0.02, rel=0.05)), "idle time must not count"

@@ -101,7 +101,7 @@ async def test_a_route_that_is_added_later_needs_a_key(app: FastAPI, http: TestC
 @pytest.mark.parametrize("declared", [True, False])
 def test_admission_counts_every_body(app: FastAPI, http: TestClient, service: LocalService, declared: bool) -> None:
     """A full service refuses a POST anywhere, and a body of any method, with 503; job uploads have other limits."""
-    service.configure(admission=AdmissionConfig.model_construct(max_queue_wait_s=1, max_inflight_images=0))
+    service.configure(admission=AdmissionConfig.model_construct(max_inflight_images=0))
     for path in {*paths(app), "/none"} - {"/v1/jobs"}:
         assert http.post(path, headers=KEY).status_code == 503, path
         for method in ("PUT", "PATCH", "DELETE", "GET"):

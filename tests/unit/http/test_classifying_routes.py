@@ -94,7 +94,7 @@ async def test_a_refused_request_is_refused_before_its_body_is_read(
     assert await status(authorization=key, origin="https://evil.example") == 403
     assert await status(authorization=key, length=150_001) == 413
     before = service.config.admission
-    service.configure(admission=AdmissionConfig.model_construct(max_queue_wait_s=1, max_inflight_images=0))
+    service.configure(admission=AdmissionConfig.model_construct(max_inflight_images=0))
     assert await status(authorization=key) == 503
     service.configure(admission=before)
     for _ in range(4):  # the one with 413 was the first

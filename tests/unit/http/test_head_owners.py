@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
+from serve_app.config import JobsConfig, KeysConfig, LimitsConfig, WeightsConfig
 from serve_app.heads_config import HeadsConfig
 from serve_app.http.auth import ApiKeys, hash_key
 from tests.support.head_accesses import accesses
@@ -20,7 +20,7 @@ PHOTOS = as_form(photos_of("red", "green", count=3))
 
 @pytest.fixture
 def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
-    service = LocalService(weights)
+    service = LocalService(weights, LimitsConfig(deadline_s=600))  # the first fit imports scikit-learn
     hashes = {name: hash_key(key["x-api-key"]) for name, key in (("alice", ALICE), ("bob", BOB))}
     service.keys = ApiKeys(KeysConfig(hashes=hashes))
     service.configure(jobs=JobsConfig(folder=str(tmp_path / "jobs")))

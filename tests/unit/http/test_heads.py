@@ -27,7 +27,7 @@ PHOTOS = photos_of(*COLORS, count=4)
 
 @pytest.fixture
 def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
-    service = LocalService(weights, LimitsConfig(max_image_bytes=200_000, max_body_bytes=1_000_000))
+    service = LocalService(weights, LimitsConfig(max_image_bytes=200_000, max_body_bytes=1_000_000, deadline_s=600))
     service.keep_heads(HeadsConfig(folder=str(tmp_path / "heads")))
     return service
 
@@ -376,3 +376,14 @@ def test_a_job_keeps_the_version_that_it_was_submitted_with(
         422,
         "invalid_parameter",
     )
+
+
+@pytest.mark.parametrize(("format", "start"), [("safetensors", b"PK"), ("onnx", b"\x08")])
+def test_a_head_is_exported(http: TestClient, format: str, start: bytes) -> None:
+    """In a process of its own; the file is named after the head."""
+    teach(http)
+    response = http.get("/v1/heads/colors/export", params={"format": format})
+    assert response.status_code == 200, response.text
+    assert response.content.startswith(start)
+    assert "colors." in response.headers["content-disposition"]
+    assert problem(http.get("/v1/heads/colors/export?format=h5")) == (422, "invalid_parameter")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.plan import BatchJobConfig
 from serve_app.batch.results import ResultsFolder
+from serve_app.batch.supervisor import predict_command
 from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
 from serve_app.errors import ForbiddenSourceError
 from serve_app.http.app import create_app
@@ -74,6 +76,26 @@ def test_zip_becomes_a_queued_job(http: TestClient, store: JobStore) -> None:
     assert store.open_jobs() == [job, form.json()["id"]]
     for open_job in store.open_jobs():
         assert Path(store.input_path(open_job)).read_bytes() == body
+
+
+@pytest.mark.parametrize("embed", [True, False])
+def test_embeddings_are_an_option(http: TestClient, store: JobStore, weights: WeightsConfig, embed: bool) -> None:
+    """The job's command gets the option, its state shows it, and its results have the column."""
+    url = "/v1/jobs?embed=true" if embed else "/v1/jobs"
+    state = http.post(url, content=make_zip(), headers=ZIP_HEADER).json()
+    assert state["embed"] == embed
+    assert ("--embed" in predict_command(store, state["id"], None, None)) == embed
+    results = ResultsFolder(str(store.results_path(state["id"])))
+    job = BatchJobConfig(source="s", out="o", weights=weights, embed=embed)
+    results.begin(job, load_card(weights), ["a"], 1)
+    classes = {"labels": ["ant"], "scores": [1.0], "class_ids": [0], "margin": 1.0, "entropy": 0.0}
+    row = {"path": "a", "error": None, "detail": None, "version": "v", "embedding": np.ones(512, np.float32)}
+    results.write_part(0, [row | classes], embed)
+    results.write_json("summary.json", {})
+    (shown,) = http.get(f"/v1/jobs/{state['id']}/results").json()
+    assert shown.get("embedding") == ([1.0] * 512 if embed else None)
+    downloaded = http.get(f"/v1/jobs/{state['id']}/results?format=parquet").content
+    assert ("embedding" in pq.read_table(io.BytesIO(downloaded)).column_names) == embed
 
 
 def test_results_in_four_formats(http: TestClient, store: JobStore, weights: WeightsConfig) -> None:

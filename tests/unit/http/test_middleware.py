@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from serve_app.config import AdmissionConfig, LimitsConfig, WeightsConfig
+from serve_app.http.admission import AdmissionController
 from serve_app.http.app import create_app
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
@@ -25,7 +27,7 @@ def service(weights: WeightsConfig) -> LocalService:
 @pytest.mark.parametrize("path", PATHS)
 def test_a_refusal_has_retry_after(http: TestClient, service: LocalService, path: str) -> None:
     """An overloaded service answers 503 in the form of the protocol, without looking at the body."""
-    service.configure(admission=AdmissionConfig.model_construct(max_queue_wait_s=1, max_inflight_images=0))
+    service.configure(admission=AdmissionConfig.model_construct(max_inflight_images=0))
     response = http.post(path, content=b"not even an image")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert response.headers["x-request-id"]
@@ -79,3 +81,23 @@ async def test_a_body_that_never_ends_is_not_awaited(service: LocalService) -> N
 
     await create_app(service)(scope, receive, send)
     assert sent[0]["status"] == 408
+
+
+def test_time_in_the_proxy_counts(http: TestClient) -> None:
+    """A request that has waited in HAProxy until its deadline is a 504; the client learns its own timeout."""
+    start = round((time.time() - 40) * 1000)
+    late = http.post("/v1/classify", content=PHOTO, headers={"X-Request-Start": f"t={start}"})
+    assert (late.status_code, late.json()["detail"]) == (504, "no result within 30 s")
+    for text in (f"t={start + 39_000}", "t=soon", f"t={start + 3_600_000}"):  # waited for 1 s, no time, from the future
+        assert http.post("/v1/classify", content=PHOTO, headers={"X-Request-Start": text}).status_code == 200
+
+
+def test_the_proxy_is_told_how_fast_the_replica_works(
+    http: TestClient, service: LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time per request of busy stages and the longest time of a request; nothing while the first is not known."""
+    service.configure(limits=LimitsConfig(deadline_s=20))
+    assert "x-busy-us" not in http.post("/v1/classify", content=PHOTO).headers
+    monkeypatch.setattr(AdmissionController, "busy_request_s", lambda self: 0.025)
+    told = http.post("/v1/classify", content=PHOTO).headers
+    assert (told["x-busy-us"], told["x-deadline-ms"]) == ("25000", "20000")

@@ -10,7 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 from starlette.testclient import TestClient
 
-from serve_app.config import FeedbackConfig, WeightsConfig
+from serve_app.config import FeedbackConfig, LimitsConfig, WeightsConfig
 from serve_app.heads_config import HeadsConfig
 from serve_app.http.app import create_app
 from serve_app.http.openapi_examples import JSON, REQUESTS, RESPONSES
@@ -31,7 +31,7 @@ MODEL_DETAILS = {"transform", "training", "metrics", "notes", "calibration", "in
 
 @pytest.fixture(scope="module")
 def http(weights: WeightsConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    service = LocalService(weights)
+    service = LocalService(weights, LimitsConfig(deadline_s=600))  # the first fit imports scikit-learn
     service.feedback = Feedback(FeedbackConfig(folder=str(tmp_path_factory.mktemp("feedback"))))
     service.keep_heads(HeadsConfig(folder=str(tmp_path_factory.mktemp("heads"))))
     with TestClient(create_app(service)) as client:

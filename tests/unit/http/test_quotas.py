@@ -124,7 +124,7 @@ def test_malformed_requests_are_limited(http: TestClient) -> None:
 
 def test_a_refusal_for_overload_costs_nothing(http: TestClient, service: LocalService) -> None:
     """The caller did nothing wrong."""
-    service.configure(admission=AdmissionConfig.model_construct(max_queue_wait_s=1, max_inflight_images=0))
+    service.configure(admission=AdmissionConfig.model_construct(max_inflight_images=0))
     assert http.post("/v1/classify", content=PHOTO, headers=ALICE).status_code == 503
     assert used(http) == 0
 

@@ -28,7 +28,7 @@ from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
 Classify = Callable[[Sequence[ClassifyRequest[np.ndarray]]], Sequence[ClassifyResult]]
 DEMO = WeightsConfig(source="demo")
 # Largest L2 norm of an embedding's error over that of the embedding; docs/api.md states these tolerances.
-TOLERANCES = {"torch": 1e-5, "onnxruntime": 1e-5, "winograd": 1e-5, "int8": 0.15}
+TOLERANCES = {"torch": 1e-5, "onnxruntime": 1e-5, "winograd": 1e-5, "int8": 0.2}
 CUDA_TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 

@@ -18,6 +18,7 @@ from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.inference import weights as module
 from serve_app.inference.card import load_card
 from serve_app.inference.weights import load_model, publish, republish, sha256
+from tests.support.bucket import bucket
 from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
 from tests.support.weights import LABELS, MEAN, STD, publish_random
 
@@ -55,11 +56,23 @@ def test_large_statistics_survive_publishing(tmp_path: Path) -> None:
 def test_a_uri_is_fetched_once_and_verified(
     weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any fsspec address; the copy is cached under its hash."""
+    """From any address; the copy is cached under its hash."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     uri = f"file://{weights.source}"
     load_model(WeightsConfig(source=uri, sha256=weights.sha256))
     assert sha256(tmp_path / "hub" / "checkpoints" / f"{weights.sha256}.safetensors") == weights.sha256
+
+
+def test_weights_come_from_a_bucket(weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Card and weights, with the packages of the image; what is missing there may come later."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = WeightsConfig(source="s3://models/a/model.safetensors", sha256=weights.sha256)
+    with bucket("models") as s3:
+        with pytest.raises(WeightsUnavailableError, match=r"cannot read the card s3://models/a/model\.json"):
+            load_model(spec)
+        for suffix in (".json", ".safetensors"):
+            s3.upload_file(str(Path(weights.source).with_suffix(suffix)), "models", f"a/model{suffix}")
+        assert load_model(spec)[1].labels == LABELS
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

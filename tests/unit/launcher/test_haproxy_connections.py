@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -17,6 +18,7 @@ from tests.support.haproxy import haproxy, replica
 from tests.support.haproxy_client import TIMEOUT_S, HeldReplica, answer, connect, get, held, post, read
 
 HALF_MIB = 512 * 1024
+KEEP_ALIVE = re.compile(r"(timeout http-keep-alive )90s")  # Ray's default
 LIBRARY = "User-Agent: python-httpx2/2.0"  # names itself, as HTTP libraries and browsers do
 LAST_REQUESTS = {
     "Connection: close": post("/v1/classify", "Connection: close"),
@@ -164,3 +166,20 @@ def test_what_may_have_happened_is_sent_once(tmp_path: Path, request_bytes: byte
     assert tries == 1
     assert (status, problem["status"], problem["code"], problem["retryable"]) == (502, 502, "request_lost", False)
     assert retry_after is None
+
+
+def test_an_idle_connection_stays_open_for_the_keep_alive_time(tmp_path: Path) -> None:
+    """Between two requests Ray's `keep_alive_timeout_s` counts, not the shorter time for a client within a request."""
+    with (
+        replica(answer) as replica_port,
+        haproxy(tmp_path, replica_port, timeout_client_s=1, edit=lambda text: KEEP_ALIVE.sub(r"\g<1>3s", text)) as port,
+        closing(connect(port)) as client,
+    ):
+        client.sendall(get("/readyz"))
+        assert read(client) == (200, b"ok")
+        time.sleep(1.5)
+        client.sendall(get("/readyz"))
+        assert read(client) == (200, b"ok")
+        started = time.monotonic()
+        assert client.recv(1) == b""
+        assert time.monotonic() - started > 2.5

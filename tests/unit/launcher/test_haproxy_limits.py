@@ -12,6 +12,7 @@ import pytest
 
 from serve_app.exposure import API_HOST
 from serve_app.launcher.haproxy import MAX_ADDRESS_CONNECTIONS, MAX_INGRESS_REQUESTS, has_loopback_6
+from serve_app.launcher.haproxy_limits import LARGE_BODY_BYTES
 from tests.support.haproxy import haproxy, reloaded, replica
 from tests.support.haproxy_client import TIMEOUT_S, HeldReplica, answer, connect, get, post, read
 from tests.support.polling import wait_for
@@ -74,6 +75,9 @@ def test_downloads_leave_places_for_classification(tmp_path: Path) -> None:
             assert read(later)[0] == 200
 
 
+LARGE = bytes(LARGE_BODY_BYTES + 1)
+
+
 def from_elsewhere(config: str) -> str:
     """Let loopback count as another machine."""
     return config.replace("src 127.0.0.0/8 ::1", "src 192.0.2.0/24")
@@ -105,20 +109,23 @@ def test_one_address_gets_a_part_of_the_connections(tmp_path: Path) -> None:
         wait_for(lambda: ask() == 200, what="a free connection")
 
 
-def test_one_address_gets_a_part_of_the_places(tmp_path: Path) -> None:
-    """Half of them; the refusal says why."""
+def test_one_address_gets_a_part_of_the_places_for_large_bodies(tmp_path: Path) -> None:
+    """Half of them, because such a body arrives while it holds its place; the refusal says why. Photos wait."""
     service = HeldReplica()
     limits = {MAX_ADDRESS_CONNECTIONS: "100", MAX_INGRESS_REQUESTS: "4"}
     with replica(service.respond) as port, haproxy(tmp_path, port, environment=limits, edit=from_elsewhere) as api:
         clients = [connect(api) for _ in range(2)]
         for client in clients:
-            client.sendall(post("/v1/classify", "Connection: close"))
+            client.sendall(post("/v1/classify", "Connection: close", body=LARGE))
             service.requests.get(timeout=TIMEOUT_S)
         with closing(connect(api)) as third:
-            third.sendall(post())
+            third.sendall(post(body=LARGE))
             status, body = read(third)
         assert (status, json.loads(body)["code"]) == (503, "overloaded")
         assert "your address" in json.loads(body)["detail"]
+        clients += [connect(api) for _ in range(5)]
+        for client in clients[2:]:
+            client.sendall(post())
         service.release()
         for client in clients:
             assert read(client)[0] == 200

@@ -73,6 +73,7 @@ def test_a_row_says_what_was_answered(tmp_path: Path) -> None:
         **{"format": "jpeg", "width": 640, "height": 480, "bytes": 1000},
         **{"brightness": 100.0, "contrast": 50.0, "sharpness": 5.0},
         **{"decode_ms": 2.0, "queue_ms": 1.0, "model_ms": 20.0, "batch_size": 4, "embedding": None},
+        **{"head": None, "head_version": None},
     }
     assert (bad["status"], bad["bytes"], bad["label"]) == ("invalid_image", 1000, None)
 

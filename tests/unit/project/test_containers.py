@@ -121,6 +121,19 @@ def test_images_have_a_user_a_health_check_and_labels(stage: str) -> None:
         assert f"org.opencontainers.image.{name}=" in labels
 
 
+def test_the_pages_health_check_follows_its_base_path() -> None:
+    """On EC2 the page is served below /page, where its health is too."""
+    (check,) = (rest for keyword, rest in instructions("AS page") if keyword == "HEALTHCHECK")
+    command = check.partition("CMD ")[2].replace("wget", "echo")
+    for path, url in (
+        ("", "http://127.0.0.1:8501/_stcore/health"),
+        ("page", "http://127.0.0.1:8501/page/_stcore/health"),
+    ):
+        environment = {**os.environ, "STREAMLIT_SERVER_BASE_URL_PATH": path}
+        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[-1] == url
+
+
 def test_no_secret_goes_into_a_layer() -> None:
     """Only the files that are copied reach the engine, and no build argument or variable is named like a secret."""
     rules = (ROOT / ".dockerignore").read_text().splitlines()

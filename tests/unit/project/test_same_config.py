@@ -25,7 +25,7 @@ ADDRESSES = {"host", "port", "proxy_location", "jobs", "open"}
 # How replicas are replaced and watched, and what the log looks like: no answer depends on it.
 OPERATION = {
     *("max_surge_percent", "graceful_shutdown_timeout_s", "health_check_period_s"),
-    *("request_timeout_s", "encoding"),
+    *("request_timeout_s", "keep_alive_timeout_s", "encoding"),
 }
 
 
@@ -46,7 +46,10 @@ def test_configs_differ_only_in_capacity_and_addresses() -> None:
     """Laptop and compose, GPU machine, EC2 and Kubernetes: one graph, the same limits and answers."""
     assert {path.stem for path in CONFIGS} >= {"local", "gpu", "production"}
     first, *others = (graph(yaml.safe_load(path.read_text())) for path in CONFIGS)
-    weights = {one["applications"][0]["args"].pop("weights") for one in (first, *others)}
+    args = {path.stem: one["applications"][0]["args"] for path, one in zip(CONFIGS, (first, *others), strict=True)}
+    runtimes = {name: values.pop("engine", "auto") for name, values in args.items()}
+    assert runtimes == {"local": "auto", "gpu": "cuda", "production": "cuda"}  # no silent fallback where a GPU is paid
+    weights = {values.pop("weights") for values in args.values()}
     assert weights == {"demo", "imagenet"}  # the laptop's choice needs no download
     assert all(one == first for one in others)
 

@@ -11,6 +11,7 @@ import pytest
 from serve_app.model_card import ImageTransform
 from serve_app.preprocessing.transform import preprocess
 from serve_app.release import smoke
+from serve_app.release.rollout import DeployError
 from serve_app.release.serve_config import Config
 
 
@@ -44,6 +45,32 @@ def test_only_a_valid_classification_passes(response: httpx2.Response, args: Con
     """Wrong weights, versions, scores or statuses are named in the problem."""
     problems = "; ".join(smoke.find_problems(response, {"args": args}))
     assert problems == "" if sentence is None else sentence in problems
+
+
+@pytest.mark.parametrize(
+    ("engine", "runtime", "sentence"),
+    [
+        ("cuda", "torch", "the model runs on torch, but `engine` is cuda"),
+        ({"runtime": "cuda", "precision": "bf16"}, "winograd", "the model runs on winograd, but `engine` is cuda"),
+        ("cuda", "cuda", None),
+        ("auto", "torch", None),
+    ],
+)
+def test_the_smoke_test_checks_the_runtime(
+    monkeypatch: pytest.MonkeyPatch, engine: Any, runtime: str, sentence: str | None
+) -> None:
+    """A model that is to run on a GPU, and answers from the CPU, fails the deployment; else its runtime is printed."""
+    variants = {"main": {"refused": None, "loading": None, "runtime": runtime}}
+    status = {"variants": variants, "refused": None, "traffic": {"waiting_for": None}}
+    request = httpx2.Request("GET", "http://api")
+    monkeypatch.setattr(httpx2, "get", lambda *_, **__: httpx2.Response(200, json=status, request=request))
+    monkeypatch.setattr(httpx2, "post", lambda *_, **__: response_with([0.9]))
+    app = {"args": {"engine": engine}}
+    if sentence:
+        with pytest.raises(DeployError, match=sentence):
+            smoke.smoke_test("http://api", app, b"", 1)
+    else:
+        assert smoke.smoke_test("http://api", app, b"", 1) == f"6 requests answered by v on {runtime}"
 
 
 def test_the_generated_image_can_be_classified() -> None:

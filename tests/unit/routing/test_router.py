@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ from serve_app.messages import RemoteImage, RequestContext
 from serve_app.routing.shadow import MAX_IN_FLIGHT, Comparison, compare
 from serve_app.routing.traffic_split import VariantChoice
 from tests.support.clock import in_virtual_time
-from tests.support.variants import World, result, until
+from tests.support.variants import REQUEST, World, result, until
 
 
 def test_results_are_compared_by_label() -> None:
@@ -168,3 +169,21 @@ async def test_a_slow_or_failing_shadow_delays_no_result() -> None:
     await asyncio.sleep(1)
     assert (await world.status())["traffic"]["shadow"]["failed"] == MAX_IN_FLIGHT
     assert await world.classify() == "blue"
+
+
+@in_virtual_time
+async def test_callers_take_turns_while_all_calls_are_in_use() -> None:
+    """Images of a caller with one leave after one of the other's, not after all of them."""
+    world, finished = World(), list[str | None]()
+    await world.configure(max_inflight_groups=1, max_group_size=1)
+
+    async def classify(caller: str) -> None:
+        request = replace(REQUEST, context=RequestContext("req", 0, Deadline(60), caller=caller))
+        await world.router.classify(request, VariantChoice("main"))
+        finished.append(caller)
+
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(20):
+            clients.create_task(classify("heavy"))
+        clients.create_task(classify("light"))
+    assert "light" in finished[:3]

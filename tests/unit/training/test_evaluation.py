@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
@@ -20,6 +20,7 @@ from serve_app.http.app import create_app
 from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head
+from serve_app.inference.storage import copy_to, has_copy
 from serve_app.inference.weights import load_model, republish
 from serve_app.messages import ClassifyRequest
 from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, Calibration
@@ -28,6 +29,7 @@ from serve_app.training.calibrate import apply_temperature, calibrate, choose_th
 from serve_app.training.data import list_images
 from serve_app.training.evaluate import evaluate
 from serve_app.training.publish import publish_to
+from tests.support.bucket import bucket
 from tests.support.faults import full_disk
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
@@ -249,10 +251,21 @@ def test_unusable_csvs_are_refused(text: str, sentence: str, tmp_path: Path) -> 
         list_images(tmp_path / "labels.csv")
 
 
-@pytest.mark.parametrize("root", ["memory://models", "folder"])
-def test_published_weights_are_served_from_where_they_are(calibrated: WeightsConfig, tmp_path: Path, root: str) -> None:
+@pytest.fixture(params=["bucket", "folder"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a stand-in for S3, and a folder; nothing is cached yet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    if request.param == "folder":
+        yield str(tmp_path / "folder")
+    else:
+        with bucket("models"):
+            yield "s3://models/registry"
+
+
+def test_published_weights_are_served_from_where_they_are(
+    calibrated: WeightsConfig, tmp_path: Path, registry: str
+) -> None:
     """Publishing twice gives the same name, another card gives another name, and the service loads both."""
-    registry = root if "://" in root else str(tmp_path / root)
     source = Path(republish(calibrated, load_card(calibrated), tmp_path / "mine").source)
     first = publish_to(registry, source)
     assert first.source.startswith(f"{registry}/resnet18/random-")
@@ -270,15 +283,15 @@ def test_an_unwritable_registry_is_named(calibrated: WeightsConfig, tmp_path: Pa
         publish_to(str(tmp_path / "file"), Path(calibrated.source))
 
 
-@pytest.mark.parametrize("root", ["memory://cut", "folder"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_a_published_file_that_was_cut_is_replaced(
-    calibrated: WeightsConfig, tmp_path: Path, root: str, suffix: str
+    calibrated: WeightsConfig, registry: str, tmp_path: Path, suffix: str
 ) -> None:
     """A full disk or a power cut left a part of it; publishing again repairs it."""
-    registry = root if "://" in root else str(tmp_path / root)
     spec = publish_to(registry, Path(calibrated.source))
-    fsspec.open(spec.source.removesuffix(".safetensors") + suffix, "wb").open().close()
+    (empty := tmp_path / "empty").touch()
+    copy_to(empty, spec.source.removesuffix(".safetensors") + suffix)
+    assert not has_copy(Path(calibrated.source).with_suffix(suffix), spec.source.removesuffix(".safetensors") + suffix)
     assert publish_to(registry, Path(calibrated.source)) == spec
     assert load_model(spec)[1] == load_card(calibrated)
 
