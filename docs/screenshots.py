@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -22,6 +23,9 @@ from tests.support.browser import CHROMIUM, upload, wait_for_charts
 IMAGES = Path(__file__).parent / "images"
 WIDTH_PX, TIMEOUT_MS, QUALITY = 1280, 60_000, 80
 CLASSES = {"cat.jpg": "cat", "cup.jpg": "cup", "bee.jpg": "bee", "horses.jpg": "horse", "pyramid.jpg": "pyramid"}
+
+CARDS, PHOTOS_PER_CLASS = ("Name of class 1", "Name of class 2"), 16
+TAUGHT = {"my cup": ["cup.jpg"], "other things": ["bee.jpg", "cat.jpg", "horses.jpg", "pyramid.jpg", "red-panda.jpg"]}
 
 
 def make_photos(folder: Path) -> list[Path]:
@@ -34,6 +38,18 @@ def make_photos(folder: Path) -> list[Path]:
     cat.convert("L").save(folder / "cat-gray.gif")
     ImageOps.mirror(cat).save(folder / "cat-mirrored.webp")
     return sorted(folder.iterdir())
+
+
+def make_crops(folder: Path, names: list[str], count: int) -> list[Path]:
+    """Write ``count`` different parts of the sample photos of these names, as if they were photos of their own."""
+    random, files = np.random.default_rng(0), []
+    for number in range(count):
+        photo = Image.open(FOLDER / names[number % len(names)])
+        side = round(min(photo.size) * random.uniform(0.45, 0.95))
+        left, top = (int(random.integers(0, length - side + 1)) for length in photo.size)
+        files.append(folder / f"{names[0]}-{number}.jpg")
+        photo.crop((left, top, left + side, top + side)).save(files[-1], quality=90)
+    return files
 
 
 def make_zip(path: Path, names: dict[str, Path]) -> Path:
@@ -91,6 +107,21 @@ def main(url: str, api: str) -> None:
             page.get_by_test_id("stFileUploaderDropzoneInput").last.set_input_files(str(evaluation))
             expect(page.get_by_text("Most confident mistakes")).to_be_visible()
 
+        def show_teach(page: Page) -> None:
+            page.goto(f"{url}/teach")
+            for label, text in (("A name for all of it", "Cups"), *zip(CARDS, TAUGHT, strict=True)):
+                page.get_by_label(label).fill(text)
+                page.get_by_label(label).press("Enter")
+                wait_for_charts(page)
+            for number, (name, names) in enumerate(TAUGHT.items()):
+                crops = make_crops(Path(folder), names, PHOTOS_PER_CLASS)
+                upload(page, *crops, into=page.get_by_test_id("stFileUploaderDropzoneInput").nth(number))
+                expect(page.get_by_role("button", name=f"See and sort out the photos of {name}")).to_be_visible()
+            page.get_by_role("button", name="Teach", exact=True).click()
+            expect(page.get_by_role("heading", name="cups")).to_be_visible()
+            upload(page, FOLDER / "cup.jpg", into=page.get_by_test_id("stFileUploaderDropzoneInput").nth(2))
+            expect(page.get_by_text("These places speak for")).to_be_visible()
+
         def show_numbers(path: str) -> Callable[[Page], None]:
             def show(page: Page) -> None:
                 page.goto(f"{url}/{path}")
@@ -102,6 +133,7 @@ def main(url: str, api: str) -> None:
         take(browser, "classify", 1150, show_one)
         take(browser, "classify-dark", 1150, show_one, dark=True)
         take(browser, "many", 1250, show_many)
+        take(browser, "teach", 1150, show_teach)
         take(browser, "batch", 1000, show_batch)
         take(browser, "evaluate", 1100, show_evaluate)
         take(browser, "analytics", 1000, show_numbers("analytics"))

@@ -65,6 +65,7 @@ class ApiClient:
         self.url = (url or os.environ.get("API_URL", DEFAULT_API_URL)).rstrip("/")
         self.public_url = os.environ.get("API_PUBLIC_URL", self.url).rstrip("/")  # users reach the API there
         key = os.environ.get("API_KEY")  # Streamlit copies its secrets into the environment
+        self.needs_key = bool(key)
         self._key_option = '-H "X-API-Key: $API_KEY" ' if key else ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, transport=transport)
@@ -77,56 +78,73 @@ class ApiClient:
         client._owner = {"X-Job-Owner": user}
         return client
 
+    def json(self, method: str, path: str, **request: Any) -> Json:
+        """Send a request and return the JSON of its response, {} where that is empty."""
+        with self._errors():
+            response = self._http.request(method, path, **request)
+            body: Json = response.json() if response.content else {}
+        return body
+
+    def content(self, path: str, **request: Any) -> bytes:
+        """Return what a GET request downloads."""
+        with self._errors():
+            return self._http.get(path, **request).content
+
     def models(self) -> Json:
         """Return the served models, the limits of a request, the accepted formats and the feedback settings."""
-        return self._json("GET", "/v1/models")
+        return self.json("GET", "/v1/models")
 
     def classes(self, name: str, variant: str) -> dict[str, str]:
         """Return a model's class names in the order of the class ids, with their descriptions, '' without one."""
         path, headers = f"/v1/models/{quote(name, safe='')}/labels", {"X-Model": variant}
-        response = self._json("GET", path, headers=headers)
+        response = self.json("GET", path, headers=headers)
         descriptions = response.get("descriptions", {})
         return {label: descriptions.get(label, "") for label in response["labels"]}
 
     def status(self) -> Json:
         """Return the service's counters since its start."""
-        return self._json("GET", "/v1/status")
+        return self.json("GET", "/v1/status")
 
     def not_ready_reason(self) -> str | None:
         """Return why the service is not ready, or None where it is."""
         try:
-            self._json("GET", "/readyz")
+            self.json("GET", "/readyz")
         except ProblemError as error:
             return str(error)
         return None
 
-    def classify(self, photo: Photo, explain_class: int | None = None) -> Json:
+    def classify(self, photo: Photo, explain_class: int | None = None, **parameters: Any) -> Json:
         """Classify one photo, with the class activation map of ``explain_class``, by default the most likely class.
+
+        ``parameters`` are further ones of the request, such as ``head``.
 
         Returns:
             The image's result, with the response's id as ``request_id``. Where the API refused the image, ``status`` is
             ``error`` and ``error`` holds the problem; ProblemError is not raised.
         """
-        params = {"explain": "cam"} | ({} if explain_class is None else {"explain_class": str(explain_class)})
+        params = {"explain": "cam", **parameters} | ({} if explain_class is None else {"explain_class": explain_class})
         try:
-            response = self._json("POST", "/v1/classify", params=params, files=[("images", (photo.name, photo.data))])
+            response = self.json("POST", "/v1/classify", params=params, files=[("images", (photo.name, photo.data))])
         except ProblemError as error:
             return failed(0, photo, error.problem)
         return {**response["results"][0], "request_id": response["id"]}
 
-    def classify_many(self, photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[Json]:
+    def classify_many(
+        self, photos: Sequence[Photo], max_images: int, max_bytes: int, **parameters: Any
+    ) -> Iterator[Json]:
         """Classify photos in as few requests as the limits allow; yield each result when it arrives.
 
         Every photo gets exactly one result; ``index`` is the photo's index in ``photos``. Where a request fails, or its
         stream ends early, the photos without a result get one with an ``error``; no exception is raised.
-        ``max_images`` and ``max_bytes`` are the limits of one request.
+        ``max_images`` and ``max_bytes`` are the limits of one request, ``parameters`` further ones, such as ``head``.
         """
-        for indices in _chunks(photos, max_images, max_bytes):
+        for indices in chunks(photos, max_images, max_bytes):
             missing = set(indices)
             problem = _problem("No result", "stream_ended", "the stream ended before this image's result")
             files = [("images", (photos[i].name, photos[i].data)) for i in indices]
             try:
-                for line in self._lines("POST", "/v1/classify", files=files, headers={"Accept": "application/jsonl"}):
+                headers = {"Accept": "application/jsonl"}
+                for line in self._lines("POST", "/v1/classify", files=files, headers=headers, params=parameters):
                     if "index" in line:  # the last line is the summary
                         i = indices[line["index"]]
                         missing.discard(i)
@@ -148,29 +166,28 @@ class ApiClient:
 
     def jobs(self) -> Json:
         """Return the batch jobs, newest first, and the sources and limits of a new one."""
-        return self._json("GET", "/v1/jobs", headers=self._owner)
+        return self.json("GET", "/v1/jobs", headers=self._owner)
 
     def job(self, job: str) -> Json:
         """Return a batch job's state."""
-        return self._json("GET", _job_path(job), headers=self._owner)
+        return self.json("GET", _job_path(job), headers=self._owner)
 
     def submit_zip(self, name: str, file: IO[bytes]) -> Json:
         """Start a batch job over a zip; return its state."""
         files = {"file": (name, file, "application/zip")}
-        return self._json("POST", "/v1/jobs", files=files, headers=self._owner)
+        return self.json("POST", "/v1/jobs", files=files, headers=self._owner)
 
     def submit_prefix(self, source: str) -> Json:
         """Start a batch job over the images below a folder or prefix; return its state."""
-        return self._json("POST", "/v1/jobs", json={"source": source}, headers=self._owner)
+        return self.json("POST", "/v1/jobs", json={"source": source}, headers=self._owner)
 
     def cancel(self, job: str) -> Json:
         """Cancel a batch job; return its state."""
-        return self._json("DELETE", _job_path(job), headers=self._owner)
+        return self.json("DELETE", _job_path(job), headers=self._owner)
 
     def results(self, job: str, format: str) -> bytes:
         """Return all rows of a batch job as a json, jsonl, csv or parquet file."""
-        with self._errors():
-            return self._http.get(f"{_job_path(job)}/results", params={"format": format}, headers=self._owner).content
+        return self.content(f"{_job_path(job)}/results", params={"format": format}, headers=self._owner)
 
     def failed_files(self, job: str, max_rows: int) -> list[Json]:
         """Return the first rows of a batch job that have an error."""
@@ -198,11 +215,6 @@ class ApiClient:
             'for prediction in response["results"][0]["predictions"]:\n'
             "    print(f\"{prediction['score']:6.1%}  {prediction['label']}\")\n"
         )
-
-    def _json(self, method: str, path: str, **request: Any) -> Json:
-        with self._errors():
-            body: Json = self._http.request(method, path, **request).json()
-        return body
 
     def _lines(self, method: str, path: str, **request: Any) -> Iterator[Json]:
         """Yield the lines of a JSON lines response as they arrive."""
@@ -263,7 +275,7 @@ def _raise_problem(response: httpx2.Response) -> None:
     response.raise_for_status()
 
 
-def _chunks(photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[list[int]]:
+def chunks(photos: Sequence[Photo], max_images: int, max_bytes: int) -> Iterator[list[int]]:
     """Yield groups of consecutive indices; each group keeps both limits, unless a single photo exceeds one."""
     indices: list[int] = []
     size = 0

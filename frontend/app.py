@@ -16,6 +16,7 @@ from frontend.views.batch_jobs import show_batch_jobs
 from frontend.views.classify import show_classify
 from frontend.views.evaluate import show_evaluate
 from frontend.views.status import show_status
+from frontend.views.teach import show_teach
 
 # Streamlit's default top padding leaves a third of a phone's screen empty. Its gray labels of charts have too little
 # contrast on white.
@@ -68,6 +69,7 @@ def main() -> None:
     classify = with_client(show_classify)
     pages = [
         st.Page(classify, title="Classify", icon=":material/image_search:", url_path="classify", default=True),
+        st.Page(with_client(show_teach), title="Teach", icon=":material/school:", url_path="teach"),
         st.Page(with_client(show_batch_jobs), title="Batch jobs", icon=":material/folder_zip:", url_path="batch"),
         st.Page(with_client(show_evaluate), title="Evaluate", icon=":material/rule:", url_path="evaluate"),
         st.Page(with_client(show_analytics), title="Analytics", icon=":material/bar_chart:", url_path="analytics"),

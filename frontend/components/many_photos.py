@@ -12,6 +12,7 @@ import streamlit as st
 from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
 from frontend.components.certainty import SURE, UNKNOWN, UNSURE, certainty
 from frontend.components.downloads import offer_csv_and_json
+from frontend.components.head_answer import verdict
 from frontend.components.markdown import escape_markdown
 from frontend.components.one_photo import show_one
 from frontend.components.pictures import THUMBNAIL_PX, grid, make_picture, show_picture
@@ -29,13 +30,13 @@ ORDERS = {  # text -> the column to sort by, and whether it ascends
 }
 
 
-def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
+def show_many(client: ApiClient, photos: Sequence[Photo], served: Json, taught: Sequence[Json] = ()) -> None:
     """Classify the photos and show counts, filters, cards or a table, and downloads.
 
-    ``served`` is the response of ``GET /v1/models``.
+    ``served`` is the response of ``GET /v1/models``, ``taught`` are the heads of it that are used too.
     """
-    results = classify_all(client, photos, served)
-    rows = _rows(photos, results)
+    results = classify_all(client, photos, served, taught)
+    rows = _rows(photos, results, taught)
     refused = rows[rows["state"] == FAILED]
     columns = st.columns(4)
     columns[0].metric("Photos", len(rows))
@@ -45,7 +46,7 @@ def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     retryable = [photos[i] for i in refused.index if results[i]["error"].get("retryable")]
     if retryable and st.button("Retry failed photos", icon=":material/refresh:"):
         for photo in retryable:
-            _cache(served).pop(photo.key, None)
+            _cache(served, taught).pop(photo.key, None)
         st.rerun()
     shown = _filtered(rows)
     view = st.segmented_control("View", ["Cards", "Table"], default="Cards", label_visibility="collapsed")
@@ -54,17 +55,17 @@ def show_many(client: ApiClient, photos: Sequence[Photo], served: Json) -> None:
     elif view == "Table":
         _show_table(shown, photos, served)
     else:
-        _show_cards(client, shown, photos, results, served)
+        _show_cards(client, shown, photos, results, served, taught)
     document = [{**results[i], "index": int(i), "id": photos[i].name} for i in shown.index]
     offer_csv_and_json(shown, document, "predictions")
 
 
-def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> list[Json]:
+def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json, taught: Sequence[Json] = ()) -> list[Json]:
     """Return a result for each photo, in order; classify those that this session has not classified yet.
 
     A progress bar shows how many results have arrived. The API's limits decide how many requests are sent.
     """
-    cache, limits = _cache(served), served["limits"]
+    cache, limits = _cache(served, taught), served["limits"]
     new = {photo.key: photo for photo in photos if photo.key not in cache}
     for key, photo in new.items():
         if problem := size_problem(photo, limits):
@@ -72,7 +73,8 @@ def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> li
     if missing := [photo for key, photo in new.items() if key not in cache]:
         start, errors = time.monotonic(), 0
         bar = st.progress(0.0, f"0 of {len(missing)}")
-        results = client.classify_many(missing, limits["max_images"], limits["max_body_bytes"])
+        heads = {"head": ",".join(head["name"] for head in taught)} if taught else {}
+        results = client.classify_many(missing, limits["max_images"], limits["max_body_bytes"], **heads)
         for done, result in enumerate(results, 1):
             cache[missing[result["index"]].key] = result
             errors += result["status"] == "error"
@@ -82,14 +84,18 @@ def classify_all(client: ApiClient, photos: Sequence[Photo], served: Json) -> li
     return [cache[photo.key] for photo in photos]
 
 
-def _cache(served: Json) -> dict[str, Json]:
-    """Return the served model version's results in this session, by ``Photo.key``."""
-    cache: dict[str, Json] = st.session_state.setdefault(f"results-{served['models'][0]['version']}", {})
+def _cache(served: Json, taught: Sequence[Json]) -> dict[str, Json]:
+    """Return the results of these versions of model and heads in this session, by ``Photo.key``."""
+    versions = [served["models"][0]["version"], *(f"{head['name']} {head['version']}" for head in taught)]
+    cache: dict[str, Json] = st.session_state.setdefault(f"results-{','.join(versions)}", {})
     return cache
 
 
-def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
-    """Return one row per photo: name, state, class, score, reason. The index is the photo's index in ``photos``."""
+def _rows(photos: Sequence[Photo], results: Sequence[Json], taught: Sequence[Json]) -> pd.DataFrame:
+    """Return one row per photo: name, state, class, score, reason, and what each head says.
+
+    The index is the photo's index in ``photos``.
+    """
     rows: list[tuple[Any, ...]] = []
     for photo, result in zip(photos, results, strict=True):
         if result["status"] == "error":
@@ -99,7 +105,15 @@ def _rows(photos: Sequence[Photo], results: Sequence[Json]) -> pd.DataFrame:
             best = result["predictions"][0]
             rows.append((photo.name, certainty(result), best["label"], best["score"], None))
     table = pd.DataFrame(rows, columns=["name", "state", "class", "score", "reason"])
+    for head in taught:
+        answers = (result.get("heads", {}).get(head["name"]) for result in results)
+        table[head_column(head)] = [answer and verdict(answer) for answer in answers]
     return table.rename_axis("index").astype({"score": float})
+
+
+def head_column(head: Json) -> str:
+    """Return the name of the column with what a head says."""
+    return f"head {head['name']}"
 
 
 def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +133,12 @@ def _filtered(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show_cards(
-    client: ApiClient, shown: pd.DataFrame, photos: Sequence[Photo], results: Sequence[Json], served: Json
+    client: ApiClient,
+    shown: pd.DataFrame,
+    photos: Sequence[Photo],
+    results: Sequence[Json],
+    served: Json,
+    taught: Sequence[Json],
 ) -> None:
     pages = -(-len(shown) // CARDS_PER_PAGE)
     page = st.pagination(pages, key="many-page") if pages > 1 else 1
@@ -137,15 +156,17 @@ def _show_cards(
             show_picture(picture)
             state = "" if row["state"] == SURE else f" · {row['state'].lower()}"
             st.progress(row["score"], f"**{escape_markdown(row['class'])}** · {row['score']:.0%}{state}")
+            for head in taught:
+                st.markdown(f"{escape_markdown(head['name'])}: **{escape_markdown(row[head_column(head)])}**")
             st.caption(escape_markdown(row["name"]))
             if st.button("Details", key=f"details-{i}", type="tertiary"):
-                _show_details(client, photos[i], served)
+                _show_details(client, photos[i], served, taught)
 
 
 @st.dialog("Details", width="large")
-def _show_details(client: ApiClient, photo: Photo, served: Json) -> None:
+def _show_details(client: ApiClient, photo: Photo, served: Json, taught: Sequence[Json]) -> None:
     st.caption(escape_markdown(photo.name))
-    show_one(client, photo, served, key="details")
+    show_one(client, photo, served, taught, key="details")
 
 
 def _show_table(shown: pd.DataFrame, photos: Sequence[Photo], served: Json) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -18,17 +19,18 @@ from frontend.components.heat_map import overlay
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import Picture, make_picture, show_picture
 from frontend.components.problems import show_problem
+from frontend.components.taught_classes import show_taught_classes
 
 # Every color has a contrast of 3 to the background of both themes (WCAG 2.2, 1.4.11).
 ACCENT, NEUTRAL = "#e4572e", "#8a857c"
 PHASES = {"decode": "#3b82f6", "queue": NEUTRAL, "model": ACCENT}
 
 
-def show_one(client: ApiClient, photo: Photo, served: Json, key: str = "one") -> None:
+def show_one(client: ApiClient, photo: Photo, served: Json, taught: Sequence[Json] = (), key: str = "one") -> None:
     """Classify one photo and show its result.
 
-    ``served`` is the response of ``GET /v1/models``; ``key`` is the prefix of the widgets' keys, which a page needs
-    where it shows several photos.
+    ``served`` is the response of ``GET /v1/models``, ``taught`` are the heads of it that are used too; ``key`` is the
+    prefix of the widgets' keys, which a page needs where it shows several photos.
     """
     model = served["models"][0]
     select_key = f"{key}-class-{photo.key}"
@@ -50,6 +52,7 @@ def show_one(client: ApiClient, photo: Photo, served: Json, key: str = "one") ->
     with pictures:
         _show_pictures(picture, photo, explained, model, key)
     with predictions:
+        show_taught_classes(client, photo, served, taught)
         _show_classes(explained, select_key)
         _show_timings(result)
         if settings := served.get("feedback"):

@@ -12,6 +12,7 @@ from frontend.components.markdown import escape_markdown
 from frontend.components.model_card import show_model_card
 from frontend.components.one_photo import show_one
 from frontend.components.samples import choose_sample, forget_sample
+from frontend.components.taught_classes import choose_heads
 from frontend.components.uploads import ACCEPTED, max_upload_mb, read_once, read_photo, read_zip
 from frontend.zipped_photos import ZipError
 
@@ -25,6 +26,7 @@ def show_classify(client: ApiClient) -> None:
     name, version = escape_markdown(model["name"]), escape_markdown(model["version"])
     st.caption(f"Model {name}, version {version}, knows {model['classes']:,} classes; the side panel lists them.")
     show_model_card(client, model)
+    taught = choose_heads(served)
     inputs, samples = st.columns([3, 2], gap="large")
     try:
         with inputs:
@@ -38,9 +40,9 @@ def show_classify(client: ApiClient) -> None:
         with samples:
             photos = choose_sample()
     if len(photos) == 1:
-        show_one(client, photos[0], served)
+        show_one(client, photos[0], served, taught)
     elif photos:
-        show_many(client, photos, served)
+        show_many(client, photos, served, taught)
 
 
 def _photos(served: Json) -> list[Photo]:

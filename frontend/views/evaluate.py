@@ -10,6 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.api_client import ApiClient, Json, Photo
+from frontend.components.confusion import confusion_chart
 from frontend.components.downloads import offer_csv_and_json
 from frontend.components.many_photos import classify_all
 from frontend.components.markdown import escape_markdown
@@ -99,13 +100,7 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
 def _show_confusion(rows: pd.DataFrame) -> None:
     st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
     counts = rows.groupby(["label", "predicted"]).size().rename("photos").reset_index()
-    counts["share"] = counts["photos"] / counts.groupby("label")["photos"].transform("sum")
-    x, y = alt.X("predicted:N", title="predicted class"), alt.Y("label:N", title="true class")
-    base = alt.Chart(counts).encode(x, y, tooltip=list(counts.columns))
-    scale = alt.Scale(domain=[0, 1], scheme="blues")  # the same in both themes, as the colors of the numbers are
-    cells = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, legend=None))
-    text_color = alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
-    st.altair_chart(cells + base.mark_text().encode(text="photos:Q", color=text_color), width="stretch")
+    st.altair_chart(confusion_chart(counts), width="stretch")
 
 
 def _show_reliability(diagram: list[dict[str, Any]]) -> None:
