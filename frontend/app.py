@@ -19,10 +19,12 @@ from frontend.views.status import show_status
 from frontend.views.teach import show_teach
 
 # Streamlit's default top padding leaves a third of a phone's screen empty. Its gray labels of charts have too little
-# contrast on white.
+# contrast on white, and its white text on primary buttons has too little on the dark theme's light color.
 STYLE = """<style>
 .block-container {padding-top: 4rem}
 .role-axis-label text, .role-axis-title text, .role-legend-label text, .role-legend-title text {fill: currentColor}
+@media (prefers-color-scheme: dark) {[data-testid=stBaseButton-primary], [data-testid=stBaseButton-primary]:hover
+  {color: #14110d}}
 </style>"""
 
 ICON = str(Path(__file__).with_name("icon.svg"))  # browsers would load the picture of a material icon from Google

@@ -33,7 +33,8 @@ def look_through(heads: HeadsClient, head: Json | None, each: DraftClass, served
         with column.container(border=True):
             if index < len(each.photos):
                 photo = each.photos[index]
-                show_picture(make_picture(photo, served["limits"], THUMBNAIL_PX), f"new: {escape_markdown(photo.name)}")
+                picture = make_picture(photo, served["limits"], THUMBNAIL_PX)
+                show_picture(picture, f"new: {escape_markdown(photo.name)}", alt=f"New photo {photo.name}")
                 key = f"look-{photo.key}"
                 st.button("Take out", key=key, help=photo.name, on_click=partial(each.photos.remove, photo))
             elif head:

@@ -57,7 +57,8 @@ def show_example(heads: HeadsClient, example: Json, caption: str, alt: str) -> N
     """Show a taught photo, or what is known about it; ``caption`` is Markdown."""
     picture = picture_of(heads, example)
     if picture.jpeg is None:
-        caption = f"{caption} · photo {escape_markdown(example['id'][:8])}, taught {escape_markdown(example['added'])}"
+        id, day = escape_markdown(example["id"][:8]), escape_markdown(example["added"][:10])
+        caption = f"{caption} · photo {id}, taught on {day}"
     show_picture(picture, caption, alt=alt)
 
 

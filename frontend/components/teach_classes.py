@@ -21,17 +21,19 @@ EXAMPLES = ("my cup", "other cups")  # shown in empty fields
 
 def show_classes(heads: HeadsClient, head: Json | None, draft: Draft, served: Json) -> None:
     """Show a card for each class of a head, or of a new one, and a button for one more."""
+    keys = {each.number: f"teach-{head['name'] if head else ''}-{each.number}" for each in draft.classes}
+    for each in draft.classes:  # a problem of one field can come from a name that was typed into another one below
+        each.name = st.session_state.get(f"{keys[each.number]}-name", each.name)
     problems = draft.class_problems(head) if draft.is_checked else {}
     for each in draft.classes:
         with st.container(border=True):
-            _show_class(heads, head, draft, each, served)
+            _show_class(heads, head, draft, each, served, keys[each.number])
             if problem := problems.get(each.number):
                 st.error(escape_markdown(problem), icon=":material/warning:")
     st.button("Add a class", icon=":material/add:", on_click=draft.add_class)
 
 
-def _show_class(heads: HeadsClient, head: Json | None, draft: Draft, each: DraftClass, served: Json) -> None:
-    key = f"teach-{head['name'] if head else ''}-{each.number}"
+def _show_class(heads: HeadsClient, head: Json | None, draft: Draft, each: DraftClass, served: Json, key: str) -> None:
     if each.is_taught:
         st.markdown(f"**{escape_markdown(each.name)}**")
     else:
