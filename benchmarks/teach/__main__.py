@@ -39,7 +39,7 @@ def load(data: Path, weights: str, cache: Path) -> tuple[dict[str, Embedded], di
 
 def measure(photos: Embedded, unknown: Embedded, size: int, draws: int, compared: int) -> dict[str, object]:
     """Return what is true of heads taught with ``size`` photos per class, over random draws."""
-    rows = []
+    rows: list[dict[str, float | None]] = []
     for seed in range(draws):
         random = np.random.default_rng(seed)
         drawn = draw(photos, size, random)
@@ -61,7 +61,7 @@ def measure(photos: Embedded, unknown: Embedded, size: int, draws: int, compared
             }
         )
     found: dict[str, object] = {
-        name: round(mean(float(row[name]) for row in rows if row[name] is not None), 4) for name in rows[0]
+        name: round(mean(value for row in rows if (value := row[name]) is not None), 4) for name in rows[0]
     }
     return found | {"draws": draws, "compared": compared, "held": sum(bool(row["held"]) for row in rows)}
 

@@ -25,7 +25,8 @@ class Draw:
 
 def draw(photos: Embedded, per_class: int, random: np.random.Generator) -> Draw:
     """Split each class into two random halves and take ``per_class`` photos of the first one."""
-    taught, other = [], []
+    taught: list[int] = []
+    other: list[int] = []
     for name in np.unique(photos.classes):
         rows = random.permutation(np.flatnonzero(photos.classes == name))
         half = len(rows) // 2

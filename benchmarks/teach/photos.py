@@ -38,8 +38,12 @@ class Embedded:
 
     def joined(self, other: Embedded) -> Embedded:
         """Return the photos of both."""
-        pairs = ((self.classes, other.classes), (self.digests, other.digests), (self.crops, other.crops))
-        return Embedded(*map(np.concatenate, pairs), np.concatenate((self.mirrored, other.mirrored)))
+        return Embedded(
+            np.concatenate((self.classes, other.classes)),
+            np.concatenate((self.digests, other.digests)),
+            np.concatenate((self.crops, other.crops)),
+            np.concatenate((self.mirrored, other.mirrored)),
+        )
 
 
 def embed(source: Path, inside: str, most: int, weights: str, cache: Path) -> Embedded:
