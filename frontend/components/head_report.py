@@ -11,6 +11,8 @@ from frontend.components.markdown import escape_markdown
 from frontend.components.taught_pictures import picture_of, show_gallery
 from frontend.heads_client import HeadsClient
 
+SHARES = {"right": "accuracy", "at least": "low", "at most": "high"}  # column -> field of an accuracy
+
 
 def accuracy_text(accuracy: Json) -> str:
     """Return a measured accuracy with its interval in plain words."""
@@ -42,23 +44,18 @@ def show_accuracy(report: Json) -> None:
 
 def show_details(report: Json) -> None:
     """Show the accuracy of each class, and which classes are taken for which."""
-    percent = {name: st.column_config.NumberColumn(format="percent") for name in ("right", "from", "to")}
-    st.dataframe(_class_table(report), hide_index=True, column_config=percent)
-    if not report["confusion"]:
-        return
-    if pair := report["most_confused"]:
-        first, second = map(escape_markdown, pair["class_names"])
-        photos = "1 photo" if pair["photos"] == 1 else f"{pair['photos']} photos"
-        st.markdown(f"Most often confused: **{first}** and **{second}**, {photos}.")
-    names = [each["name"] for each in report["classes"]]
-    cells = [
-        (true, predicted, count)
-        for true, row in zip(names, report["confusion"], strict=True)
-        for predicted, count in zip(names, row, strict=True)
-        if count
-    ]
-    st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
-    st.altair_chart(confusion_chart(pd.DataFrame(cells, columns=["label", "predicted", "photos"])), width="stretch")
+    table, matrix = st.columns(2, gap="large")
+    with table:
+        st.markdown("**By class** · with its 95 % interval")
+        percent = {name: st.column_config.NumberColumn(format="percent") for name in SHARES}
+        st.dataframe(_class_table(report), hide_index=True, column_config=percent)
+        if pair := report["most_confused"]:
+            first, second = map(escape_markdown, pair["class_names"])
+            photos = "1 photo" if pair["photos"] == 1 else f"{pair['photos']} photos"
+            st.markdown(f"Most often confused: **{first}** and **{second}**, {photos}.")
+    if report["confusion"]:
+        with matrix:
+            _show_confusion(report)
 
 
 def show_photos_to_add(heads: HeadsClient, head: Json) -> None:
@@ -76,10 +73,22 @@ def show_photos_to_add(heads: HeadsClient, head: Json) -> None:
         )
 
 
+def _show_confusion(report: Json) -> None:
+    names = [each["name"] for each in report["classes"]]
+    cells = [
+        (true, predicted, count)
+        for true, row in zip(names, report["confusion"], strict=True)
+        for predicted, count in zip(names, row, strict=True)
+        if count
+    ]
+    st.markdown("**Confusion matrix** · rows: true class, columns: predicted class")
+    st.altair_chart(confusion_chart(pd.DataFrame(cells, columns=["label", "predicted", "photos"])), width="stretch")
+
+
 def _class_table(report: Json) -> pd.DataFrame:
     rows = []
     for each in report["classes"]:
-        accuracy = each["accuracy"] or {}
-        shares = (accuracy.get(name) for name in ("accuracy", "low", "high"))
+        accuracy = each["accuracy"]
+        shares = (accuracy and round(accuracy[name], 2) for name in SHARES.values())
         rows.append((each["name"], each["photos"], *shares, each["note"] or ""))
-    return pd.DataFrame(rows, columns=["class", "photos", "right", "from", "to", "note"])
+    return pd.DataFrame(rows, columns=["class", "photos", *SHARES, "note"])

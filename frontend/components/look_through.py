@@ -36,7 +36,7 @@ def look_through(heads: HeadsClient, head: Json | None, each: DraftClass, served
                 picture = make_picture(photo, served["limits"], THUMBNAIL_PX)
                 show_picture(picture, f"new: {escape_markdown(photo.name)}", alt=f"New photo {photo.name}")
                 key = f"look-{photo.key}"
-                st.button("Take out", key=key, help=photo.name, on_click=partial(each.photos.remove, photo))
+                st.button("Take out", key=key, on_click=partial(each.photos.remove, photo))
             elif head:
                 _show_taught(heads, head, taught[index - len(each.photos)])
 

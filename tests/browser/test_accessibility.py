@@ -74,7 +74,7 @@ def test_classify_page(page: Page, running: Running, files: list[Path], scheme: 
     check(page, f"classify-table-{scheme}")
 
 
-@pytest.mark.parametrize("path", ["batch", "evaluate", "analytics", "status"])
+@pytest.mark.parametrize("path", ["teach", "batch", "evaluate", "analytics", "status"])
 def test_other_pages(page: Page, running: Running, path: str, scheme: Scheme) -> None:
     """As they are when opened."""
     page.goto(f"{running.page}/{path}")

@@ -33,12 +33,12 @@ def test_one_photo(page: Page, running: Running, files: list[Path]) -> None:
 
 
 def test_navigation_lists_exactly_the_registered_pages(page: Page, running: Running) -> None:
-    """The navigation lists the five registered pages and no file that Streamlit found by itself."""
+    """The navigation lists the six registered pages and no file that Streamlit found by itself."""
     page.goto(running.page)
     links = page.get_by_test_id("stTopNavLink")
-    expect(links).to_have_count(5)
+    expect(links).to_have_count(6)
     assert [link.inner_text().split("\n")[-1] for link in links.all()] == [
-        *("Classify", "Batch jobs", "Evaluate", "Analytics", "Status")
+        *("Classify", "Teach", "Batch jobs", "Evaluate", "Analytics", "Status")
     ]
 
 

@@ -105,7 +105,7 @@ def test_on_a_phone(phone: Page, running: Running, files: list[Path], votes: Pat
     save_screenshot(phone, "phone-own")
 
 
-@pytest.mark.parametrize("path", ["batch", "evaluate", "analytics", "status"])
+@pytest.mark.parametrize("path", ["teach", "batch", "evaluate", "analytics", "status"])
 def test_other_pages_fit_a_phone(phone: Page, running: Running, path: str) -> None:
     """No page scrolls sideways."""
     phone.goto(f"{running.page}/{path}")

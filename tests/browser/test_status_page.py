@@ -24,7 +24,7 @@ def test_nothing_comes_from_other_hosts(page: Page, running: Running) -> None:
     """No page loads a font, an icon or a script from another host, or reports that it was opened."""
     others: list[str] = []
     page.on("request", lambda request: None if request.url.startswith(OWN) else others.append(request.url))
-    for path in ("", "batch", "evaluate", "analytics", "status"):
+    for path in ("", "teach", "batch", "evaluate", "analytics", "status"):
         page.goto(f"{running.page}/{path}")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         wait_for_charts(page)

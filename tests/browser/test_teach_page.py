@@ -250,6 +250,33 @@ def test_on_a_phone(phone: Page, running: Running, teach: Teach) -> None:
     assert overflow_px(phone) == 0
 
 
+def test_hostile_names_of_classes(page: Page, running: Running, teach: Teach) -> None:
+    """They are shown as text wherever a class is named: no link, picture, HTML, color, formula, and no request."""
+    names = (
+        "[click](http://evil.example) :red[hi] $x$",
+        "<b>bold</b> ![x](http://evil.example/p.png) www.evil.example",
+    )
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url) if "evil" in request.url else None)
+    photos = photos_of("red", "green", count=12)
+    page.goto(teach({names[0]: [*photos["red"], photo_of("green", 50)], names[1]: photos["green"]}))
+    region = page.get_by_role("region", name="A photo to try")
+    upload(page, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
+    expect(page.get_by_text("The taught photos that are most like it")).to_be_visible()
+    page.get_by_role("button", name="See and sort out the photos of").first.click()
+    expect(page.get_by_role("dialog").get_by_role("button", name="Delete").first).to_be_visible()
+    wait_for_charts(page)
+    text = page.get_by_test_id("stMain").inner_text().replace("\u2060", "")
+    assert all(name in text for name in names)
+    forged = 'a[href*="evil"], img[src*="evil"], b, .katex, [data-testid=stMarkdownContainer] [style*="color"]'
+    assert page.locator(forged).count() == 0
+    assert requests == []
+    page.goto(f"{running.page}/teach")
+    expect(page.get_by_role("button", name=f"Open {HEAD}")).to_be_visible()
+    assert page.locator(forged).count() == 0
+    assert requests == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(browser: Browser, running: Running, teach: Teach, scheme: str) -> None:
     """No serious finding of axe-core: empty, with a camera, taught, tried, each tab, the list, the dialogs."""
