@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -15,6 +16,8 @@ from serve_app.files import (
     atomic_write,
     create_folder,
     delete_partial_files,
+    exclusive_lock,
+    lock_within,
     read_stored,
 )
 from serve_app.model_card import ModelRef
@@ -104,3 +107,21 @@ def test_old_partial_files_are_deleted(tmp_path: Path) -> None:
     delete_partial_files(tmp_path / "w.safetensors")
     kept = {".w.safetensors.ffffffff", "w.safetensors", ".x.safetensors.0a1b2c3d"}
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    """A second holder gets the lock once the first one is done, or an error when it has waited long enough."""
+    path, got_it = tmp_path / ".lock", Event()
+
+    def wait_for_it() -> None:
+        with lock_within(path, 60):
+            got_it.set()
+
+    waiting = Thread(target=wait_for_it)
+    with exclusive_lock(path):
+        with pytest.raises(BlockingIOError), lock_within(path, 0):
+            pass
+        waiting.start()
+        assert not got_it.is_set()
+    waiting.join()
+    assert got_it.is_set()
