@@ -15,7 +15,11 @@ from frontend.components.teach_draft import drop_draft
 from frontend.head_programs import head_programs
 from frontend.heads_client import HeadsClient
 
-EXPORTS = {"onnx": "for onnxruntime and other programs", "safetensors": "for `serve-app run --weights`"}
+EXPORTS = {  # format -> suffix of the file, label of the button
+    "onnx": ("onnx", "ONNX, for onnxruntime and other programs"),
+    "safetensors": ("zip", "Weights and card, for serve-app run --weights"),
+}
+MIN_CLASSES = 2  # of a model that the service serves
 
 
 def show_programs(client: ApiClient, head: Json) -> None:
@@ -30,12 +34,13 @@ def show_export(heads: HeadsClient, head: Json) -> None:
     if head["status"] == "backbone_changed":
         st.caption("Teach it again first: the network that it belongs to does not serve any more.")
         return
-    st.caption("One file with the network and these classes. It works without this service.")
+    st.caption("One file with the network and these classes. Making it takes up to a minute.")
     with st.container(horizontal=True):
-        for format, use in EXPORTS.items():
+        for format, (suffix, label) in EXPORTS.items():
+            if format == "safetensors" and len(head["labels"]) < MIN_CLASSES:
+                continue
             load = partial(heads.export, head["name"], format)  # Streamlit calls it on a click
-            name = f"{head['name']}.{format}"
-            st.download_button(name, load, name, icon=DOWNLOAD_ICON, on_click="ignore", help=f"{format}, {use}")
+            st.download_button(label, load, f"{head['name']}.{suffix}", icon=DOWNLOAD_ICON, on_click="ignore")
 
 
 def show_settings(heads: HeadsClient, head: Json) -> None:

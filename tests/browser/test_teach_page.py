@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -248,6 +249,17 @@ def test_on_a_phone(phone: Page, running: Running, teach: Teach) -> None:
     phone.get_by_role("button", name="See and sort out the photos of red").click()
     expect(phone.get_by_role("dialog")).to_be_visible()
     assert overflow_px(phone) == 0
+
+
+@pytest.mark.parametrize(("label", "suffix"), [("ONNX", "onnx"), ("Weights and card", "zip")])
+def test_export(page: Page, teach: Teach, label: str, suffix: str) -> None:
+    """Each format is downloaded under the head's name, with the network in it."""
+    page.goto(teach(photos_of("red", "green")))
+    page.get_by_role("tab", name="Export").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name=label).click()
+    assert download.value.suggested_filename == f"{HEAD}.{suffix}"
+    assert Path(download.value.path()).stat().st_size > 40_000_000  # ResNet-18 has 11 million float32 weights
 
 
 def test_hostile_names_of_classes(page: Page, running: Running, teach: Teach) -> None:
