@@ -259,7 +259,7 @@ def test_export(page: Page, teach: Teach, label: str, suffix: str) -> None:
     with page.expect_download() as download:
         page.get_by_role("button", name=label).click()
     assert download.value.suggested_filename == f"{HEAD}.{suffix}"
-    assert Path(download.value.path()).stat().st_size > 40_000_000  # ResNet-18 has 11 million float32 weights
+    assert Path(download.value.path()).stat().st_size > 20_000_000  # 11 million weights, float16 or float32
 
 
 def test_hostile_names_of_classes(page: Page, running: Running, teach: Teach) -> None:
