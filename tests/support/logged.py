@@ -48,7 +48,8 @@ def log_day(
                 (100 + 20 * (u + v + w - 1.5)) AS brightness, (40 + 10 * v) AS contrast,
                 ((8 + 4 * (w - 0.5)) * {1 - blur}) AS sharpness,
                 4 AS decode_ms, (10 * w * w) AS queue_ms, 20 AS model_ms,
-                (30 + 70 * w) AS total_ms, 1 + n % 8 AS batch_size, NULL::BLOB AS embedding
+                (30 + 70 * w) AS total_ms, 1 + n % 8 AS batch_size,
+                NULL::VARCHAR AS head, NULL::VARCHAR AS head_version, NULL::BLOB AS embedding
             FROM labeled
     """)
     pq.write_table(rows.to_arrow_table().cast(SCHEMA), path)

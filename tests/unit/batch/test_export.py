@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from serve_app.batch.export import Format, stream
 from serve_app.batch.plan import BatchJobConfig
-from serve_app.batch.results import ResultsFolder
+from serve_app.batch.results import ResultsFolder, schema
 from serve_app.config import WeightsConfig
 from serve_app.inference.card import load_card
 
@@ -64,7 +64,7 @@ def test_embeddings_are_in_every_format_but_csv(tmp_path: Path, weights: Weights
             {"path": "a", "error": None, "detail": None, "version": "v", "embedding": embedding, **classes},
             {"path": "b", "error": "e", "detail": "d", "version": "v", "embedding": None, **dict.fromkeys(classes)},
         ]
-        results.write_part(0, rows, embed)
+        results.write_part(0, rows, schema(embed))
 
         def read(format: Format, results: ResultsFolder = results, embed: bool = embed) -> bytes:
             return b"".join(stream(results, format, "all", 1, is_complete=True, embed=embed))

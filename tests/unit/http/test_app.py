@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from serve_app.errors import (
     NotReadyError,
 )
+from serve_app.http.uploads import Parameters
 from tests.support.api import is_problem, post
 from tests.support.local_service import LocalService
 from tests.support.photos import make_photo
@@ -184,4 +185,4 @@ def test_docs_work_without_the_internet(http: TestClient) -> None:
         "multipart/form-data",
         "application/json",
     }
-    assert {p["name"] for p in described["parameters"]} == {"top_k", "min_score", "explain", "explain_class"}
+    assert {p["name"] for p in described["parameters"]} == set(Parameters.model_fields)

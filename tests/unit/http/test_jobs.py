@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from serve_app.batch.job_store import JobStore
 from serve_app.batch.plan import BatchJobConfig
-from serve_app.batch.results import ResultsFolder
+from serve_app.batch.results import ResultsFolder, schema
 from serve_app.batch.supervisor import predict_command
 from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
 from serve_app.errors import ForbiddenSourceError
@@ -90,7 +90,7 @@ def test_embeddings_are_an_option(http: TestClient, store: JobStore, weights: We
     results.begin(job, load_card(weights), ["a"], 1)
     classes = {"labels": ["ant"], "scores": [1.0], "class_ids": [0], "margin": 1.0, "entropy": 0.0}
     row = {"path": "a", "error": None, "detail": None, "version": "v", "embedding": np.ones(512, np.float32)}
-    results.write_part(0, [row | classes], embed)
+    results.write_part(0, [row | classes], schema(embed))
     results.write_json("summary.json", {})
     (shown,) = http.get(f"/v1/jobs/{state['id']}/results").json()
     assert shown.get("embedding") == ([1.0] * 512 if embed else None)
