@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from serve_app.observability.feedback_store import read_votes
-from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, tab_to, wait_for_charts
+from tests.support.browser import NEEDS_CHROMIUM, save_screenshot, tab_to, upload_by_dialog, wait_for_charts
 from tests.support.running import Running
 
 pytestmark = NEEDS_CHROMIUM
@@ -54,9 +54,7 @@ def test_without_a_mouse(page: Page, running: Running, files: list[Path], votes:
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
     tab_to(page, page.get_by_test_id("stFileUploader").locator("button").first)
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(files[0])
+    upload_by_dialog(page, lambda: page.keyboard.press("Enter"), files[0])
     expect_answer(page, files[0].name)
 
     tab_to(page, page.get_by_test_id("stSidebar").locator("summary"))
@@ -97,9 +95,7 @@ def test_on_a_phone(phone: Page, running: Running, files: list[Path], votes: Pat
     expect(phone.get_by_text("Thank you.")).to_be_visible()
     assert len(list(read_votes(votes))) == 1
 
-    with phone.expect_file_chooser() as chooser:
-        phone.get_by_test_id("stFileUploader").locator("button").first.tap()
-    chooser.value.set_files(files[0])
+    upload_by_dialog(phone, phone.get_by_test_id("stFileUploader").locator("button").first.tap, files[0])
     expect_answer(phone, files[0].name)
     fits()
     save_screenshot(phone, "phone-own")

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import FilePayload, Locator, Page, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from serve_app.launcher.environment import free_port
 from tests.support.paths import ROOT
@@ -26,13 +27,36 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 
 
 def upload(page: Page, *files: Path | FilePayload, into: Locator | None = None) -> None:
-    """Choose files in the page's first file uploader, or another one, once the script has ended.
-
-    In one of many runs, a file that was chosen while the page was still being built never arrived.
-    """
+    """Choose files in the page's first file uploader, or another one, once the script has ended."""
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     uploader = into or page.get_by_test_id("stFileUploaderDropzoneInput").first
-    uploader.set_input_files(files)  # type: ignore[arg-type] # it takes either kind, its type says one kind at a time
+    send(page, lambda: uploader.set_input_files(files))  # type: ignore[arg-type] # its type says one kind at a time
+
+
+def upload_by_dialog(page: Page, open_dialog: Callable[[], None], file: Path) -> None:
+    """Choose a file in the dialog that ``open_dialog`` opens."""
+
+    def choose() -> None:
+        with page.expect_file_chooser() as dialog:
+            open_dialog()
+        dialog.value.set_files(file)
+
+    send(page, choose)
+
+
+def send(page: Page, choose: Callable[[], None]) -> None:
+    """Choose files, and again if the browser does not send them.
+
+    On a busy machine, files that are chosen within milliseconds of the script's end are lost in 1 of 10 cases.
+    """
+    for tries_left in (2, 1, 0):
+        try:
+            with page.expect_request(lambda request: "/upload_file/" in request.url, timeout=15_000):
+                choose()
+            return
+        except PlaywrightTimeoutError:
+            if not tries_left:
+                raise
 
 
 def tab_to(page: Page, target: Locator, max_keys: int = 80) -> None:
