@@ -19,6 +19,7 @@ from serve_app.http.head_edits import Edit, check_size, in_store, without_duplic
 from serve_app.http.head_requests import EDIT_ERRORS, PATH, PHOTOS_BODY, READ_ERRORS, HeadRequests, json_body, problems
 from serve_app.http.head_schemas import HeadDocument, RelabelBody
 from serve_app.http.head_uploads import read_photos
+from serve_app.http.openapi import IMAGE_BODY
 from serve_app.http.preconditions import Preconditions
 from serve_app.http.unknown_parameters import note_unknown_query
 from serve_app.http.uploads import read_json
@@ -96,7 +97,10 @@ def create_router(heads: HeadRequests) -> APIRouter:
     @router.get(
         "/{example}/photo",
         response_class=Response,
-        responses={200: {"content": {"image/*": {}}}, **problems(*READ_ERRORS)},
+        responses={
+            200: {"content": {"application/octet-stream": IMAGE_BODY, "image/jpeg": IMAGE_BODY}},
+            **problems(*READ_ERRORS),
+        },
         summary="A taught photo, where the service keeps photos",
     )
     async def get_example_photo(

@@ -30,11 +30,12 @@ from serve_app.http.service import Service
 from serve_app.http.uploads import body_schema
 
 PATH = "/v1/heads"
-PHOTOS = {"type": "array", "items": {"type": "string", "format": "binary"}}
+FORM_TEXT = "A field per class; repeat it for each photo."
+PHOTO = {"type": "string", "format": "binary"}
 PHOTOS_BODY = {
     "required": True,
     "content": {
-        FORM: {"schema": {"type": "object", "description": "A field per class.", "additionalProperties": PHOTOS}},
+        FORM: {"schema": {"type": "object", "description": FORM_TEXT, "additionalProperties": PHOTO}},
         "application/zip": {"schema": {"type": "string", "format": "binary"}},
     },
 }
