@@ -200,7 +200,7 @@ def test_the_batchers_metric_counts_batches(http: httpx2.Client, running: Runnin
 
 
 def test_readiness_and_description(http: httpx2.Client) -> None:
-    """A ready service describes its model, and reports all three stages as healthy."""
+    """A ready service describes its model, and reports its stages and the Teacher as healthy."""
     assert http.get("/readyz").json()["status"] == "ready"
     assert http.get("/v1/models").json()["models"][0]["classes"] == 10
     deployments = http.get("/v1/status").json()["deployments"]
@@ -208,6 +208,7 @@ def test_readiness_and_description(http: httpx2.Client) -> None:
         "Ingress": "HEALTHY",
         "Preprocessor": "HEALTHY",
         "Classifier": "HEALTHY",
+        "Teacher": "HEALTHY",
     }
 
 
