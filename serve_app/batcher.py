@@ -69,6 +69,9 @@ class MicroBatcher(Generic[Item, Result]):
         on_batch: Called in the event loop after each batch.
         weigh: Weight of an item.
         max_weight: Largest weight of a batch; a heavier item travels in a batch of its own.
+        refuse: Gets an item whose turn it is and the seconds of the slowest of the last batch and those that run. If
+            it returns an exception, the item's caller gets that, and the item is in no batch. An idle worker takes
+            every item without asking.
     """
 
     def __init__(
@@ -80,13 +83,15 @@ class MicroBatcher(Generic[Item, Result]):
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
+        refuse: Callable[[Item, float], Exception | None] = lambda item, run_s: None,
     ) -> None:
         self._run, self._balance, self._on_batch = run, balance, on_batch
-        self._weigh, self._max_weight = weigh, max_weight
+        self._weigh, self._max_weight, self._refuse = weigh, max_weight, refuse
         self._queue: FairQueue[_Queued[Item, Result]] = FairQueue()
         self._changed = asyncio.Event()
         self._running: dict[asyncio.Task[None], tuple[int, float]] = {}  # size and start time of each batch
         self._expected = 0  # items that are queued or announced, by the newest submission's hint
+        self._run_s = 0.0  # of the last batch
         self._item_s = math.inf  # seconds per item of the last batch
         self._loop: asyncio.Task[None] | None = None  # starts with the first ``submit``
         self.reconfigure(config, workers)
@@ -148,7 +153,7 @@ class MicroBatcher(Generic[Item, Result]):
                 queued.future.cancel()
             raise
         run_s = _now() - start
-        self._item_s = run_s / len(batch)
+        self._run_s, self._item_s = run_s, run_s / len(batch)
         queue_s = tuple(start - queued.since for queued in batch)
         for queued, result, waited_s in zip(batch, results, queue_s, strict=True):
             if queued.future.done():  # its caller was cancelled meanwhile
@@ -166,19 +171,27 @@ class MicroBatcher(Generic[Item, Result]):
             self._changed.clear()
             wait_s = None
             if len(self._running) < self._workers:
-                while self._queue and self._queue.first().future.done():
-                    self._queue.popleft()  # its caller was cancelled
+                while self._queue and self._leaves(self._queue.first()):
+                    self._queue.popleft()
                 if self._queue:
                     expected = max(self._expected, len(self._queue))
                     size = self._batch_size(expected)
                     wait_s = self._queue.first().since + self._config.max_batch_wait_ms / 1000 - _now()
-                    if len(self._queue) >= min(size, expected) or wait_s <= 0:
-                        return self._take(size)
+                    if (len(self._queue) >= min(size, expected) or wait_s <= 0) and (batch := self._take(size)):
+                        return batch
             if wait_s is None:
                 await self._changed.wait()
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait_s)
+
+    def _leaves(self, queued: _Queued[Item, Result]) -> bool:
+        """Return whether an item leaves the queue without a batch: its caller was cancelled, or it is refused."""
+        if not queued.future.done() and self._running:
+            run_s = max(self._run_s, _now() - min(since for _, since in self._running.values()))
+            if error := self._refuse(queued.item, run_s):
+                queued.future.set_exception(error)
+        return queued.future.done()
 
     def _batch_size(self, items: int) -> int:
         """Largest size of the next batch, given the number of known items."""
@@ -193,7 +206,7 @@ class MicroBatcher(Generic[Item, Result]):
         weight = 0
         while self._queue and len(batch) < size:
             queued = self._queue.first()
-            if not queued.future.done():
+            if not self._leaves(queued):
                 weight += self._weigh(queued.item)
                 if batch and weight > self._max_weight > 0:
                     break

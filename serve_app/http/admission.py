@@ -94,14 +94,14 @@ class AdmissionController:
         deadline.check()
         self._measure()
         limit, ahead = self._config().admission.max_inflight_images, self._ahead(caller)
-        wait_s = ahead * self._images_done.item_s
+        wait_s = (ahead + min(ahead, self._config().max_group_size)) * self._images_done.item_s  # with its own group
         if self._in_stages[caller] >= FREE_MULTIPLE * (limit - self.images):
             raise OverloadedError(
                 f"{self.images} images are already in flight (limit: admission.max_inflight_images = {limit}), "
                 f"{self._in_stages[caller]} of them of this caller; retry later",
                 wait_s,
             )
-        if ahead > self._config().stage_capacity and wait_s > deadline.left_s():
+        if wait_s > deadline.left_s():
             raise OverloadedError(
                 f"a result takes {wait_s:.1f} s now, longer than the request's deadline, in {deadline.left_s():.1f} s; "
                 "retry later, or allow more time",

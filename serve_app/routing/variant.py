@@ -10,7 +10,7 @@ from typing import Protocol
 
 from serve_app.batcher import MicroBatcher
 from serve_app.config import BatchConfig, IngressConfig
-from serve_app.errors import NotReadyError, ServiceError
+from serve_app.errors import NotReadyError, OverloadedError, ServiceError
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
 from serve_app.observability import tracing
 from serve_app.settings import MiB
@@ -18,6 +18,7 @@ from serve_app.settings import MiB
 MAX_CALL_BYTES = 32 * MiB  # half of the largest gRPC message that configs/ray.env allows
 RETRY_S = 0.5
 MAX_RETRY_S = 4.0  # between pings of a variant whose queue is full: each ping takes a place in it
+RESERVE = 2  # times what a group takes: under overload that varies; see docs/verified.md
 RECENT_S = 1.0  # a result within this time proves more than a ping, which a busy stage may answer too late
 
 
@@ -58,7 +59,11 @@ class Variant:
         self._last_result = -math.inf
         self._refreshing: asyncio.Task[ModelState] | None = None
         self._groups: MicroBatcher[ClassifyRequest[bytes], ClassifyResult] = MicroBatcher(
-            self._send, *_grouping(config), weigh=lambda request: len(request.image), max_weight=MAX_CALL_BYTES
+            self._send,
+            *_grouping(config),
+            weigh=lambda request: len(request.image),
+            max_weight=MAX_CALL_BYTES,
+            refuse=_refuse_late,
         )
 
     def reconfigure(self, config: IngressConfig) -> None:
@@ -129,6 +134,13 @@ class Variant:
 
     async def _send(self, requests: list[ClassifyRequest[bytes]]) -> list[Outcome]:
         return await self._client.send(requests, self._in_flight)
+
+
+def _refuse_late(request: ClassifyRequest[bytes], run_s: float) -> OverloadedError | None:
+    """Refuse an image that would miss its deadline in the other stages: it would take the time of one that does not."""
+    if request.context is None or request.context.deadline.left_s() > RESERVE * run_s:
+        return None
+    return OverloadedError("the images before this one took longer than its deadline allows; retry later", run_s)
 
 
 def _grouping(config: IngressConfig) -> tuple[BatchConfig, int]:

@@ -7,11 +7,14 @@ settings of a service while it runs, and the ``cluster`` fixture restores them. 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import httpx2
 import pytest
 
 from serve_app.release.rollout import ServeApi, previous_config
 from tests.support import services
+from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S, FullService, StoppedService
 
@@ -25,10 +28,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster(running: Running) -> Iterator[ServeApi]:
     """Ray of the service that ``running`` is; restores its config afterwards."""
     cluster = ServeApi(running.dashboard)
-    before = previous_config(cluster.state())
+    before, model = previous_config(cluster.state()), served_model(running)
     yield cluster
     if previous_config(cluster.state()) != before:
         cluster.apply(before, APPLY_TIMEOUT_S)
+        wait_for(lambda: served_model(running) == model, what="the model of before")  # weights load in the background
+
+
+def served_model(running: Running) -> Any:
+    """Return which model answers, from /v1/status."""
+    return httpx2.get(f"{running.api}/v1/status", timeout=30).json()["variants"]["main"]["model"]
 
 
 @pytest.fixture(scope="session")

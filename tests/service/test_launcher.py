@@ -15,9 +15,9 @@ from tests.support.running import Running
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the idle scheduling class is Linux's own")
 def test_replicas_leave_idle_scheduling(running: Running) -> None:
-    """Each thread of the three replicas runs in the scheduling class of this process once the service is ready."""
+    """Each thread of every replica runs in the scheduling class of this process once the service is ready."""
     replicas = [process for process in running.processes() if "ServeReplica" in process.cmdline()[0]]
-    assert len(replicas) == 3
+    assert len(replicas) == 4
     threads = [thread.id for process in replicas for thread in process.threads()]
     assert {os.sched_getscheduler(thread) for thread in threads} == {os.sched_getscheduler(0)}
 

@@ -20,14 +20,14 @@ import pytest
 from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.configs import tuned
 from tests.support.http_client import Client, format_requests
-from tests.support.load import closed_loop
+from tests.support.load import closed_loop, open_loop
 from tests.support.overload import Watch, outcomes
 from tests.support.photos import make_photo
 from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
 
-STORM_S = 2
+STORM_S, TIMES = 3, 8
 MAX_STORMS = 30
 Configure = Callable[..., None]
 
@@ -66,29 +66,34 @@ def test_limits_are_live(running: Running, cluster: ServeApi, configure: Configu
 
 
 async def test_overload_is_refused_and_passes(running: Running, configure: Configure, tmp_path: Path) -> None:
-    """256 clients without a pause: 200, 503, or late; health answers; a later light load is all 200."""
-    configure(limits={"deadline_s": 1})
+    """Eight times the load that it can take, each request with a second: most that are admitted are answered in time.
+
+    Without the check before a group is sent (routing/variant.py), more images were late than answered in half of the
+    trials. Health answers meanwhile; a later light load is all 200.
+    """
     image = tmp_path / "a.jpg"
     image.write_bytes(make_photo())
     url = urlsplit(f"{running.api}/v1/classify")
-    storm, after = (Client(url, format_requests(url, [image], 1, None), 60) for _ in range(2))
+    full, storm, after = (Client(url, format_requests(url, [image], 1, None), 60) for _ in range(3))
+    await closed_loop(full, 64, time.perf_counter() + STORM_S)
+    configure(limits={"deadline_s": 1})
+    rate = TIMES * len(full.samples) / STORM_S
     async with Watch(running.api, image.read_bytes()) as watch:
         for _ in range(MAX_STORMS):
-            await closed_loop(storm, 256, time.perf_counter() + STORM_S)
+            await open_loop(storm, rate, time.perf_counter() + STORM_S, seed=1)
             if min(outcomes(storm).get(code, 0) for code in ("200", "503")) > 50 and watch.health_ms:
                 break
     counts = outcomes(storm)
-    assert set(counts) <= {"200", "503", "504"}
-    assert min(counts["200"], counts["503"]) > 50
-    # How many are late is not held: with this deadline, 207 of 264 admitted images were on a busy machine.
+    assert counts.keys() <= {"200", "503", "504"}
+    assert counts.get("504", 0) < counts["200"] < counts["503"], counts
     assert watch.health_ms
     assert watch.without_retry_after == 0
     configure(limits={})
     wait_for(lambda: status(running)["admission"]["images"] == 0)
     await closed_loop(after, 4, time.perf_counter() + STORM_S)
     assert set(outcomes(after)) == {"200"}
-    storm.close()
-    after.close()
+    for client in (full, storm, after):
+        client.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
 from serve_app.config import BatchConfig
-from serve_app.errors import ModelFailedError
+from serve_app.errors import ModelFailedError, OverloadedError
 from tests.support.clock import in_virtual_time
 
 
@@ -156,6 +156,28 @@ async def test_a_cancelled_item_is_not_run() -> None:
     second.cancel()
     await asyncio.gather(first, third)
     assert model.batches == [[1], [3]]
+    await batcher.close()
+
+
+@in_virtual_time
+async def test_an_item_that_would_be_late_is_refused() -> None:
+    """Two batches of a second run at a time. Behind them, items with less time left get the error at their turn."""
+    loop = asyncio.get_running_loop()
+    model, asked = SlowModel(1), list[float]()
+
+    def refuse(deadline: int, run_s: float) -> OverloadedError | None:
+        asked.append(run_s)
+        return OverloadedError("too late") if loop.time() - start + run_s > deadline else None
+
+    batcher = MicroBatcher(model.run, BatchConfig(max_batch_size=1, max_batch_wait_ms=0), 2, refuse=refuse)
+    start = loop.time()
+    items = asyncio.gather(*(batcher.submit(i) for i in (3, 3, 3, 1, 1, 2)), return_exceptions=True)
+    outcomes = [isinstance(outcome, OverloadedError) for outcome in await items]
+    assert outcomes == [False, False, False, True, True, False]
+    assert model.batches == [[3], [3], [3], [2]]
+    asked.clear()
+    await batcher.submit(0)
+    assert asked == [], "an idle worker tries any item"
     await batcher.close()
 
 
