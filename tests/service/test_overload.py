@@ -28,7 +28,6 @@ from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
 
 STORM_S, TIMES = 3, 8
-MAX_STORMS = 30
 Configure = Callable[..., None]
 
 
@@ -79,10 +78,7 @@ async def test_overload_is_refused_and_passes(running: Running, configure: Confi
     configure(limits={"deadline_s": 1})
     rate = TIMES * len(full.samples) / STORM_S
     async with Watch(running.api, image.read_bytes()) as watch:
-        for _ in range(MAX_STORMS):
-            await open_loop(storm, rate, time.perf_counter() + STORM_S, seed=1)
-            if min(outcomes(storm).get(code, 0) for code in ("200", "503")) > 50 and watch.health_ms:
-                break
+        await open_loop(storm, rate, time.perf_counter() + 4 * STORM_S, seed=1)
     counts = outcomes(storm)
     assert counts.keys() <= {"200", "503", "504"}
     assert counts.get("504", 0) < counts["200"] < counts["503"], counts
