@@ -9,7 +9,7 @@ results.py      the folder of results: manifest, listing, one Parquet part per s
 dataset.py      the stages on Ray Data; the only file here that imports Ray
 worker.py       what a worker does with a shard: read, decode, classify, write
 
-Jobs over HTTP (routes: serve_app/http/jobs.py) add:
+Jobs over HTTP (routes: serve_app/http/jobs/routes.py) add:
 
 zip_archive.py  refuses a zip that is hostile or too large
 job_store.py    the folder of jobs: request, progress and outcome of each

@@ -39,7 +39,7 @@ def relabel(
     with exit_on():
         from serve_app.analytics.relabel import relabel as classify_again
         from serve_app.heads.store import HeadStore
-        from serve_app.http.head_access import stored_name
+        from serve_app.http.heads.access import stored_name
         from serve_app.paths import data_path
 
         store = HeadStore(Path(data_path(heads)))

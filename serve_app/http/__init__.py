@@ -26,7 +26,8 @@ Knows FastAPI and Starlette, but not Ray. The files in the order in which a requ
     one_image.py              classifies the only image of a request, for these two
     model_names.py            model and version in a path -> variant
     error_forms.py            errors in the form of the path's protocol
-    jobs.py                   /v1/jobs; job_uploads.py writes a zip to disk
+    jobs/                     /v1/jobs
+    heads/                    /v1/heads, and what heads say about the images of other routes
     feedback.py               POST /v1/feedback
     status.py                 health, models, status
     service.py                what this package needs from the deployment around it

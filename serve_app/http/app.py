@@ -14,30 +14,22 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from serve_app.errors import InvalidParameterError, ServiceError
-from serve_app.http import (
-    classify,
-    embed,
-    feedback,
-    head_examples,
-    head_export,
-    heads,
-    hugging_face,
-    jobs,
-    oip,
-    status,
-    torchserve,
-)
+from serve_app.http import classify, embed, feedback, hugging_face, oip, status, torchserve
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
 from serve_app.http.canonical import CanonicalMiddleware
 from serve_app.http.cross_site import CrossSiteMiddleware
 from serve_app.http.error_forms import advice, error_response
 from serve_app.http.fan_out import FanOut
-from serve_app.http.head_access import HeadAccess
-from serve_app.http.head_photos import PhotoEmbedder
-from serve_app.http.head_refit import HeadRefitter
-from serve_app.http.head_requests import HeadRequests
-from serve_app.http.head_use import HeadUses
+from serve_app.http.heads import examples as head_examples
+from serve_app.http.heads import export as head_export
+from serve_app.http.heads import routes as head_routes
+from serve_app.http.heads.access import HeadAccess
+from serve_app.http.heads.photos import PhotoEmbedder
+from serve_app.http.heads.refit import HeadRefitter
+from serve_app.http.heads.requests import HeadRequests
+from serve_app.http.heads.use import HeadUses
+from serve_app.http.jobs import routes as job_routes
 from serve_app.http.middleware import AdmissionMiddleware, CorsMiddleware, RequestIdMiddleware
 from serve_app.http.model_names import NamedModels
 from serve_app.http.openapi import complete_document, operation_id
@@ -94,8 +86,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(embed.create_router(service, fan_out))
     app.include_router(oip.create_router(service, fan_out, models))
     app.include_router(feedback.create_router(service, fan_out))
-    app.include_router(jobs.create_router(service, access, head_uses))
-    app.include_router(heads.create_router(head_requests))
+    app.include_router(job_routes.create_router(service, access, head_uses))
+    app.include_router(head_routes.create_router(head_requests))
     app.include_router(head_examples.create_router(head_requests))
     app.include_router(head_export.create_router(head_requests))
     app.include_router(status.create_router(service, access, admission, accounts, stats))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from serve_app.errors import InvalidParameterError
 from serve_app.http.fan_out import FanOut, finish_results
-from serve_app.http.head_use import HeadUses
+from serve_app.http.heads.use import HeadUses
 from serve_app.http.negotiation import choose_media_type
 from serve_app.http.openapi import PROBLEMS, images_body, query_parameters
 from serve_app.http.responses import (

@@ -12,7 +12,7 @@ from starlette.datastructures import State
 
 from serve_app.errors import DeadlineExceededError, ServiceError
 from serve_app.http.admission import Permit
-from serve_app.http.head_use import HeadUse
+from serve_app.http.heads.use import HeadUse
 from serve_app.http.responses import omit_model, response_model, to_image_result, to_problem
 from serve_app.http.schemas import HeadAnswer, ImageResult
 from serve_app.http.service import Service

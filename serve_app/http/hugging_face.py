@@ -6,9 +6,9 @@ parameters, base64 in JSON.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from pydantic import Field, field_validator
 from starlette.responses import Response
@@ -18,7 +18,7 @@ from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.model_names import NamedModels
 from serve_app.http.one_image import TopParameters, classify_one
-from serve_app.http.openapi import IMAGE_BODY, errors_as
+from serve_app.http.openapi import IMAGE_BODY, errors_as, query_parameters
 from serve_app.http.responses import server_timing
 from serve_app.http.schemas import ErrorMessage, LabelScore
 from serve_app.http.service import Service
@@ -74,7 +74,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
     """Build the routes."""
     router = APIRouter(tags=["Hugging Face"])
 
-    async def classify(request: Request, _documented: Annotated[PipelineParameters, Query()]) -> Response:
+    async def classify(request: Request) -> Response:
         """Send an image as the body, or base64 in JSON, as `InferenceClient.image_classification` does.
 
         A path names the model or a head; `/` means the model. Unknown parameters are ignored and named in the header
@@ -96,7 +96,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
             operation_id=f"hugging_face_{name}",
             dependencies=checks,
             response_model=list[LabelScore],
-            openapi_extra={"requestBody": BODY},
+            openapi_extra={"requestBody": BODY, **query_parameters(PipelineParameters)},
             responses=errors_as(ErrorMessage),
             summary="Classify one image, as Hugging Face's inference servers do",
         )

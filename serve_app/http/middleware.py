@@ -18,7 +18,7 @@ from serve_app.http.admission import AdmissionController, Permit
 from serve_app.http.body_pace import PacedBody
 from serve_app.http.cross_site import HEALTH_PATHS
 from serve_app.http.error_forms import app_path, error_response
-from serve_app.http.job_uploads import IDLE_TIMEOUT_S
+from serve_app.http.jobs.uploads import IDLE_TIMEOUT_S
 from serve_app.http.request_headers import has_body, new_request_id, valid_request_id
 from serve_app.http.responses import to_problem
 from serve_app.http.service import Service

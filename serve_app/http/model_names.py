@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from serve_app.errors import HeadsOffError, InvalidParameterError, UnknownHeadError, UnknownModelError
-from serve_app.http.head_use import HeadUse, HeadUses
+from serve_app.http.heads.use import HeadUse, HeadUses
 from serve_app.http.schemas import ImageResult
 from serve_app.http.service import Service
 from serve_app.model_card import ModelRef

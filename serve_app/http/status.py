@@ -12,9 +12,9 @@ from serve_app.config import ResponseConfig
 from serve_app.errors import NotReadyError
 from serve_app.http.accounts import Accounts
 from serve_app.http.admission import AdmissionController
-from serve_app.http.head_access import HeadAccess
-from serve_app.http.head_schemas import summary
-from serve_app.http.job_quota import queue_quota
+from serve_app.http.heads.access import HeadAccess
+from serve_app.http.heads.schemas import summary
+from serve_app.http.jobs.quota import queue_quota
 from serve_app.http.model_names import check_model_name
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import Usage

@@ -6,9 +6,9 @@ only by a deployment, so no call here changes one.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
@@ -17,7 +17,7 @@ from serve_app.http.error_forms import error_response
 from serve_app.http.fan_out import FanOut
 from serve_app.http.model_names import NamedModels, check_model_name, find_version
 from serve_app.http.one_image import TopParameters, classify_one
-from serve_app.http.openapi import IMAGE_BODY, errors_as, form_fields
+from serve_app.http.openapi import IMAGE_BODY, errors_as, form_fields, query_parameters
 from serve_app.http.responses import server_timing
 from serve_app.http.schemas import (
     TorchServeError,
@@ -113,7 +113,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
             versions.append(TorchServeVersion(**_names(card), model_version=card.version, workers=workers))
         return versions
 
-    async def predict(request: Request, _documented: Annotated[TopParameters, Query()]) -> Response:
+    async def predict(request: Request) -> Response:
         """Send an image as the body, or as the file `data` of a form; the result maps labels to probabilities.
 
         Unknown parameters are ignored and named in the header `X-Warnings`.
@@ -135,7 +135,7 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
                 operation_id=f"torchserve_predict{'_version' * (path != PREDICTIONS)}_{method.lower()}",
                 dependencies=[Depends(find)],
                 response_model=dict[str, float],
-                openapi_extra={"requestBody": BODY},
+                openapi_extra={"requestBody": BODY, **query_parameters(TopParameters)},
                 responses=ERRORS,
                 summary="Classify one image, as TorchServe's image_classifier does",
             )

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from serve_app.cli.main import app
 from serve_app.heads.store import HeadStore
-from serve_app.http.head_access import stored_name
+from serve_app.http.heads.access import stored_name
 from tests.support.heads import examples_around, unfitted
 from tests.support.prediction_rows import row, write_raw
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.http.job_errors import hide_paths
+from serve_app.http.jobs.errors import hide_paths
 
 LOCATION = "/srv/app/.jobs/0a/upload.zip"
 

@@ -17,8 +17,8 @@ from starlette.types import Message
 
 from serve_app.config import JobsConfig, WeightsConfig
 from serve_app.errors import MalformedRequestError, SlowBodyError
-from serve_app.http import job_uploads
 from serve_app.http.app import create_app
+from serve_app.http.jobs import uploads
 from tests.support.local_service import LocalService
 from tests.support.raw_zips import RawEntry, raw_zip
 from tests.support.zips import ZIP_HEADER, entry, make_zip
@@ -59,9 +59,7 @@ async def save(path: Path, *chunks: bytes) -> tuple[str, str]:
         return next(received)
 
     headers = [(name.encode(), value.encode()) for name, value in FORM_HEADER.items()]
-    return await job_uploads.save_zip(
-        Request({"type": "http", "headers": headers}, receive), path, JobsConfig(folder=".")
-    )
+    return await uploads.save_zip(Request({"type": "http", "headers": headers}, receive), path, JobsConfig(folder="."))
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -117,14 +115,14 @@ async def test_header_of_a_form_is_bounded(tmp_path: Path) -> None:
 
 async def test_silent_client_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that stops to arrive is refused with 408."""
-    monkeypatch.setattr(job_uploads, "IDLE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(uploads, "IDLE_TIMEOUT_S", 0.01)
 
     async def receive() -> Message:
         await asyncio.Event().wait()
         raise AssertionError
 
     with pytest.raises(SlowBodyError):
-        await job_uploads.save_zip(
+        await uploads.save_zip(
             Request({"type": "http", "headers": []}, receive), tmp_path / "zip", JobsConfig(folder=".")
         )
 

@@ -22,7 +22,7 @@ from serve_app.config import JobsConfig, KeysConfig, WeightsConfig
 from serve_app.errors import ForbiddenSourceError
 from serve_app.http.app import create_app
 from serve_app.http.auth import ApiKeys, hash_key
-from serve_app.http.job_inputs import resolve_source
+from serve_app.http.jobs.inputs import resolve_source
 from serve_app.inference.card import load_card
 from tests.support.local_service import LocalService
 from tests.support.raw_zips import RawEntry, raw_zip

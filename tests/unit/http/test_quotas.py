@@ -14,7 +14,7 @@ from serve_app.config import AdmissionConfig, FeedbackConfig, JobsConfig, KeysCo
 from serve_app.errors import OverloadedError, RateLimitedError
 from serve_app.http.accounts import Accounts
 from serve_app.http.auth import ApiKeys, hash_key
-from serve_app.http.job_quota import UploadSlots
+from serve_app.http.jobs.quota import UploadSlots
 from serve_app.observability.feedback_store import Feedback
 from tests.support.clock import FakeClock
 from tests.support.local_service import LocalService

@@ -6,7 +6,7 @@ from serve_app.batch.job_records import JobHead
 from serve_app.errors import HeadBackboneChangedError, InvalidParameterError
 from serve_app.heads.stored import HeadEntry
 from serve_app.heads.taught import is_taught_with
-from serve_app.http.head_use import HeadUse
+from serve_app.http.heads.use import HeadUse
 from serve_app.model_card import ModelRef
 
 

@@ -17,12 +17,12 @@ from serve_app.errors import HeadBackboneChangedError, HeadNameTakenError, Servi
 from serve_app.heads.examples import Example
 from serve_app.heads.stored import HeadEntry
 from serve_app.http.form_body import FORM
-from serve_app.http.head_access import HeadAccess, shown_name
-from serve_app.http.head_edits import Edit, HeadEditor, in_store
-from serve_app.http.head_photos import PhotoEmbedder, new_examples
-from serve_app.http.head_schemas import document
-from serve_app.http.head_uploads import Photo
-from serve_app.http.head_use import OtherWeights
+from serve_app.http.heads.access import HeadAccess, shown_name
+from serve_app.http.heads.edits import Edit, HeadEditor, in_store
+from serve_app.http.heads.photos import PhotoEmbedder, new_examples
+from serve_app.http.heads.schemas import document
+from serve_app.http.heads.uploads import Photo
+from serve_app.http.heads.use import OtherWeights
 from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.preconditions import Preconditions

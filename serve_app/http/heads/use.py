@@ -11,9 +11,9 @@ from serve_app.deadline import Deadline
 from serve_app.errors import InvalidParameterError, UnknownHeadError
 from serve_app.heads.stored import HeadEntry, LoadedHead
 from serve_app.heads.taught import finite_distance, is_taught_with
-from serve_app.http.head_access import HeadAccess
-from serve_app.http.head_edits import in_store
-from serve_app.http.head_schemas import photo_path
+from serve_app.http.heads.access import HeadAccess
+from serve_app.http.heads.edits import in_store
+from serve_app.http.heads.schemas import photo_path
 from serve_app.http.responses import to_explanation
 from serve_app.http.schemas import HeadAnswer, Prediction, SimilarPhoto, Uncertainty
 from serve_app.http.service import Service

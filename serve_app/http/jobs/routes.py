@@ -26,14 +26,14 @@ from serve_app.errors import (
     NotReadyError,
     ServiceError,
 )
-from serve_app.http.head_access import HeadAccess
-from serve_app.http.head_use import HeadUses
-from serve_app.http.job_errors import hide_server_paths
-from serve_app.http.job_heads import check_one_head, head_of
-from serve_app.http.job_inputs import JobSource, receive_input
-from serve_app.http.job_owner import read_owner, scoped_key
-from serve_app.http.job_quota import UploadSlots, check_queue
-from serve_app.http.job_uploads import FORM
+from serve_app.http.heads.access import HeadAccess
+from serve_app.http.heads.use import HeadUses
+from serve_app.http.jobs.errors import hide_server_paths
+from serve_app.http.jobs.heads import check_one_head, head_of
+from serve_app.http.jobs.inputs import JobSource, receive_input
+from serve_app.http.jobs.owner import read_owner, scoped_key
+from serve_app.http.jobs.quota import UploadSlots, check_queue
+from serve_app.http.jobs.uploads import FORM
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.schemas import JobList
 from serve_app.http.service import Service

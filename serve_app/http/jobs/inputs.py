@@ -16,7 +16,7 @@ from serve_app.batch.job_records import UPLOAD
 from serve_app.batch.zip_archive import check_zip
 from serve_app.config import JobsConfig
 from serve_app.errors import ForbiddenSourceError, MalformedRequestError, UnsupportedImageError
-from serve_app.http.job_uploads import FORM, RAW_TYPES, save_zip
+from serve_app.http.jobs.uploads import FORM, RAW_TYPES, save_zip
 from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.uploads import RequestModel, content_type, read_json
 

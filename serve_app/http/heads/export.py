@@ -17,9 +17,9 @@ from starlette.responses import Response
 
 from serve_app.errors import HeadBackboneChangedError, InvalidParameterError, OverloadedError, ServiceError
 from serve_app.heads.stored import HeadEntry
-from serve_app.http.head_access import shown_name
-from serve_app.http.head_edits import in_store
-from serve_app.http.head_requests import PATH, READ_ERRORS, HeadRequests, problems
+from serve_app.http.heads.access import shown_name
+from serve_app.http.heads.edits import in_store
+from serve_app.http.heads.requests import PATH, READ_ERRORS, HeadRequests, problems
 from serve_app.scheduling import idle_python
 
 Format = Literal["safetensors", "onnx"]

@@ -15,10 +15,10 @@ from starlette.responses import Response
 from serve_app.errors import UnknownHeadError
 from serve_app.heads.examples import Example
 from serve_app.heads.names import clean_class_name
-from serve_app.http.head_edits import Edit, check_size, in_store, without_duplicates
-from serve_app.http.head_requests import EDIT_ERRORS, PATH, PHOTOS_BODY, READ_ERRORS, HeadRequests, json_body, problems
-from serve_app.http.head_schemas import HeadDocument, RelabelBody
-from serve_app.http.head_uploads import read_photos
+from serve_app.http.heads.edits import Edit, check_size, in_store, without_duplicates
+from serve_app.http.heads.requests import EDIT_ERRORS, PATH, PHOTOS_BODY, READ_ERRORS, HeadRequests, json_body, problems
+from serve_app.http.heads.schemas import HeadDocument, RelabelBody
+from serve_app.http.heads.uploads import read_photos
 from serve_app.http.openapi import IMAGE_BODY
 from serve_app.http.preconditions import Preconditions
 from serve_app.http.unknown_parameters import note_unknown_query

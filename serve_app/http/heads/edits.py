@@ -24,7 +24,7 @@ from serve_app.heads.examples import Example
 from serve_app.heads.fit import Fitted
 from serve_app.heads.stored import HeadEntry
 from serve_app.heads_config import HeadsConfig
-from serve_app.http.head_uploads import Photo
+from serve_app.http.heads.uploads import Photo
 from serve_app.http.preconditions import Preconditions
 from serve_app.http.service import Heads, Service
 from serve_app.model_card import ModelRef

@@ -12,7 +12,7 @@ from serve_app.errors import DeadlineExceededError, NotReadyError, ServiceError
 from serve_app.heads.examples import Example, new_example_id
 from serve_app.http.admission import Permit
 from serve_app.http.fan_out import FanOut
-from serve_app.http.head_uploads import Photo
+from serve_app.http.heads.uploads import Photo
 from serve_app.http.service import Service
 from serve_app.messages import ClassifyRequest, ClassifyResult, RequestContext
 from serve_app.model_card import ModelRef

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 
 from serve_app.heads.report import Accuracy, HeadReport
 from serve_app.heads.stored import HeadEntry, StoredHead
-from serve_app.http.head_access import shown_name
+from serve_app.http.heads.access import shown_name
 from serve_app.http.uploads import RequestModel
 from serve_app.model_card import ModelRef
 from serve_app.settings import FrozenModel

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from serve_app.errors import HeadBackboneChangedError, UnknownHeadError
 from serve_app.heads.names import check_head_name
 from serve_app.heads.store import HeadStore
-from serve_app.http.head_access import check_free, stored_name
-from serve_app.http.head_edits import check_size, in_store, without_duplicates
-from serve_app.http.head_requests import (
+from serve_app.http.heads.access import check_free, stored_name
+from serve_app.http.heads.edits import check_size, in_store, without_duplicates
+from serve_app.http.heads.requests import (
     EDIT_ERRORS,
     PATH,
     PHOTOS_BODY,
@@ -24,8 +24,8 @@ from serve_app.http.head_requests import (
     problems,
     to_json,
 )
-from serve_app.http.head_schemas import HeadDocument, HeadList, RollbackBody, ShareBody, summary
-from serve_app.http.head_uploads import read_photos
+from serve_app.http.heads.schemas import HeadDocument, HeadList, RollbackBody, ShareBody, summary
+from serve_app.http.heads.uploads import read_photos
 from serve_app.http.preconditions import Preconditions
 from serve_app.http.unknown_parameters import note_unknown_query
 from serve_app.http.uploads import RequestModel, read_json

@@ -15,10 +15,10 @@ from serve_app.errors import HeadBackboneChangedError, HeadDamagedError, Precond
 from serve_app.heads.stored import HeadEntry, LoadedHead, StoredHead
 from serve_app.heads.taught import is_taught_with
 from serve_app.http.admission import AdmissionController
-from serve_app.http.head_access import HeadAccess, shown_name
-from serve_app.http.head_edits import in_store
-from serve_app.http.head_photos import PhotoEmbedder
-from serve_app.http.head_uploads import Photo
+from serve_app.http.heads.access import HeadAccess, shown_name
+from serve_app.http.heads.edits import in_store
+from serve_app.http.heads.photos import PhotoEmbedder
+from serve_app.http.heads.uploads import Photo
 from serve_app.http.service import Service
 from serve_app.model_card import ModelRef
 from serve_app.routing.traffic_split import VariantChoice
