@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from frontend.api_client import Json, Photo
-from frontend.components.heat_map import overlay
+from frontend.components.heat_map import crop_fraction, overlay
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import Picture
 
@@ -54,10 +54,9 @@ def show_map(picture: Picture, photo: Photo, answer: Json, model: Json) -> None:
     shown, explanation = picture.open(), answer["explanation"]
     if shown is None or explanation is None:
         return
-    crop_fraction = model["transform"]["crop_px"] / model["transform"]["resize_px"]
     label = explanation["label"]
     st.image(
-        overlay(shown, explanation["values"], crop_fraction, MAP_OPACITY),
+        overlay(shown, explanation["values"], crop_fraction(model), MAP_OPACITY),
         f"These places speak for “{escape_markdown(label)}”",
         "stretch",
         alt=f"The photo {photo.name} with the places marked that speak for {label}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -10,19 +12,24 @@ from PIL import Image
 COLOR_STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float)
 
 
-def overlay(photo: Image.Image, values: list[list[float]], crop_fraction: float, opacity: float) -> Image.Image:
+def crop_fraction(model: dict[str, Any]) -> float:
+    """Return the side of the model's center crop divided by the photo's short side; ``model`` is from the API."""
+    return float(model["transform"]["crop_px"] / model["transform"]["resize_px"])
+
+
+def overlay(photo: Image.Image, values: list[list[float]], fraction: float, opacity: float) -> Image.Image:
     """Draw a class activation map over the part of the photo that the model received; fade the rest.
 
     Args:
         photo: RGB, upright.
         values: Evidence per grid cell, in logits; negative evidence is not drawn.
-        crop_fraction: Side of the model's center crop divided by the photo's short side.
+        fraction: What ``crop_fraction`` returns.
         opacity: Opacity of the strongest evidence, 0-1.
 
     Source:
         Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016.
     """
-    side = max(1, round(min(photo.size) * crop_fraction))
+    side = max(1, round(min(photo.size) * fraction))
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     evidence = np.clip(np.asarray(values, np.float32), 0, None)
     evidence /= max(float(evidence.max()), 1e-6)

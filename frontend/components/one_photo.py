@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import altair as alt
 import pandas as pd
 import streamlit as st
 
-from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
+from frontend.api_client import ApiClient, Json, Photo
 from frontend.components.certainty import show_certainty
 from frontend.components.downloads import offer_csv_and_json, to_csv
 from frontend.components.feedback import show_feedback
-from frontend.components.heat_map import overlay
+from frontend.components.heat_map import crop_fraction, overlay
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import Picture, make_picture, show_picture
 from frontend.components.problems import show_problem
+from frontend.components.session_results import kept_result
 from frontend.components.taught_classes import show_taught_classes
 
 # Every color has a contrast of 3 to the background of both themes (WCAG 2.2, 1.4.11).
@@ -34,10 +34,7 @@ def show_one(client: ApiClient, photo: Photo, served: Json, taught: Sequence[Jso
     """
     model = served["models"][0]
     select_key = f"{key}-class-{photo.key}"
-    if problem := size_problem(photo, served["limits"]):
-        result = failed(0, photo, problem)
-    else:
-        result = _result(client, photo, model, None)
+    result = _result(client, photo, served, None)
     picture = make_picture(photo, served["limits"])
     if result["status"] == "error":
         show_problem(result["error"], photo.name)
@@ -47,7 +44,7 @@ def show_one(client: ApiClient, photo: Photo, served: Json, taught: Sequence[Jso
             show_picture(picture, escape_markdown(photo.name), width=320, alt=f"Your photo {photo.name}")
         return
     show_certainty(result)
-    explained = _explain(client, photo, result, model, st.session_state.get(select_key))
+    explained = _explain(client, photo, result, served, st.session_state.get(select_key))
     pictures, predictions = st.columns([3, 2], gap="large")
     with pictures:
         _show_pictures(picture, photo, explained, model, key)
@@ -60,24 +57,16 @@ def show_one(client: ApiClient, photo: Photo, served: Json, taught: Sequence[Jso
     _show_snippets(client, photo, result)
 
 
-def _result(client: ApiClient, photo: Photo, model: Json, explain_class: int | None) -> Json:
-    """Return the photo's result, from the session's cache or from the API; retryable errors are not cached."""
-    cache: dict[Any, Json] = st.session_state.setdefault("explained-results", {})
-    key = (photo.key, model["version"], explain_class)
-    if key not in cache:
-        with st.spinner("Classifying…"):
-            result = client.classify(photo, explain_class)
-        if result["status"] == "error" and result["error"].get("retryable"):
-            return result
-        cache[key] = result
-    return cache[key]
+def _result(client: ApiClient, photo: Photo, served: Json, explain_class: int | None) -> Json:
+    key = (served["models"][0]["version"], explain_class)
+    return kept_result(photo, served, key, lambda: client.classify(photo, explain_class))
 
 
-def _explain(client: ApiClient, photo: Photo, result: Json, model: Json, class_id: int | None) -> Json:
+def _explain(client: ApiClient, photo: Photo, result: Json, served: Json, class_id: int | None) -> Json:
     """Return the photo's result with the heat map of a class; show the error and the first map if that fails."""
     if class_id in (None, result["explanation"]["class_id"]):
         return result
-    explained = _result(client, photo, model, class_id)
+    explained = _result(client, photo, served, class_id)
     if explained["status"] == "error":
         show_problem(explained["error"], photo.name)
         return result
@@ -89,7 +78,6 @@ def _show_pictures(picture: Picture, photo: Photo, result: Json, model: Json, ke
         show_picture(picture)
         return
     explanation, info = result["explanation"], result["image"]
-    crop_fraction = model["transform"]["crop_px"] / model["transform"]["resize_px"]
     opacity = st.slider("Heat map opacity", 0.0, 1.0, 0.6, 0.05, key=f"{key}-opacity")
     plain, heat = st.columns(2)
     caption = f"{escape_markdown(info['format'].upper())} · {info['width']} × {info['height']} px"
@@ -97,7 +85,7 @@ def _show_pictures(picture: Picture, photo: Photo, result: Json, model: Json, ke
         show_picture(picture, caption, alt=f"Your photo {photo.name}")
     label = explanation["label"]
     heat.image(
-        overlay(shown, explanation["values"], crop_fraction, opacity),
+        overlay(shown, explanation["values"], crop_fraction(model), opacity),
         f"Heat map for “{escape_markdown(label)}” · the faded border is outside the model's crop",
         "stretch",
         alt=f"Your photo with the places marked that speak for {label}",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 
-from frontend.api_client import ApiClient, Json, Photo, failed, size_problem
+from frontend.api_client import ApiClient, Json, Photo
 from frontend.components.head_answer import show_answer
 from frontend.components.markdown import escape_markdown
 from frontend.components.problems import show_problem
+from frontend.components.session_results import kept_result
 from frontend.heads_client import HeadsClient
 
 
@@ -38,18 +38,6 @@ def show_taught_classes(client: ApiClient, photo: Photo, served: Json, taught: S
 
 
 def classify_taught(heads: HeadsClient, photo: Photo, versions: dict[str, str], served: Json) -> Json:
-    """Return what heads say about a photo, from the session's cache or from the API.
-
-    ``versions`` are those of the heads, by name. Errors that a later try can cure are not cached.
-    """
-    cache: dict[Any, Json] = st.session_state.setdefault("head-results", {})
-    key = (photo.key, tuple(versions.items()), served["models"][0]["sha256"])
-    if key not in cache:
-        if problem := size_problem(photo, served["limits"]):
-            return failed(0, photo, problem)
-        with st.spinner("Classifying…"):
-            result = heads.classify(photo, versions)
-        if result["status"] == "error" and result["error"].get("retryable"):
-            return result
-        cache[key] = result
-    return cache[key]
+    """Return what heads say about a photo; ``versions`` are those of the heads, by name."""
+    key = ("heads", *versions.items(), served["models"][0]["sha256"])
+    return kept_result(photo, served, key, lambda: heads.classify(photo, versions))
