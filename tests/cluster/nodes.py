@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -27,21 +28,30 @@ class Node:
         host: The node's loopback address. 127.0.0.1 is not used: Ray replaces it by the machine's own address.
     """
 
-    def __init__(self, number: int, folder: Path, options: list[str], api_port: int) -> None:
+    def __init__(
+        self, number: int, folder: Path, options: list[str], api_port: int, cpus: int = 4, redis: str | None = None
+    ) -> None:
+        """Start a node; ``redis`` is the address of the Redis that keeps the state of Ray's control plane."""
         self.host = f"127.0.0.{number}"
         files = folder / f"n{number}"
         files.mkdir(exist_ok=True)
         self.output = files / "output"
-        with self.output.open("w") as output:
+        self._command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address", self.host, "--num-cpus", str(cpus), "--resources", json.dumps({"model": cpus // 2})),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+            *("--dashboard-agent-listen-port", str(free_port()), *options),
+        ]
+        self._environment = environment(files, api_port) | (_survive_head(redis) if redis else {})
+        self.start()
+
+    def start(self) -> None:
+        """Start the node, also once more after ``kill``, under the same addresses."""
+        with self.output.open("a") as output:
             self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
-                    *("--node-ip-address", self.host, "--num-cpus", "4", "--resources", '{"model": 2}'),
-                    *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-                    *("--dashboard-agent-listen-port", str(free_port()), *options),
-                ],
+                self._command,
                 cwd=ROOT,
-                env=environment(files, api_port),
+                env=self._environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -65,12 +75,16 @@ class Head(Node):
         dashboard: URL of Ray's dashboard; `serve-app deploy` sends configs to it.
     """
 
-    def __init__(self, folder: Path, api_port: int) -> None:
+    def __init__(self, folder: Path, api_port: int, cpus: int = 4, redis: str | None = None) -> None:
         port, dashboard_port = free_port(), free_port()
         options = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
         options += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder / "r")]
-        super().__init__(2, folder, options, api_port)
-        self.address, self.dashboard = f"{self.host}:{port}", f"http://127.0.0.1:{dashboard_port}"
+        self.address, self.dashboard = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
+        super().__init__(2, folder, options, api_port, cpus, redis)
+
+    def start(self) -> None:
+        """Start the node and wait for its dashboard."""
+        super().start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             with suppress(httpx2.HTTPError):
@@ -89,3 +103,8 @@ def environment(files: Path, api_port: int) -> dict[str, str]:
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
     }  # the head keeps http_options.port
     return {**os.environ, **read_ray_env(), **haproxy_files_and_ports(files), **own}
+
+
+def _survive_head(redis: str) -> dict[str, str]:
+    """What KubeRay sets with gcsFaultToleranceOptions: Redis, and how long a node waits for another head."""
+    return {"RAY_REDIS_ADDRESS": redis, "RAY_gcs_rpc_server_reconnect_timeout_s": "600"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,9 +16,10 @@ import httpx2
 import pytest
 
 from serve_app.launcher.environment import free_port
-from serve_app.release.rollout import ServeApi
+from serve_app.release.rollout import RefusedError, ServeApi
 from serve_app.release.serve_config import check, read
 from tests.cluster.nodes import Head, Node
+from tests.support.configs import tuned
 from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
@@ -24,6 +27,7 @@ from tests.support.photos import make_photo
 pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two minutes: make test-nodes runs it")
 
 RATE = 10
+HEADLESS_S = 30
 RECOVERY_S = 30  # no request may fail later than this after a node is lost
 
 
@@ -48,6 +52,18 @@ def two_replica_config(port: int) -> dict[str, Any]:
             deployment["ray_actor_options"]["resources"] = {"model": 1}
     check(config)
     return config
+
+
+@pytest.fixture
+def redis(folder: Path) -> Iterator[str]:
+    """The address of a Redis server of its own."""
+    if (program := shutil.which("redis-server")) is None:
+        pytest.skip("redis-server is not installed")
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        yield f"127.0.0.1:{port}"
+        process.terminate()
 
 
 def replicas_by_node(cluster: ServeApi) -> dict[str, Counter[str]]:
@@ -115,3 +131,51 @@ def test_the_service_recovers_from_a_lost_node(folder: Path) -> None:
     finally:
         for node in nodes:
             node.kill()
+
+
+@pytest.mark.timeout(600)
+def test_the_service_survives_the_loss_of_its_head(folder: Path, redis: str) -> None:
+    """With Ray's state in Redis, the other node answers while there is no head, and then takes a new config."""
+    port, other_port = free_port(), free_port()
+    nodes: list[Node] = [head := Head(folder, port, cpus=0, redis=redis)]
+    try:
+        nodes.append(Node(3, folder, ["--address", head.address], other_port, redis=redis))
+        cluster, config = ServeApi(head.dashboard), two_replica_config(port)
+        for deployment in config["applications"][0]["deployments"]:
+            deployment["num_replicas"] = 1
+        cluster.apply(config, 200)
+        url = f"http://127.0.0.1:{other_port}/v1/classify"
+        wait_for(lambda: httpx2.post(url, content=make_photo(), timeout=30).is_success, 30, url)
+        before = replica_ids(cluster)
+        load = ConstantLoad(url, make_photo(), RATE)
+        with load.running():
+            time.sleep(5)
+            head.kill()
+            time.sleep(HEADLESS_S)
+            head.start()
+            wait_for(lambda: replica_ids(cluster) == before, 120, "Serve finds the replicas that ran on")
+            cluster.apply(tuned(config, "Ingress", top_k=3), 200)
+            time.sleep(5)
+        failed = load.failed()
+        outcomes = Counter(request.outcome[:100] for request in failed)
+        slowest_ms = max(request.ms for request in load.outcomes)
+        print(f"{len(load.outcomes)} requests, slowest {slowest_ms:.0f} ms, {len(failed)} failed: {outcomes}")
+        assert failed == []
+        assert replica_ids(cluster) == before
+        assert len(httpx2.post(url, content=make_photo()).json()["results"][0]["predictions"]) == 3
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def replica_ids(cluster: ServeApi) -> dict[str, set[str]]:
+    """Return the running replicas of each stage; empty while Serve does not know its application."""
+    try:
+        applications = cluster.state()["applications"]
+    except RefusedError:
+        return {}
+    deployments = applications.get("classify", {"deployments": {}})["deployments"]
+    return {
+        name: {replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
+        for name, deployment in deployments.items()
+    }

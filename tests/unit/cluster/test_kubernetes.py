@@ -23,7 +23,7 @@ from serve_app.config import LimitsConfig
 from tests.support.paths import ROOT
 
 MANIFESTS = ROOT / "cluster" / "kubernetes"
-VARIANTS = {"new-cluster": [], "incremental": ["incremental", "monitoring", "private-images"]}
+VARIANTS = {"new-cluster": [], "components": ["durable-head", "incremental", "monitoring", "private-images"]}
 KINDS = {
     *("Namespace", "ConfigMap", "RayService", "Deployment", "Service", "PersistentVolumeClaim"),
     *("HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy"),
@@ -98,7 +98,7 @@ def rayservice_errors() -> Callable[[Manifest], list[str]]:
 def test_core_objects_are_valid(manifests: list[Manifest]) -> None:
     """They match Kubernetes' own schemas, without unknown keys, from the oldest version that the page names."""
     assert f"Kubernetes {OLDEST}" in (ROOT / "docs" / "kubernetes.md").read_text()
-    assert {manifest["kind"] for manifest in manifests} - {"PodMonitor"} == KINDS
+    assert {manifest["kind"] for manifest in manifests} - {"PodMonitor", "StatefulSet"} == KINDS
     for manifest in manifests:
         if manifest["kind"] not in ("RayService", "PodMonitor"):
             for version in (OLDEST, kubernetes_validate.latest_version()):
@@ -199,6 +199,39 @@ def test_a_worker_that_is_evicted_finishes_its_requests(manifests: list[Manifest
         sleep_s = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
         assert sleep_s >= service_s + deadline_s
         assert spec["terminationGracePeriodSeconds"] >= sleep_s + ray_stop_s
+
+
+def test_a_durable_head_finds_its_state(manifests: list[Manifest]) -> None:
+    """KubeRay gets the address and the password of a store that Ray's pods, and nobody else, may reach."""
+    stores = [manifest for manifest in manifests if manifest["kind"] == "StatefulSet"]
+    options = only(manifests, "RayService")["spec"]["rayClusterConfig"].get("gcsFaultToleranceOptions")
+    assert bool(stores) == bool(options)
+    for store in stores:
+        template = store["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        (port,) = (each["containerPort"] for each in container["ports"])
+        services = [manifest for manifest in manifests if manifest["kind"] == "Service"]
+        (service,) = (each for each in services if matches({"matchLabels": each["spec"]["selector"]}, template))
+        assert options["redisAddress"] == f"{service['metadata']['name']}:{port}"
+        (password,) = container["env"]
+        assert options["redisPassword"] == {"valueFrom": password["valueFrom"]}
+        assert f"$({password['name']})" in container["args"]
+        assert set(admitted(manifests, template)) == {("app=classify,part=ray", port)}
+        policies = [manifest["spec"] for manifest in manifests if manifest["kind"] == "NetworkPolicy"]
+        peers = [
+            rule
+            for policy in policies
+            if matches(policy["podSelector"], pods(manifests)["head"])
+            for rule in policy.get("egress", ())
+            if any(each["podSelector"]["matchLabels"] == template["metadata"]["labels"] for each in rule.get("to", ()))
+        ]
+        assert [rule["ports"] for rule in peers] == [[{"port": port}]]
+        assert template["spec"]["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
 
 
 def test_images_are_named_by_digest(manifests: list[Manifest]) -> None:
