@@ -1,4 +1,4 @@
-"""Try a head: one photo from a file or the camera -> what the head says about it."""
+"""Try a head: one photo from a file or the camera -> what the head says about it, and the right class where it errs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from frontend.components.pictures import make_picture, show_picture
 from frontend.components.problems import show_problem
 from frontend.components.taught_classes import classify_taught
 from frontend.components.taught_pictures import picture_of, show_gallery
+from frontend.components.teach_draft import get_draft
 from frontend.components.uploads import max_upload_mb, read_photo
 from frontend.heads_client import HeadsClient
 
@@ -56,3 +57,19 @@ def _show_result(heads: HeadsClient, head: Json, photo: Photo, served: Json) -> 
         names = ", ".join(escape_markdown(example["class"]) for example in similar)
         st.markdown(f"The taught photos that are most like it: {names}")
         show_gallery([(picture_of(heads, each), f"Taught photo of {each['class']}") for each in similar], "similar")
+    if head["mine"]:
+        _ask_right_class(head, photo, served)
+
+
+def _ask_right_class(head: Json, photo: Photo, served: Json) -> None:
+    """Offer to put the photo among the new ones of the class that it has; the next click on Teach adds it."""
+    key = f"try-{head['name']}-{photo.key}"
+    classes = {each.name: each for each in get_draft(head).classes if each.is_taught}
+    if holder := next((each for each in classes.values() if photo in each.photos), None):
+        st.success(f"It is a new photo of **{escape_markdown(holder.name)}** now. Press Teach.", icon=":material/check:")
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Not right? Then it is …", classes, None, placeholder="the right class", key=f"{key}-is")
+        if st.button("Teach it this", key=f"{key}-teach", disabled=name is None) and name:
+            classes[name].add([photo], served["limits"])
+            st.rerun()  # the whole page, which shows the class with its new photo

@@ -138,6 +138,25 @@ def test_adding_photos_and_a_class(page: AppTest, heads: HeadsClient) -> None:
     assert heads.get(HEAD)["labels"] == ["green", "red"]
 
 
+def test_a_wrong_answer_becomes_an_example(page: AppTest, heads: HeadsClient) -> None:
+    """The photo that was tried gets its right class with a click, and the next Teach adds it."""
+    heads.create(HEAD, PHOTOS)
+    page.query_params["head"] = HEAD
+    page.run()
+    (tried,) = photos_of("red", count=1, first=50)["red"]
+    (uploader,) = [each for each in page.file_uploader if each.label == "A photo to try"]
+    uploader.set_value([("tried.jpg", tried, "image/jpeg")]).run()
+    (right,) = [each for each in page.selectbox if each.label.startswith("Not right?")]
+    assert right.options == ["green", "red"]
+    right.set_value("red").run()
+    (button,) = [each for each in page.button if each.label == "Teach it this"]
+    button.click().run()
+    assert "It is a new photo of **red** now" in texts(page)
+    teach(page)
+    assert not page.exception
+    assert [each["class"] for each in heads.get(HEAD)["examples"]].count("red") == 4
+
+
 def test_share_and_roll_back(page: AppTest, heads: HeadsClient) -> None:
     """The switch shares a head, and an earlier version serves again."""
     first = heads.create(HEAD, {"red": PHOTOS["red"]})["version"]
