@@ -1,4 +1,4 @@
-"""What the client can do, written once, as coroutines; client.py drives the same ones without an event loop."""
+"""What the client can do, written once, as coroutines; client.py makes blocking methods of them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Operations:
         that fails has a result with an ``error``; images that the service refuses for a while are sent again.
 
         Args:
-            images: Inputs as of ``classify``; also an asynchronous iterable.
+            images: Inputs as of ``classify``. ``AsyncClient`` takes an asynchronous iterable too.
             ordered: Yield the results in the order of the images. Otherwise each result comes when it is ready.
             progress: Show a progress bar, which needs tqdm.
             top_k: Number of classes; by default the service's.

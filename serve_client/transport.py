@@ -1,19 +1,23 @@
 """How requests reach the service: over sockets that block, or over those of an event loop.
 
 The client's operations are written once, as coroutines over a transport. Those of ``BlockingTransport`` never suspend,
-so ``run`` and ``iterate`` drive the same operations without an event loop.
+so ``run`` and ``iterate`` drive the same operations without an event loop. ``blocking`` and ``blocking_iterator`` make
+methods of them, with their parameters and docstrings.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from typing import IO, Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import IO, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 import httpx2
 
+P = ParamSpec("P")
 T = TypeVar("T")
 UPLOAD_CHUNK_BYTES = 1 << 20
 
@@ -168,3 +172,27 @@ def iterate(items: AsyncGenerator[T, None]) -> Iterator[T]:
             yield item
     finally:
         run(items.aclose())
+
+
+def blocking(operation: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method that runs an operation of ``self._operations``."""
+
+    @functools.wraps(operation)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run(operation(self._operations, *args, **kwargs))
+
+    return method
+
+
+def blocking_iterator(
+    operation: Callable[Concatenate[Any, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[Any, P], Iterator[T]]:
+    """Return a method that yields the items of an operation of ``self._operations``."""
+
+    @functools.wraps(operation)
+    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return iterate(operation(self._operations, *args, **kwargs))
+
+    shown = inspect.signature(operation)  # for help(), which would show an asynchronous generator
+    setattr(method, "__signature__", shown.replace(return_annotation="Iterator"))  # noqa: B010 # mypy knows no such attribute
+    return method
