@@ -1,8 +1,9 @@
 """Client of the image-classification service serve-app.
 
 Images and jobs go in, dataclasses come out, and errors are exceptions. The files, in the order in which a call meets
-them: client.py, jobs.py and async_client.py, operations.py and job_operations.py, images.py, batches.py, session.py,
-retries.py, transport.py, lines.py, parse.py and from_json.py, results.py, errors.py; progress.py shows bars.
+them: client.py, jobs.py, heads.py and async_client.py, operations.py, job_operations.py and head_operations.py,
+images.py, batches.py, session.py, retries.py, transport.py, lines.py, parse.py and from_json.py, results.py and
+head_results.py, errors.py; progress.py shows bars.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from serve_client.errors import (
     UnexpectedResponseError,
     UnreadableImageError,
 )
+from serve_client.head_results import Head
 from serve_client.images import ImageInput
 from serve_client.results import ImageResult, JobRow, JobState, Prediction
 
@@ -25,6 +27,7 @@ from serve_client.results import ImageResult, JobRow, JobState, Prediction
 __all__ = [
     "AsyncClient",
     "Client",
+    "Head",
     "ImageInput",
     "ImageResult",
     "JobRow",

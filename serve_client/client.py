@@ -8,6 +8,7 @@ from typing import Self
 import httpx2
 
 from serve_client.async_client import DEFAULT_URL, MAX_RETRIES, TIMEOUT_S, http_options
+from serve_client.heads import Heads
 from serve_client.jobs import Jobs
 from serve_client.operations import Operations
 from serve_client.session import Session
@@ -32,6 +33,7 @@ class Client:
         transport: Replaces the network; tests use it.
 
     Attributes:
+        heads: Heads, the classes that you teach.
         jobs: Batch jobs.
 
     Raises:
@@ -50,6 +52,7 @@ class Client:
     ) -> None:
         http = httpx2.Client(transport=transport, **http_options(url, api_key, headers))
         self._operations = Operations(Session(BlockingTransport(http), timeout, max_retries))
+        self.heads = Heads(self._operations.heads)
         self.jobs = Jobs(self._operations.jobs)
 
     def __enter__(self) -> Self:

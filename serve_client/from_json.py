@@ -12,6 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from serve_client.errors import UnexpectedResponseError
 
 T = TypeVar("T")
+RENAMED = {"class_name": "class"}  # members of the API that are no names in Python
 
 
 def from_json(kind: type[T], data: Any) -> T:
@@ -35,7 +36,8 @@ def _object(kind: type[T], data: Any) -> T:
     if not isinstance(data, Mapping):
         raise TypeError(f"not a {kind.__name__}")
     hints = _hints(kind)  # type: ignore[arg-type] # every class is hashable
-    return kind(**{name: _value(hints[name], data[name]) for name in hints if name in data})
+    members = {name: RENAMED.get(name, name) for name in hints}
+    return kind(**{name: _value(hints[name], data[member]) for name, member in members.items() if member in data})
 
 
 def _value(hint: Any, data: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence, Sized
 from contextlib import aclosing
 from dataclasses import replace
 from http import HTTPStatus
@@ -12,6 +12,7 @@ from urllib.parse import quote
 from serve_client.batches import Batches, in_order
 from serve_client.errors import ProblemError
 from serve_client.from_json import from_json
+from serve_client.head_operations import HeadOperations
 from serve_client.images import ImageInput
 from serve_client.job_operations import JobOperations
 from serve_client.parse import to_image_result
@@ -29,12 +30,14 @@ class Operations:
     not respond; see serve_client/errors.py. ``timeout`` is in seconds and replaces the client's.
 
     Attributes:
+        heads: Heads, the classes that you teach.
         jobs: Batch jobs.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._limits: Limits | None = None
+        self.heads = HeadOperations(session)
         self.jobs = JobOperations(session)
 
     async def aclose(self) -> None:
@@ -50,6 +53,8 @@ class Operations:
         explain: bool = False,
         explain_class: int | None = None,
         embed: bool = False,
+        head: str | Sequence[str] | None = None,
+        similar: int | None = None,
         model: str | None = None,
         timeout: float | None = None,
     ) -> ImageResult:
@@ -63,6 +68,8 @@ class Operations:
             explain: Add a class activation map of the most likely class.
             explain_class: Add the map of this class instead.
             embed: Add the image's embedding.
+            head: Name of a head, or of several, whose classes are used instead; see ``ImageResult.heads``.
+            similar: Number of the most similar taught photos of each head to name.
             model: Variant of the model.
             timeout: Time for the call with its repetitions.
 
@@ -70,7 +77,7 @@ class Operations:
             UnreadableImageError: The image cannot be read; nothing was sent.
             ProblemError: The service refused the image, such as ``InvalidImageError``, or the request.
         """
-        params = _params(top_k, min_score, explain, explain_class, embed)
+        params = _params(top_k, min_score, explain, explain_class, embed, head, similar)
         return await self._send_one(
             Request("POST", CLASSIFY_PATH, {"params": params, "headers": _model(model)}), image, timeout
         )
@@ -85,6 +92,7 @@ class Operations:
         min_score: float | None = None,
         explain: bool = False,
         embed: bool = False,
+        head: str | Sequence[str] | None = None,
         model: str | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[ImageResult, None]:
@@ -101,6 +109,7 @@ class Operations:
             min_score: Leave out classes with a lower score.
             explain: Add a class activation map of each image's most likely class.
             embed: Add each image's embedding.
+            head: As of ``classify``.
             model: Variant of the model.
             timeout: Time for one request, with its repetitions.
 
@@ -108,9 +117,8 @@ class Operations:
             ProblemError: The service refused a whole request, such as ``UnauthorizedError``.
             NoResponseError: A request got no response in time.
         """
-        request = Request(
-            "POST", CLASSIFY_PATH, {"params": _params(top_k, min_score, explain, None, embed), "headers": _model(model)}
-        )
+        params = _params(top_k, min_score, explain, None, embed, head, None)
+        request = Request("POST", CLASSIFY_PATH, {"params": params, "headers": _model(model)})
         async with aclosing(self._send_many(request, images, ordered, progress, timeout)) as results:
             async for result in results:
                 yield result
@@ -240,7 +248,13 @@ class Operations:
 
 
 def _params(
-    top_k: int | None, min_score: float | None, explain: bool, explain_class: int | None, embed: bool
+    top_k: int | None,
+    min_score: float | None,
+    explain: bool,
+    explain_class: int | None,
+    embed: bool,
+    head: str | Sequence[str] | None,
+    similar: int | None,
 ) -> dict[str, Any]:
     params = {
         "top_k": top_k,
@@ -248,6 +262,8 @@ def _params(
         "explain": "cam" if explain or explain_class is not None else None,
         "explain_class": explain_class,
         "embed": "true" if embed else None,
+        "head": head if head is None or isinstance(head, str) else ",".join(head),
+        "similar": similar,
     }
     return {name: value for name, value in params.items() if value is not None}
 

@@ -63,6 +63,42 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class SimilarPhoto:
+    """A taught photo that is like the image.
+
+    Attributes:
+        id: None if another API key owns the head.
+        distance: 1 - cosine of the embeddings, 0-2.
+    """
+
+    id: str | None
+    class_name: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class HeadAnswer:
+    """What a head says about an image.
+
+    Attributes:
+        version: Version of the head.
+        none_of_these: The photo is not like the taught ones: ``distance`` > ``max_distance``.
+        distance: From the nearest taught photo: 1 - cosine of the embeddings, 0-2.
+        max_distance: None if too few photos were taught to set it.
+        similar: The most similar taught photos, if they were asked for.
+    """
+
+    version: str
+    predictions: tuple[Prediction, ...]
+    none_of_these: bool
+    distance: float
+    uncertainty: Uncertainty
+    max_distance: float | None = None
+    explanation: Explanation | None = None
+    similar: tuple[SimilarPhoto, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ImageResult:
     """The result of one image: predictions, an embedding or both; or an error.
 
@@ -71,6 +107,7 @@ class ImageResult:
         name: File name or address of the image; None for bytes and objects without a name.
         predictions: Best first; empty if there is an error.
         embedding: 512 numbers in the precision of float32; None if they were not asked for.
+        heads: What each head that was asked for says, by its name.
         version: Version of the weights that classified it.
         timings_ms: ``decode``, ``queue`` and ``model``.
         batch_size: Images that shared the model's batch.
@@ -86,6 +123,7 @@ class ImageResult:
     image: ImageInfo | None = None
     explanation: Explanation | None = None
     embedding: tuple[float, ...] | None = None
+    heads: dict[str, HeadAnswer] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     version: str | None = None

@@ -1,0 +1,153 @@
+"""Heads, the classes that you teach: teach, look at, change, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+from urllib.parse import quote
+
+from serve_client.from_json import from_json
+from serve_client.head_results import Head
+from serve_client.images import ImageInput
+from serve_client.session import Reply, Request, Session
+
+PATH = "/v1/heads"
+TEACH_TIMEOUT_S = 300.0  # a request of 256 photos embeds 512 images, and shares the CPUs with requests to classify
+Format = Literal["safetensors", "onnx"]
+
+
+class HeadOperations:
+    """The heads that one caller may use. A head is named by its name or its state.
+
+    A change that gets a head's state is refused with ``PreconditionFailedError`` if somebody else has changed the head
+    since; with a name it is carried out all the same.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def list(self) -> tuple[Head, ...]:
+        """Return the caller's heads and public ones, without their examples and reports."""
+        reply = await self._session.send(Request("GET", PATH))
+        return tuple(from_json(Head, each) for each in reply.member("heads"))
+
+    async def get(self, head: Head | str) -> Head:
+        """Return a head: its photos and the report of its fit."""
+        return _head(await self._session.send(Request("GET", _path(head))))
+
+    async def teach(
+        self,
+        head: Head | str,
+        photos: Mapping[str, Iterable[ImageInput]],
+        *,
+        public: bool | None = None,
+        timeout: float = TEACH_TIMEOUT_S,
+    ) -> Head:
+        """Teach a head from photos alone; a head of that name loses the photos that it has.
+
+        Args:
+            head: A name, or the state of the head that is replaced.
+            photos: Photos by class, each as of ``classify``.
+            public: Whether other API keys may use the head; by default as before.
+            timeout: Time for the call with its repetitions.
+
+        Raises:
+            UnreadableImageError: A photo cannot be read; nothing was sent.
+            ProblemError: Nothing was stored: a photo was refused, such as with ``InvalidImageError``, or a limit.
+        """
+        params = {} if public is None else {"public": str(public).lower()}
+        return await self._send_photos("PUT", _path(head), head, photos, params, timeout)
+
+    async def add(
+        self, head: Head | str, photos: Mapping[str, Iterable[ImageInput]], *, timeout: float = TEACH_TIMEOUT_S
+    ) -> Head:
+        """Add photos by class; a class may be new, and photos that their class has already are ignored.
+
+        The arguments and errors are those of ``teach``.
+        """
+        return await self._send_photos("POST", f"{_path(head)}/examples", head, photos, {}, timeout)
+
+    async def move(self, head: Head | str, example: str, class_name: str) -> Head:
+        """Move a photo to another class, and fit again; ``example`` is the id of one of ``Head.examples``."""
+        return await self._change("PATCH", _example(head, example), head, json={"class": class_name})
+
+    async def remove(self, head: Head | str, example: str) -> Head:
+        """Delete a photo and its embedding, and fit again; ``example`` is the id of one of ``Head.examples``."""
+        return await self._change("DELETE", _example(head, example), head)
+
+    async def share(self, head: Head | str, public: bool) -> Head:
+        """Let other API keys use a head, or no longer."""
+        return await self._change("PATCH", _path(head), head, json={"public": public})
+
+    async def roll_back(self, head: Head | str, version: str | None = None) -> Head:
+        """Make an earlier version the one that serves, by default the one before; see ``Head.versions``."""
+        return await self._change("POST", f"{_path(head)}/rollback", head, json={"version": version})
+
+    async def delete(self, head: Head | str) -> None:
+        """Delete a head with all its versions, embeddings and photos."""
+        await self._session.send(Request("DELETE", _path(head), {"headers": _conditions(head)}))
+
+    async def export(
+        self,
+        head: Head | str,
+        to: str | os.PathLike[str],
+        *,
+        format: Format = "safetensors",
+        timeout: float = TEACH_TIMEOUT_S,
+    ) -> None:
+        """Write a head with its backbone to a file.
+
+        Args:
+            head: The head.
+            to: Path of the file.
+            format: ``safetensors``, a zip of weights and card for ``serve-app run --weights``; or ``onnx``.
+            timeout: Time for the call with its repetitions.
+        """
+        request = Request("GET", f"{_path(head)}/export", {"params": {"format": format}})
+        content = (await self._session.send(request, timeout)).body
+
+        def write() -> None:
+            with open(to, "wb") as file:
+                file.write(content)
+
+        await self._session.transport.call(write)
+
+    async def _send_photos(
+        self,
+        method: str,
+        path: str,
+        head: Head | str,
+        photos: Mapping[str, Iterable[ImageInput]],
+        params: dict[str, str],
+        timeout: float,
+    ) -> Head:
+        files = []
+        for class_name, group in photos.items():
+            for number, photo in enumerate(group, 1):
+                encoded = await self._session.encode(photo, timeout)
+                files.append((class_name, (encoded.name or str(number), encoded.data)))
+        options = {"files": files, "params": params, "headers": _conditions(head)}
+        request = Request(method, path, options, repeatable=not _conditions(head))
+        return _head(await self._session.send(request, timeout))
+
+    async def _change(self, method: str, path: str, head: Head | str, **body: Any) -> Head:
+        options = {"headers": _conditions(head), **body}
+        request = Request(method, path, options, repeatable=not _conditions(head))
+        return _head(await self._session.send(request, TEACH_TIMEOUT_S))
+
+
+def _head(reply: Reply) -> Head:
+    return from_json(Head, reply.json())
+
+
+def _conditions(head: Head | str) -> dict[str, str]:
+    return {} if isinstance(head, str) else {"If-Match": head.etag}
+
+
+def _path(head: Head | str) -> str:
+    return f"{PATH}/{quote(head if isinstance(head, str) else head.name, safe='')}"
+
+
+def _example(head: Head | str, example: str) -> str:
+    return f"{_path(head)}/examples/{quote(example, safe='')}"
