@@ -38,6 +38,7 @@ class JobOperations:
         *,
         top_k: int | None = None,
         embed: bool = False,
+        head: str | None = None,
         model: str | None = None,
         idempotency_key: str | None = None,
         timeout: float = UPLOAD_TIMEOUT_S,
@@ -51,6 +52,7 @@ class JobOperations:
             archive: Path, bytes or seekable binary file object of a zip.
             top_k: Classes per image; by default the service's.
             embed: Add the embedding of each image to the results; CSV leaves it out.
+            head: Name of a head whose classes the results have in place of the model's.
             model: Variant of the model.
             idempotency_key: Names the job across calls; by default each call starts a job of its own.
             timeout: Time for the upload with its repetitions, in seconds.
@@ -68,7 +70,7 @@ class JobOperations:
                 file = io.BytesIO(archive) if isinstance(archive, bytes) else archive
             size = file.seek(0, os.SEEK_END)
             headers = {"Content-Type": "application/zip", "Content-Length": str(size)}
-            return await self._start({"headers": headers}, file, top_k, embed, model, idempotency_key, timeout)
+            return await self._start({"headers": headers}, file, top_k, embed, head, model, idempotency_key, timeout)
 
     async def submit_source(
         self,
@@ -76,6 +78,7 @@ class JobOperations:
         *,
         top_k: int | None = None,
         embed: bool = False,
+        head: str | None = None,
         model: str | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -87,7 +90,9 @@ class JobOperations:
         Raises:
             ForbiddenSourceError: The settings do not allow this source.
         """
-        return await self._start({"json": {"source": source}}, None, top_k, embed, model, idempotency_key, timeout)
+        return await self._start(
+            {"json": {"source": source}}, None, top_k, embed, head, model, idempotency_key, timeout
+        )
 
     async def list(self) -> JobList:
         """Return the caller's jobs, the newest first, the allowed sources, and the limits of a zip."""
@@ -175,6 +180,7 @@ class JobOperations:
         upload: IO[bytes] | None,
         top_k: int | None,
         embed: bool,
+        head: str | None,
         model: str | None,
         key: str | None,
         timeout_s: float | None,
@@ -182,7 +188,7 @@ class JobOperations:
         headers = {**body.get("headers", {}), "Idempotency-Key": key or uuid.uuid4().hex}
         if model is not None:
             headers["X-Model"] = model
-        params = {"top_k": top_k, "embed": "true" if embed else None}
+        params = {"top_k": top_k, "embed": "true" if embed else None, "head": head}
         params = {name: value for name, value in params.items() if value is not None}
         options = {**body, "headers": headers, "params": params}
         reply = await self._session.send(Request("POST", PATH, options, upload), timeout_s)

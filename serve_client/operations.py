@@ -68,7 +68,7 @@ class Operations:
             explain: Add a class activation map of the most likely class.
             explain_class: Add the map of this class instead.
             embed: Add the image's embedding.
-            head: Name of a head, or of several, whose classes are used instead; see ``ImageResult.heads``.
+            head: Name of a head, or of several, to ask too; see ``ImageResult.heads``.
             similar: Number of the most similar taught photos of each head to name.
             model: Variant of the model.
             timeout: Time for the call with its repetitions.

@@ -236,6 +236,7 @@ class JobState:
         source: The folder or prefix that the job reads, or the file name of its zip.
         top_k: Classes per image.
         embed: Whether the results have embeddings.
+        head: Name and version of the head whose classes the results have.
         eta_s: Seconds until the job ends; None while unknown.
         error: Why the job failed.
     """
@@ -248,6 +249,7 @@ class JobState:
     model: ModelRef
     progress: JobProgress
     embed: bool = False
+    head: dict[str, str] | None = None
     eta_s: float | None = None
     error: str | None = None
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config import JobsConfig
 from serve_app.heads_config import HeadsConfig
 from serve_client import AsyncClient, Client, Head, errors
 from tests.support.local_service import LocalService
-from tests.support.taught_photos import photos_of
+from tests.support.taught_photos import as_zip, photos_of
 
 PHOTOS = photos_of("red", "green", count=4)
 
@@ -38,7 +39,6 @@ def test_a_taught_head_answers(client: Client, head: Head) -> None:
     assert [each["name"] for each in head.report["classes"]] == ["green", "red"]
     client.heads.teach("more", photos_of("red", "green", "blue", count=4))
     result = client.classify(PHOTOS["red"][0], head=["colors", "more"], similar=2)
-    assert result.predictions == ()
     assert [result.heads[name].predictions[0].label for name in ("colors", "more")] == ["red", "red"]
     similar = result.heads["colors"].similar
     assert similar is not None
@@ -86,6 +86,13 @@ def test_a_broken_photo_stores_nothing(client: Client) -> None:
 def test_an_export_is_written(client: Client, head: Head, tmp_path: Path) -> None:
     client.heads.export(head, tmp_path / "colors.zip")
     assert (tmp_path / "colors.zip").read_bytes().startswith(b"PK")
+
+
+def test_a_job_uses_a_head(client: Client, service: LocalService, head: Head, tmp_path: Path) -> None:
+    service.configure(jobs=JobsConfig(folder=str(tmp_path / "jobs")))
+    job = client.jobs.submit(as_zip({"any": PHOTOS["red"]}), head=head.name)
+    assert job.head == {"name": "colors", "version": head.version}
+    assert client.jobs.submit(as_zip({"any": PHOTOS["red"]})).head is None
 
 
 async def test_heads_of_the_async_client(async_client: AsyncClient) -> None:
