@@ -178,7 +178,7 @@ def blocking(operation: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -
     """Return a method that runs an operation of ``self._operations``."""
 
     @functools.wraps(operation)
-    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return run(operation(self._operations, *args, **kwargs))
 
     return method
@@ -190,7 +190,7 @@ def blocking_iterator(
     """Return a method that yields the items of an operation of ``self._operations``."""
 
     @functools.wraps(operation)
-    def method(self: Any, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         return iterate(operation(self._operations, *args, **kwargs))
 
     shown = inspect.signature(operation)  # for help(), which would show an asynchronous generator

@@ -66,8 +66,8 @@ def _ask_right_class(head: Json, photo: Photo, served: Json) -> None:
     key = f"try-{head['name']}-{photo.key}"
     classes = {each.name: each for each in get_draft(head).classes if each.is_taught}
     if holder := next((each for each in classes.values() if photo in each.photos), None):
-        name = escape_markdown(holder.name)
-        st.success(f"It is a new photo of **{name}** now. Press Teach.", icon=":material/check:")
+        shown = escape_markdown(holder.name)
+        st.success(f"It is a new photo of **{shown}** now. Press Teach.", icon=":material/check:")
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Not right? Then it is …", classes, None, placeholder="the right class", key=f"{key}-is")
