@@ -16,13 +16,18 @@ from serve_app.settings import FrozenModel
 from serve_app.validation import parse
 
 Config = dict[str, Any]
-USER_CONFIGS = {"Ingress": IngressConfig, "Preprocessor": FrozenModel, "Classifier": ClassifierConfig}
+USER_CONFIGS = {
+    "Ingress": IngressConfig,
+    "Preprocessor": FrozenModel,
+    "Classifier": ClassifierConfig,
+    "Teacher": FrozenModel,
+}
 APP, MODEL, INGRESS = (f"serve_app.app:build_{name}" for name in ("app", "model", "ingress"))
 # import_path -> type of its args, and the deployments it builds
 BUILDERS: dict[str, tuple[type[FrozenModel], tuple[str, ...]]] = {
     APP: (AppConfig, tuple(USER_CONFIGS)),
     MODEL: (AppConfig, ("Preprocessor", "Classifier")),
-    INGRESS: (FrozenModel, ("Ingress",)),
+    INGRESS: (FrozenModel, ("Ingress", "Teacher")),
 }
 
 

@@ -79,11 +79,13 @@ class Head(Node):
         port, dashboard_port = free_port(), free_port()
         options = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
         options += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder / "r")]
+        self._last_cluster = folder / "r" / "ray_current_cluster"
         self.address, self.dashboard = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
         super().__init__(2, folder, options, api_port, cpus, redis)
 
     def start(self) -> None:
         """Start the node and wait for its dashboard."""
+        self._last_cluster.unlink(missing_ok=True)  # Ray refuses to start where it finds the address of its cluster
         super().start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:

@@ -164,7 +164,8 @@ def test_the_nodes_have_capacity_for_the_replicas(manifests: list[Manifest], bou
     (app,) = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["applications"]
     required, available = dict.fromkeys(("cpu", "gpu"), 0.0), dict.fromkeys(("cpu", "gpu"), 0.0)
     for deployment in app["deployments"]:
-        replicas, options = deployment["autoscaling_config"][f"{bound}_replicas"], deployment["ray_actor_options"]
+        scaling, options = deployment.get("autoscaling_config"), deployment["ray_actor_options"]
+        replicas = scaling[f"{bound}_replicas"] if scaling else 1
         required["cpu"] += replicas * options["num_cpus"]
         if fraction := options.get("num_gpus"):
             required["gpu"] += math.ceil(replicas / int(1 / fraction))

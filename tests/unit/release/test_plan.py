@@ -11,7 +11,7 @@ from serve_app.release.plan import Effect, effect_of, plan
 from serve_app.release.serve_config import Config
 from tests.support.configs import changed, state_of
 
-STAGES = ("Ingress", "Preprocessor", "Classifier")
+STAGES = ("Ingress", "Preprocessor", "Classifier", "Teacher")
 
 
 @pytest.mark.parametrize(
