@@ -8,6 +8,7 @@ from ray.serve import Application
 from serve_app.config import AppConfig
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.preprocessor import Preprocessor
+from serve_app.deployments.teacher import Teacher
 from serve_app.inference.card import load_card
 
 NO_CORES = {"num_cpus": 0}
@@ -25,4 +26,5 @@ class Classifier:
 def build_app(config: AppConfig) -> Application:
     card = load_card(config.weights)
     preprocessor = Preprocessor.options(ray_actor_options=NO_CORES).bind(Classifier.bind(), card.transform)
-    return Ingress.options(ray_actor_options=NO_CORES).bind(preprocessor)
+    teacher = Teacher.options(ray_actor_options=NO_CORES).bind()
+    return Ingress.options(ray_actor_options=NO_CORES).bind(preprocessor, teacher)
