@@ -83,7 +83,7 @@ class MicroBatcher(Generic[Item, Result]):
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
         weigh: Callable[[Item], int] = lambda item: 0,
         max_weight: int = 0,
-        refuse: Callable[[Item, float], Exception | None] = lambda item, run_s: None,
+        refuse: Callable[[Item, float], Exception | None] | None = None,
     ) -> None:
         self._run, self._balance, self._on_batch = run, balance, on_batch
         self._weigh, self._max_weight, self._refuse = weigh, max_weight, refuse
@@ -187,7 +187,7 @@ class MicroBatcher(Generic[Item, Result]):
 
     def _leaves(self, queued: _Queued[Item, Result]) -> bool:
         """Return whether an item leaves the queue without a batch: its caller was cancelled, or it is refused."""
-        if not queued.future.done() and self._running:
+        if self._refuse and self._running and not queued.future.done():
             run_s = max(self._run_s, _now() - min(since for _, since in self._running.values()))
             if error := self._refuse(queued.item, run_s):
                 queued.future.set_exception(error)
