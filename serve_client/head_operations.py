@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -82,11 +83,13 @@ class HeadOperations:
 
     async def roll_back(self, head: Head | str, version: str | None = None) -> Head:
         """Make an earlier version the one that serves, by default the one before; see ``Head.versions``."""
-        return await self._change("POST", f"{_path(head)}/rollback", head, json={"version": version})
+        edit = _edit("POST", f"{_path(head)}/rollback", head, json={"version": version})
+        repeatable = edit.repeatable and version is not None  # a repetition would go one version further back
+        return _head(await self._session.send(replace(edit, repeatable=repeatable), TEACH_TIMEOUT_S))
 
     async def delete(self, head: Head | str) -> None:
         """Delete a head with all its versions, embeddings and photos."""
-        await self._session.send(Request("DELETE", _path(head), {"headers": _conditions(head)}))
+        await self._session.send(_edit("DELETE", _path(head), head))
 
     async def export(
         self,
@@ -127,22 +130,20 @@ class HeadOperations:
             for number, photo in enumerate(group, 1):
                 encoded = await self._session.encode(photo, timeout)
                 files.append((class_name, (encoded.name or str(number), encoded.data)))
-        options = {"files": files, "params": params, "headers": _conditions(head)}
-        request = Request(method, path, options, repeatable=not _conditions(head))
-        return _head(await self._session.send(request, timeout))
+        return _head(await self._session.send(_edit(method, path, head, files=files, params=params), timeout))
 
     async def _change(self, method: str, path: str, head: Head | str, **body: Any) -> Head:
-        options = {"headers": _conditions(head), **body}
-        request = Request(method, path, options, repeatable=not _conditions(head))
-        return _head(await self._session.send(request, TEACH_TIMEOUT_S))
+        return _head(await self._session.send(_edit(method, path, head, **body), TEACH_TIMEOUT_S))
 
 
 def _head(reply: Reply) -> Head:
     return from_json(Head, reply.json())
 
 
-def _conditions(head: Head | str) -> dict[str, str]:
-    return {} if isinstance(head, str) else {"If-Match": head.etag}
+def _edit(method: str, path: str, head: Head | str, **options: Any) -> Request:
+    """Return a request that changes a head; one with a state is not repeated, which would be refused."""
+    conditions = {} if isinstance(head, str) else {"If-Match": head.etag}
+    return Request(method, path, {"headers": conditions, **options}, repeatable=not conditions)
 
 
 def _path(head: Head | str) -> str:

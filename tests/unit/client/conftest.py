@@ -45,3 +45,18 @@ def client(transport: httpx2.BaseTransport) -> Iterator[Client]:
 async def async_client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(URL, transport=httpx2.ASGITransport(app)) as client:
         yield client
+
+
+class LosesTheFirstPost(httpx2.BaseTransport):
+    """Delivers all requests, and loses the response to the first POST; ``posts`` counts them."""
+
+    def __init__(self, transport: httpx2.BaseTransport) -> None:
+        self._transport = transport
+        self.posts = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = self._transport.handle_request(request)
+        self.posts += request.method == "POST"
+        if request.method == "POST" and self.posts == 1:
+            raise httpx2.ReadError("connection reset", request=request)
+        return response

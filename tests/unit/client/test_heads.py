@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from serve_app.config import JobsConfig
@@ -11,6 +12,7 @@ from serve_app.heads_config import HeadsConfig
 from serve_client import AsyncClient, Client, Head, errors
 from tests.support.local_service import LocalService
 from tests.support.taught_photos import as_zip, photos_of
+from tests.unit.client.conftest import URL, LosesTheFirstPost
 
 PHOTOS = photos_of("red", "green", count=4)
 
@@ -72,6 +74,18 @@ def test_a_state_that_is_out_of_date_changes_nothing(client: Client, head: Head)
         client.heads.teach(head, PHOTOS)
     assert client.heads.get(head) == changed
     assert client.heads.teach("colors", PHOTOS).photos == 8
+
+
+def test_a_lost_response_rolls_back_once(client: Client, transport: httpx2.BaseTransport, head: Head) -> None:
+    """A repetition would go one version further back; one that names its version may be repeated."""
+    second = client.heads.add("colors", photos_of("blue", count=2))
+    client.heads.add("colors", photos_of("gray", count=2))
+    losing = LosesTheFirstPost(transport)
+    with Client(URL, transport=losing) as unlucky, pytest.raises(errors.NoResponseError):
+        unlucky.heads.roll_back("colors")
+    assert losing.posts == 1
+    assert client.heads.get("colors").version == second.version
+    assert client.heads.roll_back("colors", head.version).version == head.version
 
 
 def test_a_broken_photo_stores_nothing(client: Client) -> None:

@@ -20,7 +20,7 @@ from serve_client.session import Session
 from serve_client.transport import BlockingTransport, run
 from tests.support.local_service import LocalService
 from tests.support.zips import entry, make_zip
-from tests.unit.client.conftest import URL
+from tests.unit.client.conftest import URL, LosesTheFirstPost
 
 CLASSES = {"labels": ["ant", "bee"], "scores": [0.75, 0.25], "class_ids": [0, 1], "margin": 0.5, "entropy": 0.5}
 
@@ -69,22 +69,11 @@ def test_one_key_is_one_job(client: Client, store: JobStore) -> None:
 
 def test_a_lost_response_starts_no_second_job(transport: httpx2.BaseTransport, store: JobStore) -> None:
     """The upload is sent again, whole and under the same key, and finds the job."""
-
-    class LosesTheFirstResponse(httpx2.BaseTransport):
-        lost = 0
-
-        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            response = transport.handle_request(request)
-            if request.method == "POST" and not self.lost:
-                self.lost += 1
-                raise httpx2.ReadError("connection reset", request=request)
-            return response
-
-    losing = LosesTheFirstResponse()
+    losing = LosesTheFirstPost(transport)
     http = httpx2.Client(base_url=URL, transport=losing)
     operations = Operations(Session(BlockingTransport(http, lambda seconds: None), 60, 3))
     job = run(operations.jobs.submit(make_zip()))
-    assert losing.lost == 1
+    assert losing.posts == 2
     assert store.open_jobs() == [job.id]
 
 
