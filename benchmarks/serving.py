@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import machine, report
+from benchmarks.goals import goals_table
 from benchmarks.images import write_photos
 from benchmarks.measure import Plan, measure, measure_ceiling
 from benchmarks.peers.environment import peers_python
@@ -57,7 +58,7 @@ def main() -> None:
                     save(run, options.out)
         shutil.rmtree(options.out / "logs", ignore_errors=True)
         shutil.copytree(plan.logs, options.out / "logs")
-    print(report.markdown(run))
+    print(as_markdown(run))
     draw(run, options.out / "serving.svg")
     print(f"written to {options.out}")
 
@@ -152,7 +153,12 @@ def save(run: dict[str, Any], out: Path) -> None:
     """Write what there is so far: an interrupted run keeps its rounds."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "serving.json").write_text(json.dumps(run, indent=1) + "\n")
-    (out / "serving.md").write_text(report.markdown(run))
+    (out / "serving.md").write_text(as_markdown(run))
+
+
+def as_markdown(run: dict[str, Any]) -> str:
+    """Return the report, with the goals as its end."""
+    return "\n".join(part for part in (report.markdown(run), goals_table(run["rounds"])) if part)
 
 
 def draw(run: dict[str, Any], path: Path) -> None:

@@ -62,6 +62,7 @@ class System:
         return self.module == "serve_ours"
 
 
+BENTOML = {"BENTOML_DO_NOT_TRACK": "True"}
 PEERS = {
     system.name: system
     for system in (
@@ -71,12 +72,22 @@ PEERS = {
         System("litserve_folded", "peers.litserve_folded", "/predict", agreement=0.99),
         System("mosec", "peers.mosec_documented", "/inference"),
         System("mosec_folded", "peers.mosec_folded", "/inference", agreement=0.99),
+        System("mosec_kernels", "peers.mosec_kernels", "/inference", agreement=0.99),
+        System("fastapi_openvino", "peers.fastapi_openvino", "/predict", agreement=0.99),
         System(
             "bentoml",
             "peers.bentoml_documented",
             "/predict",
             form_field="images",
-            environment={"BENTOML_DO_NOT_TRACK": "True"},
+            environment=BENTOML,
+        ),
+        System(
+            "bentoml_folded",
+            "peers.bentoml_folded",
+            "/predict",
+            form_field="images",
+            agreement=0.99,
+            environment=BENTOML,
         ),
     )
 }

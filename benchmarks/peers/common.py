@@ -17,6 +17,7 @@ from torchvision.models import ResNet
 
 from benchmarks.weights import torchvision_transform
 from serve_app.inference.weights import load_model, spec_of
+from serve_app.messages import ClassifyResult
 from serve_app.model_card import ModelCard
 from serve_app.preprocessing.transform import preprocess
 
@@ -30,6 +31,11 @@ def port_from_command_line() -> int:
     port, weights = sys.argv[1:3]
     os.environ[WEIGHTS] = str(Path(weights).resolve())
     return int(port)
+
+
+def weights_file() -> Path:
+    """The weights that the command line named."""
+    return Path(os.environ[WEIGHTS])
 
 
 def load(weights: str | None = None) -> tuple[ResNet, ModelCard]:
@@ -56,7 +62,13 @@ def answer(logits: Tensor, card: ModelCard) -> dict[str, Any]:
     return {"predictions": [{"class_id": i, "label": card.labels[i], "score": score} for i, score in pairs]}
 
 
-class Folded:
+def answer_of(result: ClassifyResult) -> dict[str, Any]:
+    """The same, from a result of our own engine."""
+    rows = zip(result.class_ids, result.labels, result.scores, strict=True)
+    return {"predictions": [{"class_id": i, "label": label, "score": score} for i, label, score in rows]}
+
+
+class Folded(nn.Module):
     """The quick model of the opponents that are tuned: batch norms folded, channels last, uint8 in."""
 
     def __init__(self, threads: int) -> None:
@@ -65,6 +77,7 @@ class Folded:
         Args:
             threads: That torch may use in this process.
         """
+        super().__init__()
         torch.set_num_threads(threads)
         model, self.card = load()
         self._model: nn.Module = fuse(model).to(memory_format=torch.channels_last)
@@ -78,6 +91,11 @@ class Folded:
     @torch.inference_mode()
     def logits(self, crops: list[np.ndarray]) -> Tensor:
         """Run a batch."""
-        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # channels last as it is
+        result: Tensor = self(torch.from_numpy(np.stack(crops)))
+        return result
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Return the logits, float32 (n, C), of uint8 crops (n, H, W, 3)."""
+        pixels = crops.permute(0, 3, 1, 2)  # channels last as it is
         result: Tensor = self._model(pixels.float().sub_(self._mean).div_(self._std))
         return result

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import images, report
+from benchmarks.goals import goals_table
 from benchmarks.serving import earlier, our_systems, rotated, selected
 from benchmarks.systems import ask, best_class
 from tests.support.tiny_server import serving
@@ -74,6 +75,34 @@ def test_report_shows_what_there_is() -> None:
     assert "round 1, broken: not measured: no answer" in text
     assert report.names(rounds()) == ["ours", "peer", "broken"]
     assert report.cpu_parts(rounds(), "ours") == {"b": 2.0, "a": 1.0}
+
+
+def test_each_goal_that_was_measured_has_a_line() -> None:
+    """Bound, median, ratio to the bound, spread over the rounds, and whether the goal is reached."""
+
+    def measured(images_per_s: float, lone_ms: float, **more: object) -> dict[str, Any]:
+        return {"closed": {"images_per_s": images_per_s}, "lone": {"latency_ms": {"p50": lone_ms}}} | more
+
+    found = goals_table(
+        [
+            {
+                "ours": measured(rate, 24.0, cpu_ms_per_image_total=25.0),
+                "ceiling": measured(100.0, 20.0, ceiling={"processes": 2}),
+                "fastapi": measured(25.0, 60.0),
+            }
+            for rate in (80.0, 90.0, 85.0)
+        ]
+    )
+    cells = {
+        row[0]: row[1:] for line in found.splitlines()[4:] if (row := [cell.strip() for cell in line.split("|")[1:-1]])
+    }
+    assert cells == {
+        "images/s, ours ÷ ceiling": ["≥ 0.85", "0.85 (0.80–0.90)", "1.00", "12%", "yes"],
+        "CPU ms/image beside decoding and model": ["≤ 4", "5.00", "0.80", "0%", "no"],
+        "lone request p50, ours ÷ ceiling": ["≤ 1.1", "1.20", "0.92", "0%", "no"],
+        "images/s, ours ÷ fastapi": ["≥ 3", "3.40 (3.20–3.60)", "1.13", "12%", "yes"],
+    }
+    assert goals_table([{"fastapi": measured(25.0, 60.0)}]) == ""
 
 
 def test_best_class_of_each_response_format() -> None:
