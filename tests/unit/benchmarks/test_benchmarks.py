@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import images, report
+from benchmarks.budget import NATIVE, split, step_of
 from benchmarks.goals import goals_table
 from benchmarks.serving import earlier, our_systems, rotated, selected
 from benchmarks.systems import ask, best_class
@@ -145,3 +147,14 @@ def test_rounds_of_another_commit_are_not_mixed_in(tmp_path: Path) -> None:
     assert earlier(tmp_path, {**now, "machine": was["machine"]}) == was
     with pytest.raises(SystemExit, match="another commit: a, now b"):
         earlier(tmp_path, now)
+
+
+def test_a_stack_belongs_to_the_step_of_its_innermost_known_frame() -> None:
+    """Library code that a step calls counts for it; a stack that no step knows is `other`."""
+    parse = ["run (/x/uvicorn/server.py:1)", "form (/x/serve_app/http/form_body.py:9)", "copy (/lib/copy.py:3)"]
+    assert step_of(parse) == "parse"
+    assert step_of([*parse, "dumps (/x/ray/cloudpickle/fast.py:2)"]) == "serialise"
+    assert step_of(["f (/x/elsewhere.py:1)"]) == "other"
+    found = split(10.0, Counter({"engine": 1000, "HTTP": 200}), images_per_s=50.0, seconds=10)  # 10 and 2 ms sampled
+    assert found == pytest.approx({"engine": 10 / 1.2, "HTTP": 2 / 1.2, NATIVE: 0.0})
+    assert split(15.0, Counter({"engine": 1000}), 50.0, 10)[NATIVE] == pytest.approx(5.0)
