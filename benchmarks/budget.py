@@ -51,9 +51,10 @@ STEPS = {
     ),
     "serialise": ("ray/_private/serialization.py", "ray/cloudpickle/"),
     "HTTP": ("uvicorn/", "starlette/", "fastapi/", "serve_app/http/"),
-    "event loop": ("asyncio/", "uvloop"),
     "Ray": ("ray/",),
+    "event loop": ("asyncio/", "concurrent/futures/", "threading.py"),  # uvloop itself has no Python frames
 }
+WAITING = "ray/_private/worker.py"  # py-spy takes the main thread, which waits in Ray's core, for busy
 
 
 def main() -> None:
@@ -110,7 +111,8 @@ def read_steps(path: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in path.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
-        found[step_of(stack.split(";"))] += int(count)
+        if WAITING not in (frames := stack.split(";"))[-1]:
+            found[step_of(frames)] += int(count)
     return found
 
 
