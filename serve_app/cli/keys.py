@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,3 +20,18 @@ def new(name: Annotated[str, typer.Argument(help="Name of the client that will u
     with exit_on(ValueError, code=2):
         key, line = create_key(name)
     typer.echo(f"key, shown only now:  {key}\nline to store:        {line}")
+
+
+@keys.command("delete-heads")
+def delete_heads(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, as in its stored line.")],
+    heads: Annotated[str, typer.Option(help="Folder as in `heads.folder`.")] = "heads",
+) -> None:
+    """Delete all heads that a key has taught, with their embeddings and photos, also while the service runs."""
+    with exit_on():
+        from serve_app.heads.store import HeadStore
+        from serve_app.paths import data_path
+
+        folder = Path(data_path(heads))
+        deleted = HeadStore(folder).delete_all(name)
+    typer.echo(f"deleted {len(deleted)} heads of {name} in {folder}")

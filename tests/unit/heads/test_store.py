@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from serve_app.cli.main import app
 from serve_app.errors import (
     HeadNameTakenError,
     PreconditionFailedError,
@@ -154,6 +156,16 @@ def test_deleting_leaves_nothing_behind(store: HeadStore) -> None:
         store.entry("cups")
     assert store.delete_all("ann") == ["other"]
     assert store.entries() == []
+
+
+def test_an_operator_deletes_the_heads_of_a_key(store: HeadStore) -> None:
+    """`serve-app keys delete-heads` deletes the heads of one key and leaves those of others."""
+    put(store, "one", owner="ann")
+    put(store, "two", owner="ann")
+    theirs = put(store, "three", owner="bob")
+    done = CliRunner().invoke(app, ["keys", "delete-heads", "ann", "--heads", str(store.folder)])
+    assert (done.exit_code, done.output) == (0, f"deleted 2 heads of ann in {store.folder}\n")
+    assert store.entries() == [theirs]
 
 
 def test_forgotten_examples_leave_every_version(store: HeadStore) -> None:
