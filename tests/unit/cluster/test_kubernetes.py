@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 from dotenv import dotenv_values
 
 from serve_app.config import LimitsConfig
+from tests.support.configs import required_capacity
 from tests.support.kubernetes import Manifest, groups, matches, only, pods
 from tests.support.paths import ROOT
 
@@ -118,22 +118,14 @@ def test_rayversion_is_the_pinned_version(manifests: list[Manifest]) -> None:
 
 @pytest.mark.parametrize("bound", ["min", "max"])
 def test_the_nodes_have_capacity_for_the_replicas(manifests: list[Manifest], bound: str) -> None:
-    """CPUs and GPUs suffice for the minimum and for the maximum of replicas; none is placed on the head."""
-    (app,) = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["applications"]
-    required, available = dict.fromkeys(("cpu", "gpu"), 0.0), dict.fromkeys(("cpu", "gpu"), 0.0)
-    for deployment in app["deployments"]:
-        scaling, options = deployment.get("autoscaling_config"), deployment["ray_actor_options"]
-        replicas = scaling[f"{bound}_replicas"] if scaling else 1
-        required["cpu"] += replicas * options["num_cpus"]
-        if fraction := options.get("num_gpus"):
-            required["gpu"] += math.ceil(replicas / int(1 / fraction))
+    """CPUs and GPUs suffice for a batch job beside the minimum or maximum of replicas; none is placed on the head."""
+    required, available = required_capacity(bound), Counter[str]()
     for group in groups(manifests).values():
         if nodes := group.get(f"{bound}Replicas"):
             limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
             available["cpu"] += nodes * int(limits["cpu"])
             available["gpu"] += nodes * int(limits.get("nvidia.com/gpu", 0))
-    assert available["cpu"] >= required["cpu"]
-    assert available["gpu"] >= required["gpu"]
+    assert available >= required
     assert groups(manifests)["head"]["rayStartParams"]["num-cpus"] == "0"
 
 
