@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from tests.support.kubernetes import Manifest, admitted, matches, only, pods
+import yaml
+
+from tests.support.kubernetes import MANIFESTS, Manifest, admitted, groups, matches, only, pods
 from tests.support.paths import ROOT
 
 
@@ -36,6 +38,15 @@ def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
         assert "memory" in container["resources"]["limits"]
         assert name == "head" or spec["automountServiceAccountToken"] is False
+
+
+def test_only_nodes_with_a_gpu_pull_the_image_with_cuda() -> None:
+    """Every image that a pod names has its digest in kustomization.yaml."""
+    rayservice = next(yaml.safe_load_all((MANIFESTS / "rayservice.yaml").read_text()))
+    images = {name: group["template"]["spec"]["containers"][0]["image"] for name, group in groups([rayservice]).items()}
+    assert images == {"head": "serve-cpu", "cpu": "serve-cpu", "gpu": "serve"}
+    pinned = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())["images"]
+    assert [image["name"] for image in pinned] == ["serve", "serve-cpu", "page"]
 
 
 def test_images_are_named_by_digest(manifests: list[Manifest]) -> None:
