@@ -40,6 +40,12 @@ def test_pods_are_locked_down(manifests: list[Manifest]) -> None:
         assert name == "head" or spec["automountServiceAccountToken"] is False
 
 
+def test_ray_requires_a_token(manifests: list[Manifest]) -> None:
+    """KubeRay sets the mode in `env`, which wins over the `disabled` of configs/ray.env in `envFrom`, and the token."""
+    rayservice = only(manifests, "RayService")
+    assert rayservice["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
 def test_only_nodes_with_a_gpu_pull_the_image_with_cuda() -> None:
     """Every image that a pod names has its digest in kustomization.yaml."""
     rayservice = next(yaml.safe_load_all((MANIFESTS / "rayservice.yaml").read_text()))
