@@ -15,7 +15,7 @@ from cluster.settings import Settings
 from tests.support.kubernetes import Manifest, render
 
 WriteSettings = Callable[..., Path]
-VARIANTS = {"new-cluster": [], "components": ["durable-head", "incremental", "monitoring", "private-images"]}
+VARIANTS = {"new-cluster": [], "components": ["durable-head", "incremental", "logs", "monitoring", "private-images"]}
 
 
 @pytest.fixture(scope="session", params=VARIANTS)

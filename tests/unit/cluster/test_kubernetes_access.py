@@ -55,6 +55,20 @@ def test_only_nodes_with_a_gpu_pull_the_image_with_cuda() -> None:
     assert [image["name"] for image in pinned] == ["serve", "serve-cpu", "page"]
 
 
+def test_a_sidecar_reads_the_logs(manifests: list[Manifest]) -> None:
+    """With the component, Fluent Bit reads Ray's folder alone, from before Ray starts until after its end."""
+    with_components = "clusterUpgradeOptions" in only(manifests, "RayService")["spec"]["upgradeStrategy"]
+    for name, template in pods(manifests).items():
+        sidecars = template["spec"].get("initContainers", [])
+        assert len(sidecars) == (with_components and name != "page")
+        for sidecar in sidecars:
+            assert sidecar["restartPolicy"] == "Always"
+            assert sidecar["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp", "readOnly": True}]
+            (paths,) = (each.partition("path=")[2] for each in sidecar["args"] if each.startswith("--prop=path="))
+            assert all(path.startswith("/tmp/ray/session_latest/logs/") for path in paths.split(","))
+            assert sidecar["securityContext"] == template["spec"]["containers"][0]["securityContext"]
+
+
 def test_images_are_named_by_digest(manifests: list[Manifest]) -> None:
     """Ray nodes and page each have one image, pinned by digest."""
     images = {template["spec"]["containers"][0]["image"] for template in pods(manifests).values()}
