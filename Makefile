@@ -45,8 +45,8 @@ test: setup ## run all tests; ARGS="-k words" selects some
 test-unit: setup ## run the unit tests only: no Ray service, no browser
 	@$(UNIT_TESTS) $(ARGS)
 
-test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load
-	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py $(ARGS)
+test-nodes: setup ## spread the service over two Ray nodes on this machine and kill one under load; run a job on two nodes
+	@NODES=1 $(BIN)/python -m pytest -s tests/cluster/test_two_nodes.py tests/cluster/test_jobs_on_nodes.py $(ARGS)
 
 check: setup ## lint, type-check and check the imports; changes nothing
 	$(BIN)/ruff check .

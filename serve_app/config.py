@@ -167,6 +167,7 @@ class JobsConfig(Settings):
     max_ended_jobs: Annotated[int, Unit("jobs")] = Field(
         1000, ge=1, description="Most ended jobs to keep; the oldest are deleted first."
     )
+    max_bytes: Bytes = Field(10 * 1024 * MiB, description="Most bytes of all ended jobs; the oldest are deleted first.")
 
 
 class BatchConfig(Settings):

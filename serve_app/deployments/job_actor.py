@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 from serve_app.batch.job_store import JobStore, open_store
 from serve_app.batch.retention import delete_ended_jobs
@@ -96,6 +97,8 @@ def _wake_actor(folder: str, workers: int | None) -> None:
         lifetime="detached",
         get_if_exists=True,
         num_cpus=0,
+        # On the head, as Serve's controller: without CPUs the actor keeps no worker from being removed as idle.
+        resources={HEAD_NODE_RESOURCE_NAME: 0.001},
         max_restarts=-1,
         max_task_retries=-1,
     )

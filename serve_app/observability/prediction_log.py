@@ -63,7 +63,9 @@ class PredictionLog:
         self._files = self.written = self.dropped = 0
         self.error: str | None = None
         self._fs, self._folder = _open(config.folder)
-        self._has_folder, self._is_full, self._checked_s = False, False, -math.inf
+        # A bucket has no folders. To create one, pyarrow would need more rights than to write objects.
+        self._has_folder = not isinstance(self._fs, fs.LocalFileSystem)
+        self._is_full, self._checked_s = False, -math.inf
         self._flush()  # there are no rows yet; a folder that cannot be created is logged now
         self._thread = threading.Thread(target=self._run, name="prediction log", daemon=True)
         self._thread.start()

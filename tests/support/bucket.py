@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import boto3
+import httpx2
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -17,6 +18,7 @@ def bucket(name: str) -> Iterator[Any]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    httpx2.post(f"http://127.0.0.1:{port}/moto-api/reset").raise_for_status()  # all servers of a process share buckets
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,17 @@ def write(config: Config, folder: Path) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+def required_capacity(bound: str) -> Counter[str]:
+    """Return the CPUs and GPUs for ``min`` or ``max`` replicas of configs/production.yaml and a batch job."""
+    config, required = read(ROOT / "configs" / "production.yaml"), Counter[str]()
+    for deployment in config["applications"][0]["deployments"]:
+        scaling, options = deployment.get("autoscaling_config"), deployment["ray_actor_options"]
+        replicas = scaling[f"{bound}_replicas"] if scaling else 1
+        required["cpu"] += replicas * options["num_cpus"]
+        if fraction := options.get("num_gpus"):
+            required["gpu"] += math.ceil(replicas / int(1 / fraction))
+    (ingress,) = deployments(config, "Ingress")
+    required["cpu"] += ingress["user_config"]["jobs"]["workers"]
+    return required

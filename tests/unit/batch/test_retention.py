@@ -34,5 +34,17 @@ def test_the_newest_ended_jobs_are_kept(tmp_path: Path, max_ended_jobs: int, kep
     assert {state.id for state in store.jobs()} == {*by_age[:kept], waiting}
 
 
+@pytest.mark.parametrize(("max_bytes", "kept"), [(100_000, 3), (16_000, 2), (9_000, 1), (1, 1)])
+def test_the_newest_results_within_the_bound_are_kept(tmp_path: Path, max_bytes: int, kept: int) -> None:
+    """At most `max_bytes` of ended jobs, the last one in any case; open jobs do not count."""
+    store = JobStore(tmp_path)
+    by_age = [ended(store, days) for days in (1, 2, 3)]
+    waiting = submit_job(store)
+    for job in (*by_age, waiting):
+        (store.folder / job / "part.parquet").write_bytes(bytes(6000))
+    delete_ended_jobs(store, JobsConfig(folder=str(tmp_path), max_bytes=max_bytes))
+    assert {state.id for state in store.jobs()} == {*by_age[:kept], waiting}
+
+
 def test_a_folder_that_does_not_exist_yet_has_no_jobs(tmp_path: Path) -> None:
     delete_ended_jobs(JobStore(tmp_path / "none"), JobsConfig(folder="none"))

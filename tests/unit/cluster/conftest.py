@@ -1,7 +1,8 @@
-"""One made-up installation: its settings file, its stack's outputs, the config that Ray gets for it."""
+"""One made-up installation on EC2 (settings, the stack's outputs, Ray's config), and the manifests of Kubernetes."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,18 @@ import yaml
 
 from cluster import launcher
 from cluster.settings import Settings
+from tests.support.kubernetes import Manifest, render
 
 WriteSettings = Callable[..., Path]
+VARIANTS = {"new-cluster": [], "components": ["durable-head", "incremental", "logs", "monitoring", "private-images"]}
+
+
+@pytest.fixture(scope="session", params=VARIANTS)
+def manifests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """The objects that `kubectl apply -k` sends: as shipped, and with every component."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which renders the manifests, is missing")
+    return render(tmp_path_factory.mktemp(request.param), VARIANTS[request.param])
 
 
 @pytest.fixture

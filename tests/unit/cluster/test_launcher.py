@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dotenv import dotenv_values
 
 from cluster import launcher
 from cluster.settings import ClusterError, Settings
+from tests.support.configs import required_capacity
 from tests.support.paths import ROOT
 
 # Stand-ins: `docker` lists containers or prints its arguments and key, `aws` prints a secret.
@@ -75,6 +77,15 @@ def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
     assert all(deployment["ray_actor_options"]["num_cpus"] >= 1 for deployment in app["deployments"])
 
 
+def test_the_largest_number_of_nodes_has_capacity_for_all_replicas_and_a_job(config: dict[str, Any]) -> None:
+    """The job's workers take no CPU for which a replica would wait; both types of workers have 8 vCPUs."""
+    groups = config["available_node_types"]
+    workers = {name: groups[name]["max_workers"] for name in ("gpu", "gpu-spot", "cpu-spot")}
+    assert sum(workers.values()) == config["max_workers"]
+    assert {groups[name]["node_config"]["InstanceType"].split(".")[1] for name in workers} == {"2xlarge"}
+    assert Counter(cpu=8 * sum(workers.values()), gpu=workers["gpu"] + workers["gpu-spot"]) >= required_capacity("max")
+
+
 def test_the_dashboard_listens_on_loopback_only(config: dict[str, Any]) -> None:
     """Ray's default setup commands, which open the dashboard to every address, are replaced."""
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
@@ -101,6 +112,7 @@ def test_every_node_and_the_page_share_the_data_folder(config: dict[str, Any], o
     """Hosts mount the stack's file system at /data, or serve without it; containers see it, the page read-only."""
     mount = next(command for command in config["initialization_commands"] if "mount -t nfs4" in command)
     assert f"{outputs['DataAddress']}:/ /data || echo" in mount
+    assert "softerr," in mount  # an error on which a job waits; `soft` gives EIO, as a damaged disk does
     assert subprocess.run(["bash", "-n", "-c", mount], check=False).returncode == 0
     assert "--volume=/data:/data" in config["docker"]["run_options"]
     assert "--volume /data:/data:ro --env PREDICTION_LOG=/data/predictions" in launcher.RUN_PAGE

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cluster.aws import STACK_TEMPLATE
+from serve_app.config import LimitsConfig
 from tests.support.paths import ROOT
 
 
@@ -60,7 +61,7 @@ def test_the_load_balancer_closes_idle_connections_first(resources: dict[str, An
     attributes = resources["LoadBalancer"]["Properties"]["LoadBalancerAttributes"]
     idle_s = next(int(each["Value"]) for each in attributes if each["Key"] == "idle_timeout.timeout_seconds")
     http = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["http_options"]
-    assert http["request_timeout_s"] < idle_s < http["keep_alive_timeout_s"]
+    assert LimitsConfig().deadline_s < idle_s < http["keep_alive_timeout_s"]
 
 
 def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> None:

@@ -20,12 +20,12 @@ CAPACITY = {
     *("num_replicas", "autoscaling_config", "max_replicas_per_node", "max_ongoing_requests", "ray_actor_options"),
     *("max_inflight_groups", "max_group_size", "max_batch_size", "max_batch_wait_ms"),
 }
-# jobs: a folder, where there is one; open: who may call, where the address is not loopback
+# jobs: their workers and how many may wait; open: who may call, where the address is not loopback
 ADDRESSES = {"host", "port", "proxy_location", "jobs", "open"}
 # How replicas are replaced and watched, and what the log looks like: no answer depends on it.
 OPERATION = {
     *("max_surge_percent", "graceful_shutdown_timeout_s", "health_check_period_s"),
-    *("request_timeout_s", "keep_alive_timeout_s", "encoding"),
+    *("keep_alive_timeout_s", "encoding"),
 }
 
 

@@ -88,6 +88,7 @@ def test_commands_exist() -> None:
 
 
 DEPLOY, RELEASE = WORKFLOWS["deploy"], WORKFLOWS["release"]
+IMAGES = {"serve": "sha256:s", "serve-cpu": "sha256:c", "page": "sha256:p"}
 
 
 def step(workflow: Workflow, job: str, words: str) -> Any:
@@ -162,48 +163,85 @@ def test_the_compared_paths_are_what_images_and_nodes_are_made_of() -> None:
     assert {path.split("/")[0] for path in copied} | {"cluster", "Dockerfile"} <= set(paths.split())
 
 
-def test_images_run_before_they_are_signed_and_are_built_once() -> None:
-    """Every step from the build to the signature is skipped for a commit that has signed images."""
-    steps = RELEASE["jobs"]["images"]["steps"]
-    names = [each.get("id") or each.get("name") or each["uses"].split("@")[0] for each in steps]
-    order = ["facts", "serve", "page", "Run both images and classify an image"]
-    order += ["Check the Python packages for known vulnerabilities", "Sign both images, and remember that they are"]
+def test_every_image_runs_before_any_is_signed_and_is_built_once() -> None:
+    """Every step from the build to the run is skipped for an image of this commit that is signed."""
+    images = RELEASE["jobs"]["images"]
+    names = [each.get("id") or each.get("name") or each["uses"].split("@")[0] for each in images["steps"]]
+    order = ["facts", "build", "Run it; the API classifies an image", "digest"]
     assert [name for name in names if name in order] == order
-    for each in steps[names.index("facts") + 1 : names.index(order[-1]) + 1]:
-        assert each.get("if") == "${{ !steps.facts.outputs.serve }}" or "cosign-installer" in each["uses"]
+    for each in images["steps"][names.index("facts") + 1 : names.index("digest")]:
+        assert each["if"] == "${{ !steps.facts.outputs.signed }}"
+    assert RELEASE["jobs"]["sign"]["needs"] == "images"
+    signing = [str(each) for each in RELEASE["jobs"]["sign"]["steps"]]
+    assert [word for each in signing for word in ("pip-audit", "cosign sign") if word in each] == [
+        "pip-audit",
+        "cosign sign",
+    ]
+
+
+def test_the_images_are_those_of_the_dockerfile_and_one_without_cuda() -> None:
+    """Each has its own output; the one without CUDA takes torch from the index that the other jobs use."""
+    images = RELEASE["jobs"]["images"]
+    matrix = {each["image"]: each for each in images["strategy"]["matrix"]["include"]}
+    assert list(matrix) == list(images["outputs"]) == list(IMAGES)
+    stages = re.findall(r"^FROM .* AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert {each["target"] for each in matrix.values()} <= set(stages)
+    assert {name: each.get("index") for name, each in matrix.items() if "index" in each} == {
+        "serve-cpu": RELEASE["jobs"]["wheel"]["env"]["WHEEL_INDEX"]
+    }
+    arguments = step(RELEASE, "images", "build-push-action")["with"]["build-args"]
+    assert {line.split("=")[0] for line in arguments.splitlines()} <= set(
+        re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.M)
+    )
+    assert "PYTHON_DIGEST=${{ steps.facts.outputs.base }}" in arguments
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_a_commit_with_signed_images_gets_no_others(tmp_path: Path, signed: bool) -> None:
+@pytest.mark.parametrize(("target", "suffix"), [("serve", ""), ("serve", "-cpu"), ("page", "")])
+def test_a_commit_with_a_signed_image_gets_no_other(tmp_path: Path, target: str, suffix: str, signed: bool) -> None:
     """The base image's digest is looked up for a build, which pins it and records it in a label."""
     stub = (
-        "docker() { case $4 in *:signed-abc) "
+        f"docker() {{ case $4 in ghcr.io/owner/repo/{target}:signed-abc{suffix}) "
         + ('echo \'{"digest": "sha256:s"}\'' if signed else "return 1")
-        + ';; python:3.11-slim) echo \'{"digest": "sha256:b"}\';; esac; }'
+        + ';; python:3.11-slim) echo \'{"digest": "sha256:b"}\';; *) return 1;; esac; }'
     )
-    done = run_step(step(RELEASE, "images", 'signed-$GITHUB_SHA") && page'), tmp_path, stub)
+    done = run_step(step(RELEASE, "images", "signed=$signed"), tmp_path, stub, TARGET=target, SUFFIX=suffix)
     assert done.returncode == 0, done.stderr
     found = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())
-    assert (found["name"], found["base"]) == ("ghcr.io/owner/repo", "sha256:b")
-    assert (found.get("serve"), found.get("page")) == (("sha256:s",) * 2 if signed else (None, None))
-    for target in ("serve", "page"):
-        arguments = next(each for each in RELEASE["jobs"]["images"]["steps"] if each.get("id") == target)["with"]
-        assert "PYTHON_DIGEST=${{ steps.facts.outputs.base }}" in arguments["build-args"]
+    assert (found["name"], found["base"]) == (f"ghcr.io/owner/repo/{target}", "sha256:b")
+    assert found.get("signed") == ("sha256:s" if signed else None)
 
 
 @pytest.mark.parametrize("ref_type", ["branch", "tag"])
-def test_only_versions_become_tags(tmp_path: Path, ref_type: str) -> None:
+@pytest.mark.parametrize("signed", [True, False])
+def test_only_versions_become_tags(tmp_path: Path, ref_type: str, signed: bool) -> None:
     """A branch may be called feature/x, which is no valid tag of an image; verification comes first."""
-    stub = 'for name in docker cosign; do eval "$name() { echo $name \\$*; }"; done'
-    names = {"NAME": "n", "SERVE": "sha256:s", "PAGE": "sha256:p", "SIGNER": "^x"}
-    found = step(RELEASE, "images", "GITHUB_STEP_SUMMARY")
-    done = run_step(found, tmp_path, stub, GITHUB_REF_TYPE=ref_type, GITHUB_REF_NAME="v1", **names)
-    verify, *tags = done.stdout.splitlines()
-    assert verify.startswith("cosign verify")
-    assert [line.split()[5:] for line in tags] == (
-        [["n/serve:v1", "n/serve@sha256:s"], ["n/page:v1", "n/page@sha256:p"]] if ref_type == "tag" else []
+    cosign = f"cosign() {{ echo cosign $*; [ $1 = sign ] && touch {tmp_path}/signed || [ -e {tmp_path}/signed ]; }}"
+    if signed:
+        (tmp_path / "signed").touch()
+    stub = f"docker() {{ echo docker $*; }}; {cosign}"
+    found = step(RELEASE, "sign", "GITHUB_STEP_SUMMARY")
+    variables = {"DIGESTS": json.dumps(IMAGES), "SIGNER": "^x", "GITHUB_REF_TYPE": ref_type, "GITHUB_REF_NAME": "v1"}
+    done = run_step(found, tmp_path, stub, **variables)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("cosign verify")
+    assert [line for line in lines if line.startswith("cosign sign")] == (
+        [] if signed else ["cosign sign --yes ghcr.io/owner/repo/serve@sha256:s"]
     )
-    assert "digest: sha256:s" in (tmp_path / "summary").read_text()
+    tags = [line.split()[5:] for line in lines if line.startswith("docker")]
+    repository = "ghcr.io/owner/repo"
+    expected = [
+        [f"{repository}/serve:{{}}", f"{repository}/serve@sha256:s"],
+        [f"{repository}/serve:{{}}-cpu", f"{repository}/serve@sha256:c"],
+        [f"{repository}/page:{{}}", f"{repository}/page@sha256:p"],
+    ]
+    names = ["signed-abc", *(["v1"] if ref_type == "tag" else [])]
+    assert tags == [[tag.format(name), digest] for tag, digest in expected for name in names]
+    pinned = yaml.safe_load((tmp_path / "summary").read_text().split("```")[1].removeprefix("yaml"))["images"]
+    assert {each["name"]: each["digest"] for each in pinned} == IMAGES
+    manifests = yaml.safe_load((ROOT / "cluster" / "kubernetes" / "kustomization.yaml").read_text())["images"]
+    assert [each["name"] for each in pinned] == [each["name"] for each in manifests]
 
 
 def test_ci_has_the_python_of_the_images() -> None:
