@@ -18,7 +18,7 @@ import pytest
 from serve_app.launcher.environment import free_port
 from serve_app.release.rollout import RefusedError, ServeApi
 from serve_app.release.serve_config import check, read
-from tests.cluster.nodes import Head, Node
+from tests.cluster.nodes import TOKEN, Head, Node
 from tests.support.configs import tuned
 from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
@@ -92,7 +92,7 @@ def test_the_service_recovers_from_a_lost_node(folder: Path) -> None:
     nodes: list[Node] = [head := Head(folder, port)]
     try:
         nodes.append(other := Node(3, folder, ["--address", head.address], other_port))
-        cluster = ServeApi(head.dashboard)
+        cluster = ServeApi(head.dashboard, TOKEN)
         cluster.apply(two_replica_config(port), 200)
         stages = ("Ingress", "Preprocessor", "Classifier", "Teacher")
         both = {stage: Counter({head.host: 1, other.host: 1}) for stage in stages}
@@ -141,7 +141,7 @@ def test_the_service_survives_the_loss_of_its_head(folder: Path, redis: str) -> 
     nodes: list[Node] = [head := Head(folder, port, cpus=0, redis=redis)]
     try:
         nodes.append(Node(3, folder, ["--address", head.address], other_port, redis=redis))
-        cluster, config = ServeApi(head.dashboard), two_replica_config(port)
+        cluster, config = ServeApi(head.dashboard, TOKEN), two_replica_config(port)
         for deployment in config["applications"][0]["deployments"]:
             deployment["num_replicas"] = 1
         cluster.apply(config, 200)

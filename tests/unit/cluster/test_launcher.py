@@ -82,12 +82,36 @@ def test_the_dashboard_listens_on_loopback_only(config: dict[str, Any]) -> None:
 
 
 def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
-    """`docker run` gets each variable of configs/ray.env, quoted for the shell that Ray uses."""
+    """`docker run` gets each variable of configs/ray.env, quoted for the shell that Ray uses, and each one once."""
     options = shlex.split(" ".join(config["docker"]["run_options"]))
-    assert "--env=RAY_SERVE_ENABLE_HA_PROXY=1" in options
-    assert {f"--env={name}={value}" for name, value in dotenv_values(ROOT / "configs" / "ray.env").items()} <= set(
-        options
+    variables = dict(option.removeprefix("--env=").split("=", 1) for option in options if option.startswith("--env="))
+    expected = {**dotenv_values(ROOT / "configs" / "ray.env"), "RAY_AUTH_MODE": "token"}
+    assert expected["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert expected.items() <= variables.items()
+    assert len(variables) == sum(option.startswith("--env=") for option in options)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_node_reads_rays_token_into_a_file_that_only_its_container_reads(
+    config: dict[str, Any], tmp_path: Path, readable: bool
+) -> None:
+    """No command line and no config has the token; a host that may not read it does not start Ray."""
+    command = next(line for line in config["initialization_commands"] if "ray-token" in line)
+    (volume,) = [option for option in config["docker"]["run_options"] if "ray-token:ro" in option]
+    host, container = volume.removeprefix("--volume=").removesuffix(":ro").split(":")
+    assert f"--env=RAY_AUTH_TOKEN_PATH={container}" in config["docker"]["run_options"]
+    stubs = "aws() { echo secret of $4 $5 $6; }; " if readable else "aws() { return 254; }; "
+    stubs += 'sudo() { echo "$@" >&2; shift 8; cat > "$1"; }; '
+    done = subprocess.run(
+        ["sh", "-c", stubs + command.replace(host, str(tmp_path / "token"))], capture_output=True, text=True
     )
+    assert done.stdout == ""
+    if readable:
+        assert (tmp_path / "token").read_text() == "secret of us-east-1 --name /classify/ray-token"
+        assert done.stderr == f"install -m 400 -o 1000 -g 1000 /dev/stdin {tmp_path / 'token'}\n"
+    else:
+        assert done.returncode == 254
+        assert not (tmp_path / "token").exists()
 
 
 def test_containers_see_the_gpu(config: dict[str, Any]) -> None:
@@ -193,15 +217,15 @@ def test_a_serve_config_is_deployed_through_tunnels(monkeypatch: pytest.MonkeyPa
 
     def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         commands.append(command[1:])
-        assert env["API_KEY"] == "key"
+        assert (env["RAY_AUTH_TOKEN"], env["API_KEY"]) == ("token", "key")
         return subprocess.CompletedProcess(command, exit_code)
 
     monkeypatch.setattr(launcher, "tunnel", tunnel)
     monkeypatch.setattr(subprocess, "run", run)
     if exit_code:
         with pytest.raises(ClusterError, match=r"p\.yaml was not deployed"):
-            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
+            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "token", "key", "--dry-run")
     else:
-        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
+        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "token", "key", "--dry-run")
     expected = "-m serve_app deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
     assert [" ".join(command) for command in commands] == [expected]

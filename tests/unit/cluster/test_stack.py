@@ -75,6 +75,18 @@ def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> No
     assert "Policies" not in resources["WorkerRole"]["Properties"]
 
 
+def test_every_node_may_read_rays_token_and_no_operators_key(resources: dict[str, Any]) -> None:
+    """Workers read two parameters: the token and the registry's login; the ssh key stays with the operators."""
+    policy = resources["ReadWeightsWriteLogs"]["Properties"]
+    assert policy["Roles"] == [{"Ref": "HeadRole"}, {"Ref": "WorkerRole"}]
+    (resource,) = [
+        statement["Resource"]
+        for statement in policy["PolicyDocument"]["Statement"]
+        if statement["Action"] == "ssm:GetParameter"
+    ]
+    assert [each["Fn::Sub"].rpartition("${Name}")[2] for each in resource] == ["/ray-token", "/registry-login"]
+
+
 def test_the_file_system_is_encrypted_among_the_nodes_and_outlives_the_stack(resources: dict[str, Any]) -> None:
     """Only the nodes' security group reaches its mount targets, one in each of the first two subnets."""
     assert resources["Data"]["DeletionPolicy"] == "RetainExceptOnCreate"
