@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shlex
+import signal
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +16,13 @@ from typing import Any
 import pytest
 import yaml
 from dotenv import dotenv_values
+from ray.autoscaler._private.command_runner import _with_interactive
+from ray.autoscaler._private.util import with_envs
 
 from cluster import launcher
 from cluster.settings import ClusterError, Settings
 from tests.support.paths import ROOT
+from tests.support.polling import wait_for
 
 # Stand-ins: `docker` lists containers or prints its arguments and key, `aws` prints a secret.
 STUBS = (
@@ -58,14 +64,54 @@ def test_disks_are_encrypted_and_the_metadata_service_requires_tokens(
 
 
 def test_only_workers_are_spot_and_only_the_head_may_launch(config: dict[str, Any]) -> None:
-    """The head and one GPU node are on demand; only the head has the role that starts instances."""
+    """The head, a GPU node and a CPU node are on demand; only the head has the role that starts instances."""
     groups = config["available_node_types"]
     assert {name for name, group in groups.items() if "InstanceMarketOptions" in group["node_config"]} == {
         "gpu-spot",
         "cpu-spot",
     }
     profiles = {name: group["node_config"]["IamInstanceProfile"]["Name"] for name, group in groups.items()}
-    assert profiles == {"head": "head", "gpu": "worker", "gpu-spot": "worker", "cpu-spot": "worker"}
+    assert profiles == {"head": "head"} | dict.fromkeys(("gpu", "cpu", "gpu-spot", "cpu-spot"), "worker")
+
+
+def test_on_demand_nodes_hold_every_replica_and_one_more_during_an_update(config: dict[str, Any]) -> None:
+    """Without any spot node, and without waiting for a node to start."""
+    size = {"g6.2xlarge": {"num_cpus": 8.0, "num_gpus": 1.0}, "c7i.2xlarge": {"num_cpus": 8.0, "num_gpus": 0.0}}
+    nodes = [
+        dict(size[group["node_config"]["InstanceType"]])
+        for group in config["available_node_types"].values()
+        for _ in range(group.get("min_workers", 0))
+        if "InstanceMarketOptions" not in group["node_config"]
+    ]
+    (app,) = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["applications"]
+    requests = []
+    for deployment in app["deployments"]:
+        replicas = deployment.get("autoscaling_config", {"min_replicas": 1})["min_replicas"]
+        surge = math.ceil(replicas * deployment.get("max_surge_percent", 100) / 100)
+        assert replicas + surge <= len(nodes) * deployment.get("max_replicas_per_node", math.inf)
+        requests += [deployment["ray_actor_options"]] * (replicas + surge)
+    # The CPU replicas last: Ray keeps them off nodes with GPUs where it can.
+    for request in sorted(requests, key=lambda request: -request.get("num_gpus", 0)):
+        fits = [node for node in nodes if all(node[name] + 1e-9 >= amount for name, amount in request.items())]
+        assert fits, f"no room for {request} in {nodes}"
+        node = min(fits, key=lambda node: node["num_gpus"])
+        for name, amount in request.items():
+            node[name] -= amount
+
+
+def test_a_worker_watches_for_the_notice_of_its_end(config: dict[str, Any], tmp_path: Path) -> None:
+    """The command returns at once, as Ray's launcher runs it, and a second one starts no second watcher."""
+    command = config["worker_start_ray_commands"][-1].replace("/tmp/", f"{tmp_path}/")
+    logs = tmp_path / "ray" / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" $$\nexec sleep 60\n')
+    (tmp_path / "python").chmod(0o755)
+    (start,) = with_envs([command], {"RAY_HEAD_IP": "10.0.0.2", "PATH": f"{tmp_path}:$PATH"})
+    for _ in range(2):
+        subprocess.run(" ".join(_with_interactive(start)), shell=True, check=True, capture_output=True, timeout=30)
+    started = wait_for((logs / "spot_notice.log").read_text, 20)
+    os.kill(int(started.split()[-1]), signal.SIGTERM)
+    assert re.fullmatch(r"-m serve_app\.launcher\.spot_notice 10\.0\.0\.2:6379 \d+\n", started)
 
 
 def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
