@@ -59,6 +59,8 @@ class Account:
             "Subnets": ",".join(settings.subnets),
             "CertificateArn": settings.certificate,
             "ClientCidr": settings.client_cidr,
+            "AlarmEmail": settings.alarm_email,
+            "MonthlyBudget": settings.monthly_budget and str(settings.monthly_budget),
             # A stack keeps the endpoint that it began with: its own, or one that the VPC had.
             **(self._endpoint_in_vpc() if stack is None else endpoint_parameters(stack)),
         }

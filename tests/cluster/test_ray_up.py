@@ -166,7 +166,12 @@ def check_metadata_and_disk(launched: Launched, instance: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("group", "instance_type", "lifecycle"),
-    [("gpu", "g6.2xlarge", None), ("gpu-spot", "g6.2xlarge", "spot"), ("cpu-spot", "c7i.2xlarge", "spot")],
+    [
+        ("gpu", "g6.2xlarge", None),
+        ("cpu", "c7i.2xlarge", None),
+        ("gpu-spot", "g6.2xlarge", "spot"),
+        ("cpu-spot", "c7i.2xlarge", "spot"),
+    ],
 )
 def test_workers_are_launched_as_configured(
     launched: Launched, group: str, instance_type: str, lifecycle: str | None
@@ -206,7 +211,7 @@ def test_ssh_goes_through_the_endpoint(launched: Launched) -> None:
 def test_the_head_runs_our_image_and_then_ray(launched: Launched) -> None:
     """The container has configs/ray.env and no capabilities; nothing is installed with pip."""
     commands = launched.commands()
-    (run,) = [command for command in commands if "docker run" in command]
+    (run,) = [command for command in commands if "docker run --rm --name serve" in command]
     assert f" --net=host {IMAGE} bash" in run
     assert all(shlex.quote(f"--env={name}={value}") in run for name, value in launcher.node_environment().items())
     assert "--cap-drop=ALL" in run

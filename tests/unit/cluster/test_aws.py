@@ -82,6 +82,14 @@ def test_a_stack_keeps_the_endpoint_that_it_began_with(account: Account) -> None
     assert "Endpoint" not in put(account, None, CREATED, UPDATED, then="UpdateStack")
 
 
+def test_address_and_budget_of_the_alarms_are_optional(account: Account) -> None:
+    """Without them the stack's defaults hold, which send no mail."""
+    assert not {"AlarmEmail", "MonthlyBudget"} & put(account, None, CREATED, UPDATED, then="UpdateStack").keys()
+    account.settings = account.settings.model_copy(update={"alarm_email": "a@photos.example", "monthly_budget": 900})
+    sent = put(account, None, CREATED, UPDATED, then="UpdateStack")
+    assert (sent["AlarmEmail"], sent["MonthlyBudget"]) == ("a@photos.example", "900")
+
+
 def test_rays_token_is_made_once(account: Account) -> None:
     """Parameter Store keeps it encrypted; whoever comes later gets the same one."""
     name = "/classify/ray-token"

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,25 @@ def test_a_worker_watches_for_the_notice_of_its_end(config: dict[str, Any], tmp_
     started = wait_for((logs / "spot_notice.log").read_text, 20)
     os.kill(int(started.split()[-1]), signal.SIGTERM)
     assert re.fullmatch(r"-m serve_app\.launcher\.spot_notice 10\.0\.0\.2:6379 \d+\n", started)
+
+
+@pytest.mark.parametrize(("running", "starts"), [("echo 1", True), (":", True), (":", False)])
+def test_a_node_sends_its_logs(config: dict[str, Any], running: str, starts: bool) -> None:
+    """The container starts once, on every node; a node on which it does not start serves all the same."""
+    command = next(line for line in config["initialization_commands"] if "log_group_name" in line)
+    run = f'for each; do echo "$each"; done; {str(starts).lower()}'
+    stub = f"docker() {{ case $1 in ps) {running};; run) {run};; esac; }}; "
+    done = subprocess.run(["sh", "-c", stub + command], capture_output=True, text=True)
+    assert done.returncode == 0
+    if running == ":":
+        logs = "/tmp/ray/session_latest/logs"
+        assert f"path={logs}/serve/*.log,{logs}/monitor.*,{logs}/spot_notice.log" in done.stdout.splitlines()
+        assert {"log_group_name=/classify/serve", "region=us-east-1"} <= set(done.stdout.splitlines())
+        assert f"log_stream_name={config['cluster_name']}/{socket.gethostname()}" in done.stdout.splitlines()
+        assert "--volume=/var/log/ray:/tmp/ray" in config["docker"]["run_options"]
+    else:
+        assert done.stdout == ""
+    assert ("stay on this node" in done.stdout) is not starts
 
 
 def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
