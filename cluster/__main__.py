@@ -85,7 +85,7 @@ def up(
     account.put_stack()
     running_before = account.clusters()
     ray_config = write_ray_config(account, settings.cluster)
-    api_key = account.api_key()
+    ray_token, api_key = account.ray_token(), account.api_key()
     former: dict[str, list[str]] = {}
     say(f"launching the nodes of {settings.cluster}")
     try:
@@ -94,7 +94,7 @@ def up(
         if settings.page_image:
             launcher.start_page(ray_config, settings, account.key_parameter if api_key else None)
         say(f"deploying {config.name}")
-        launcher.deploy(ray_config, config, api_key, "--timeout-s", str(LAUNCH_TIMEOUT_S))
+        launcher.deploy(ray_config, config, ray_token, api_key, "--timeout-s", str(LAUNCH_TIMEOUT_S))
         say("moving the clients")
         former = account.move_clients_to(settings.cluster)
         address = account.outputs().get("Address")
@@ -138,7 +138,8 @@ def deploy(
     """Deploy a Serve config to the running nodes."""
     account = connect(settings_file, overrides)
     ray_config = running_config(account)
-    launcher.deploy(ray_config, config, account.api_key(), *(["--dry-run"] if dry_run else []))
+    options = ["--dry-run"] if dry_run else []
+    launcher.deploy(ray_config, config, account.ray_token(), account.api_key(), *options)
 
 
 @app.command()
@@ -153,7 +154,7 @@ def status(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = N
 
 @app.command()
 def down(settings_file: SettingsFile = SETTINGS_FILE, overrides: Overrides = None, yes: Yes = False) -> None:
-    """End all nodes and delete stack and ssh key; the bucket stays."""
+    """End all nodes and delete stack, ssh key and Ray's token; the bucket stays."""
     account = connect(settings_file, overrides)
     bucket = account.outputs()["Bucket"]
     clusters = sorted(account.clusters())

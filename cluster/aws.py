@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Account:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._ssh_parameter, self.key_parameter = f"/{settings.name}/ssh-key", f"/{settings.name}/api-key"
+        self._token_parameter = f"/{settings.name}/ray-token"
         session = boto3.Session(region_name=settings.region)
         self.cloudformation = session.client("cloudformation")
         self.ec2 = session.client("ec2")
@@ -57,6 +59,8 @@ class Account:
             "Subnets": ",".join(settings.subnets),
             "CertificateArn": settings.certificate,
             "ClientCidr": settings.client_cidr,
+            "AlarmEmail": settings.alarm_email,
+            "MonthlyBudget": settings.monthly_budget and str(settings.monthly_budget),
             # A stack keeps the endpoint that it began with: its own, or one that the VPC had.
             **(self._endpoint_in_vpc() if stack is None else endpoint_parameters(stack)),
         }
@@ -123,12 +127,21 @@ class Account:
             return None
         return str(value)
 
+    def ray_token(self) -> str:
+        """Return the token that Ray asks of every caller; it is made once, and the nodes read it with their role."""
+        try:
+            value = self.ssm.get_parameter(Name=self._token_parameter, WithDecryption=True)["Parameter"]["Value"]
+        except self.ssm.exceptions.ParameterNotFound:
+            value = secrets.token_hex(32)
+            self.ssm.put_parameter(Name=self._token_parameter, Value=value, Type="SecureString")
+        return str(value)
+
     def delete_stack(self) -> None:
-        """Delete the stack and the ssh key, and wait until CloudFormation is done; the bucket stays."""
+        """Delete the stack, the ssh key and Ray's token, and wait until CloudFormation is done; the bucket stays."""
         self.cloudformation.delete_stack(StackName=self.settings.name)
         self.cloudformation.get_waiter("stack_delete_complete").wait(StackName=self.settings.name)
         self.ec2.delete_key_pair(KeyName=self.settings.name)
-        self.ssm.delete_parameters(Names=[self._ssh_parameter])
+        self.ssm.delete_parameters(Names=[self._ssh_parameter, self._token_parameter])
 
     def write_private_key(self, folder: Path) -> Path:
         """Write the nodes' ssh key to a file that only its owner can read, and return its path.

@@ -66,9 +66,14 @@ def render_config(settings: Settings, outputs: Mapping[str, str], private_key: P
         ) from None
     except ValueError as error:
         raise ClusterError(f"{TEMPLATE.name}: {error}: write $$ for a plain $") from None
-    environment = (f"--env={name}={value}" for name, value in read_ray_env().items())
+    environment = (f"--env={name}={value}" for name, value in node_environment().items())
     config["docker"]["run_options"] += map(shlex.quote, environment)  # Ray joins the options into one shell command
     return validate(config)
+
+
+def node_environment() -> dict[str, str]:
+    """Return the environment of every Ray node: configs/ray.env, with token authentication on."""
+    return read_ray_env() | {"RAY_AUTH_MODE": "token"}
 
 
 def validate(config: dict[str, Any]) -> dict[str, Any]:
@@ -125,12 +130,12 @@ def accepts_connections(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def deploy(config: Path, serve_config: Path, api_key: str | None, *arguments: str) -> None:
+def deploy(config: Path, serve_config: Path, ray_token: str, api_key: str | None, *arguments: str) -> None:
     """Deploy a Serve config to the head with `serve-app deploy`, which waits, tests and rolls back.
 
     Its test requests carry ``api_key``, or without one the operator's ``API_KEY``.
     """
-    environment = {**os.environ} | ({"API_KEY": api_key} if api_key else {})
+    environment = {**os.environ, "RAY_AUTH_TOKEN": ray_token} | ({"API_KEY": api_key} if api_key else {})
     with tunnel(config, 8265) as dashboard, tunnel(config, 8000) as api:
         command = [sys.executable, "-m", "serve_app", "deploy", str(serve_config), "--address", dashboard, "--api", api]
         if subprocess.run([*command, *arguments], cwd=ROOT, env=environment).returncode:

@@ -16,6 +16,7 @@ EXPECTED = {
     "ami": "the id of an AMI, ami-…; settings.example.yaml says how to find the current one",
     "subnets": "a list of two or more subnet-…",
     "public_url": "the clients' address, https://NAME, without a path",
+    "monthly_budget": "whole US dollars",
 }
 
 
@@ -38,13 +39,17 @@ class Settings(BaseModel):
     certificate: str | None = Field(default=None, pattern=r"^arn:[\w-]+:acm:")
     client_cidr: str | None = Field(default=None, pattern=r"^[0-9.]+/\d+$")
     public_url: str | None = Field(default=None, pattern=r"^https://[\w.-]+$")
+    alarm_email: str | None = Field(default=None, pattern=r"^[^@\s]+@[^@\s]+$")
+    monthly_budget: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _check_load_balancer(self) -> Self:
+    def _check_combinations(self) -> Self:
         if (self.certificate is None) != (self.client_cidr is None):
             raise ValueError("certificate and client_cidr belong together: set both for a load balancer, or neither")
         if self.public_url and not self.certificate:
             raise ValueError("public_url needs a load balancer: set certificate and client_cidr too, or remove it")
+        if self.monthly_budget and not self.alarm_email:
+            raise ValueError("monthly_budget needs an address: set alarm_email too, or remove it")
         return self
 
     @property

@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 
 START_TIMEOUT_S = 90
 OBJECT_STORE_BYTES = 200_000_000
+TOKEN = "token-of-these-tests"  # what Ray asks of every caller, as on EC2 and Kubernetes
 
 
 class Node:
@@ -90,7 +91,8 @@ class Head(Node):
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             with suppress(httpx2.HTTPError):
-                if httpx2.get(f"{self.dashboard}/api/serve/applications/", timeout=10).status_code == 200:
+                url, headers = f"{self.dashboard}/api/serve/applications/", {"Authorization": f"Bearer {TOKEN}"}
+                if httpx2.get(url, headers=headers, timeout=10).status_code == 200:
                     return
             time.sleep(0.5)
         self.kill()
@@ -103,6 +105,8 @@ def environment(files: Path, api_port: int) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         DATA_VARIABLE: str(files.parent / "data"),  # one for all nodes
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
     }  # the head keeps http_options.port
     return {**os.environ, **read_ray_env(), **haproxy_files_and_ports(files), **own}
 

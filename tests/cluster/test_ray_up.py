@@ -136,6 +136,7 @@ def launched(mock_aws: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     mock_aws.setattr(aws, "STACK_TEMPLATE", template)
     account = MockedAccount(settings)
     account.put_stack()
+    account.ray_token()
     config = cli.write_ray_config(account, settings.cluster)
     launcher.run_ray("up", "--yes", "--no-restart", "--no-config-cache", config)
     return Launched(account, config, folder)
@@ -165,7 +166,12 @@ def check_metadata_and_disk(launched: Launched, instance: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("group", "instance_type", "lifecycle"),
-    [("gpu", "g6.2xlarge", None), ("gpu-spot", "g6.2xlarge", "spot"), ("cpu-spot", "c7i.2xlarge", "spot")],
+    [
+        ("gpu", "g6.2xlarge", None),
+        ("cpu", "c7i.2xlarge", None),
+        ("gpu-spot", "g6.2xlarge", "spot"),
+        ("cpu-spot", "c7i.2xlarge", "spot"),
+    ],
 )
 def test_workers_are_launched_as_configured(
     launched: Launched, group: str, instance_type: str, lifecycle: str | None
@@ -205,9 +211,9 @@ def test_ssh_goes_through_the_endpoint(launched: Launched) -> None:
 def test_the_head_runs_our_image_and_then_ray(launched: Launched) -> None:
     """The container has configs/ray.env and no capabilities; nothing is installed with pip."""
     commands = launched.commands()
-    (run,) = [command for command in commands if "docker run" in command]
+    (run,) = [command for command in commands if "docker run --rm --name serve" in command]
     assert f" --net=host {IMAGE} bash" in run
-    assert all(shlex.quote(f"--env={name}={value}") in run for name, value in launcher.read_ray_env().items())
+    assert all(shlex.quote(f"--env={name}={value}") in run for name, value in launcher.node_environment().items())
     assert "--cap-drop=ALL" in run
     (start,) = [command for command in commands if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start
@@ -281,8 +287,18 @@ def test_another_operator_gets_the_same_key(launched: Launched, tmp_path: Path) 
     assert launched.account.write_private_key(tmp_path).read_text() == first.read_text()
 
 
+def test_every_operator_has_the_same_token_and_no_command_contains_it(launched: Launched) -> None:
+    """Parameter Store keeps it encrypted; neither ssh nor the config that Ray leaves on the head contains it."""
+    token = launched.account.ray_token()
+    assert launched.account.ray_token() == token
+    ssm = launched.account.ssm
+    assert ssm.get_parameter(Name="/classify/ray-token")["Parameter"]["Type"] == "SecureString"
+    assert not [path for path in launched.recorded.iterdir() if token in path.read_text()]
+    assert token not in launched.config.read_text()
+
+
 def test_down_leaves_the_bucket_and_nothing_else(launched: Launched) -> None:
-    """Ends nodes, stack and key. Last in this file, because the other tests read what it deletes."""
+    """Ends nodes, stack, key and token. Last in this file, because the other tests read what it deletes."""
     account, bucket = launched.account, launched.account.outputs()["Bucket"]
     launcher.run_ray("down", "--yes", launched.config)
     assert account.nodes() == []
@@ -290,4 +306,5 @@ def test_down_leaves_the_bucket_and_nothing_else(launched: Launched) -> None:
     with pytest.raises(ClusterError, match="stack classify does not exist"):
         account.outputs()
     assert account.ec2.describe_key_pairs()["KeyPairs"] == []
+    assert account.ssm.describe_parameters()["Parameters"] == []
     assert bucket in {listed["Name"] for listed in boto3.client("s3").list_buckets()["Buckets"]}

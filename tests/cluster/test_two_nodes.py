@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,11 +18,13 @@ import httpx2
 import pytest
 
 from serve_app.launcher.environment import free_port
+from serve_app.launcher.spot_notice import METADATA_VARIABLE
 from serve_app.release.rollout import RefusedError, ServeApi
 from serve_app.release.serve_config import check, read
-from tests.cluster.nodes import Head, Node
+from tests.cluster.nodes import TOKEN, Head, Node
 from tests.support.configs import tuned
 from tests.support.constant_load import ConstantLoad
+from tests.support.instance_metadata import InstanceMetadata, instance_metadata
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
 
@@ -28,6 +32,7 @@ pytestmark = pytest.mark.skipif(not os.environ.get("NODES"), reason="takes two m
 
 RATE = 10
 HEADLESS_S = 30
+NOTICE_S = 120  # how long before the end EC2 announces that it reclaims a spot instance
 RECOVERY_S = 30  # no request may fail later than this after a node is lost
 
 
@@ -92,7 +97,7 @@ def test_the_service_recovers_from_a_lost_node(folder: Path) -> None:
     nodes: list[Node] = [head := Head(folder, port)]
     try:
         nodes.append(other := Node(3, folder, ["--address", head.address], other_port))
-        cluster = ServeApi(head.dashboard)
+        cluster = ServeApi(head.dashboard, TOKEN)
         cluster.apply(two_replica_config(port), 200)
         stages = ("Ingress", "Preprocessor", "Classifier", "Teacher")
         both = {stage: Counter({head.host: 1, other.host: 1}) for stage in stages}
@@ -141,7 +146,7 @@ def test_the_service_survives_the_loss_of_its_head(folder: Path, redis: str) -> 
     nodes: list[Node] = [head := Head(folder, port, cpus=0, redis=redis)]
     try:
         nodes.append(Node(3, folder, ["--address", head.address], other_port, redis=redis))
-        cluster, config = ServeApi(head.dashboard), two_replica_config(port)
+        cluster, config = ServeApi(head.dashboard, TOKEN), two_replica_config(port)
         for deployment in config["applications"][0]["deployments"]:
             deployment["num_replicas"] = 1
         cluster.apply(config, 200)
@@ -168,6 +173,56 @@ def test_the_service_survives_the_loss_of_its_head(folder: Path, redis: str) -> 
     finally:
         for node in nodes:
             node.kill()
+
+
+@pytest.mark.timeout(600)
+def test_no_request_fails_when_a_spot_node_goes(folder: Path) -> None:
+    """At EC2's notice all replicas move to the other node, before the node ends. Ray refuses callers without token."""
+    port = free_port()
+    nodes: list[Node] = [head := Head(folder, port, cpus=0)]
+    try:
+        with pytest.raises(RefusedError, match="rejected Ray's token"):
+            ServeApi(head.dashboard).state()
+        nodes.append(spot := Node(3, folder, ["--address", head.address], free_port()))
+        cluster, config = ServeApi(head.dashboard, TOKEN), two_replica_config(port)
+        for deployment in config["applications"][0]["deployments"]:
+            deployment["num_replicas"] = 1
+        cluster.apply(config, 300)
+        url = f"http://127.0.0.1:{port}/v1/classify"
+        wait_for(lambda: httpx2.post(url, content=make_photo(), timeout=30).is_success, 30, url)
+        assert {host for counts in replicas_by_node(cluster).values() for host in counts} == {spot.host}
+        nodes.append(other := Node(4, folder, ["--address", head.address], free_port()))
+        wait_for(lambda: "Ray runtime started" in other.output.read_text(), 90, "the other node joins")
+        load = ConstantLoad(url, make_photo(), RATE)
+        with instance_metadata(spot.host) as metadata, watching_for_notice(head, metadata) as watcher, load.running():
+            time.sleep(10)
+            metadata.reclaim(NOTICE_S)
+            stages = ("Ingress", "Preprocessor", "Classifier", "Teacher")
+            moved = {stage: Counter({other.host: 1}) for stage in stages}
+            moved_s = wait_for(lambda: replicas_by_node(cluster) == moved, NOTICE_S, "all replicas run elsewhere")
+            spot.kill()
+            time.sleep(10)
+            assert watcher.poll() is None
+        failed = load.failed()
+        slowest_ms = max(request.ms for request in load.outcomes)
+        print(f"all replicas moved in {moved_s:.0f} s")
+        print(f"{len(load.outcomes)} requests, slowest {slowest_ms:.0f} ms, {len(failed)} failed")
+        assert failed == []
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+@contextmanager
+def watching_for_notice(head: Head, metadata: InstanceMetadata) -> Iterator[subprocess.Popen[bytes]]:
+    """Run what every worker of cluster/ec2.yaml runs beside Ray."""
+    own = {METADATA_VARIABLE: metadata.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "serve_app.launcher.spot_notice", head.address]
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, **own}) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def replica_ids(cluster: ServeApi) -> dict[str, set[str]]:

@@ -57,6 +57,7 @@ def outputs() -> dict[str, str]:
         "Bucket": "bucket",
         "DataAddress": "fs-0123456789abcdef0.efs.us-east-1.amazonaws.com",
         "Endpoint": "eice-0123456789abcdef0",
+        "LogGroup": "/classify/serve",
         "SecurityGroup": "sg-0123456789abcdef0",
         "HeadProfile": "head",
         "WorkerProfile": "worker",

@@ -18,7 +18,7 @@ ENDPOINT = {"InstanceConnectEndpointId": "eice-0123456789abcdef0", "SecurityGrou
 def account(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Account:
     """An account whose calls are answered by stubs, which check each call against AWS's own model of it."""
     account = Account(settings)
-    for name in ("cloudformation", "ec2"):
+    for name in ("cloudformation", "ec2", "ssm"):
         fake = boto3.Session("id", "secret", region_name=settings.region).client(name)
         monkeypatch.setattr(account, name, fake)
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -80,3 +80,23 @@ def test_a_stack_keeps_the_endpoint_that_it_began_with(account: Account) -> None
     foreign = stack("CREATE_COMPLETE", Endpoint="eice-1", EndpointGroup="sg-1")
     assert put(account, None, foreign, UPDATED, then="UpdateStack")["Endpoint"] == "eice-1"
     assert "Endpoint" not in put(account, None, CREATED, UPDATED, then="UpdateStack")
+
+
+def test_address_and_budget_of_the_alarms_are_optional(account: Account) -> None:
+    """Without them the stack's defaults hold, which send no mail."""
+    assert not {"AlarmEmail", "MonthlyBudget"} & put(account, None, CREATED, UPDATED, then="UpdateStack").keys()
+    account.settings = account.settings.model_copy(update={"alarm_email": "a@photos.example", "monthly_budget": 900})
+    sent = put(account, None, CREATED, UPDATED, then="UpdateStack")
+    assert (sent["AlarmEmail"], sent["MonthlyBudget"]) == ("a@photos.example", "900")
+
+
+def test_rays_token_is_made_once(account: Account) -> None:
+    """Parameter Store keeps it encrypted; whoever comes later gets the same one."""
+    name = "/classify/ray-token"
+    with Stubber(account.ssm) as ssm:
+        ssm.add_client_error("get_parameter", "ParameterNotFound")
+        ssm.add_response("put_parameter", {}, {"Name": name, "Value": ANY, "Type": "SecureString"})
+        made = account.ray_token()
+        ssm.add_response("get_parameter", {"Parameter": {"Value": made}}, {"Name": name, "WithDecryption": True})
+        assert account.ray_token() == made
+    assert len(made) == 64

@@ -32,6 +32,9 @@ class FakeAccount:
     def api_key(self) -> str | None:
         return None
 
+    def ray_token(self) -> str:
+        return "token"
+
     def clusters(self) -> set[str]:
         return set(self.running)
 

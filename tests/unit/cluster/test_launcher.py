@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 from collections import Counter
 from contextlib import contextmanager
@@ -14,11 +18,14 @@ from typing import Any
 import pytest
 import yaml
 from dotenv import dotenv_values
+from ray.autoscaler._private.command_runner import _with_interactive
+from ray.autoscaler._private.util import with_envs
 
 from cluster import launcher
 from cluster.settings import ClusterError, Settings
 from tests.support.configs import required_capacity
 from tests.support.paths import ROOT
+from tests.support.polling import wait_for
 
 # Stand-ins: `docker` lists containers or prints its arguments and key, `aws` prints a secret.
 STUBS = (
@@ -60,14 +67,73 @@ def test_disks_are_encrypted_and_the_metadata_service_requires_tokens(
 
 
 def test_only_workers_are_spot_and_only_the_head_may_launch(config: dict[str, Any]) -> None:
-    """The head and one GPU node are on demand; only the head has the role that starts instances."""
+    """The head, a GPU node and a CPU node are on demand; only the head has the role that starts instances."""
     groups = config["available_node_types"]
     assert {name for name, group in groups.items() if "InstanceMarketOptions" in group["node_config"]} == {
         "gpu-spot",
         "cpu-spot",
     }
     profiles = {name: group["node_config"]["IamInstanceProfile"]["Name"] for name, group in groups.items()}
-    assert profiles == {"head": "head", "gpu": "worker", "gpu-spot": "worker", "cpu-spot": "worker"}
+    assert profiles == {"head": "head"} | dict.fromkeys(("gpu", "cpu", "gpu-spot", "cpu-spot"), "worker")
+
+
+def test_on_demand_nodes_hold_every_replica_and_one_more_during_an_update(config: dict[str, Any]) -> None:
+    """Without any spot node, and without waiting for a node to start."""
+    size = {"g6.2xlarge": {"num_cpus": 8.0, "num_gpus": 1.0}, "c7i.2xlarge": {"num_cpus": 8.0, "num_gpus": 0.0}}
+    nodes = [
+        dict(size[group["node_config"]["InstanceType"]])
+        for group in config["available_node_types"].values()
+        for _ in range(group.get("min_workers", 0))
+        if "InstanceMarketOptions" not in group["node_config"]
+    ]
+    (app,) = yaml.safe_load((ROOT / "configs" / "production.yaml").read_text())["applications"]
+    requests = []
+    for deployment in app["deployments"]:
+        replicas = deployment.get("autoscaling_config", {"min_replicas": 1})["min_replicas"]
+        surge = math.ceil(replicas * deployment.get("max_surge_percent", 100) / 100)
+        assert replicas + surge <= len(nodes) * deployment.get("max_replicas_per_node", math.inf)
+        requests += [deployment["ray_actor_options"]] * (replicas + surge)
+    # The CPU replicas last: Ray keeps them off nodes with GPUs where it can.
+    for request in sorted(requests, key=lambda request: -request.get("num_gpus", 0)):
+        fits = [node for node in nodes if all(node[name] + 1e-9 >= amount for name, amount in request.items())]
+        assert fits, f"no room for {request} in {nodes}"
+        node = min(fits, key=lambda node: node["num_gpus"])
+        for name, amount in request.items():
+            node[name] -= amount
+
+
+def test_a_worker_watches_for_the_notice_of_its_end(config: dict[str, Any], tmp_path: Path) -> None:
+    """The command returns at once, as Ray's launcher runs it, and a second one starts no second watcher."""
+    command = config["worker_start_ray_commands"][-1].replace("/tmp/", f"{tmp_path}/")
+    logs = tmp_path / "ray" / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@" $$\nexec sleep 60\n')
+    (tmp_path / "python").chmod(0o755)
+    (start,) = with_envs([command], {"RAY_HEAD_IP": "10.0.0.2", "PATH": f"{tmp_path}:$PATH"})
+    for _ in range(2):
+        subprocess.run(" ".join(_with_interactive(start)), shell=True, check=True, capture_output=True, timeout=30)
+    started = wait_for((logs / "spot_notice.log").read_text, 20)
+    os.kill(int(started.split()[-1]), signal.SIGTERM)
+    assert re.fullmatch(r"-m serve_app\.launcher\.spot_notice 10\.0\.0\.2:6379 \d+\n", started)
+
+
+@pytest.mark.parametrize(("running", "starts"), [("echo 1", True), (":", True), (":", False)])
+def test_a_node_sends_its_logs(config: dict[str, Any], running: str, starts: bool) -> None:
+    """The container starts once, on every node; a node on which it does not start serves all the same."""
+    command = next(line for line in config["initialization_commands"] if "log_group_name" in line)
+    run = f'for each; do echo "$each"; done; {str(starts).lower()}'
+    stub = f"docker() {{ case $1 in ps) {running};; run) {run};; esac; }}; "
+    done = subprocess.run(["sh", "-c", stub + command], capture_output=True, text=True)
+    assert done.returncode == 0
+    if running == ":":
+        logs = "/tmp/ray/session_latest/logs"
+        assert f"path={logs}/serve/*.log,{logs}/monitor.*,{logs}/spot_notice.log" in done.stdout.splitlines()
+        assert {"log_group_name=/classify/serve", "region=us-east-1"} <= set(done.stdout.splitlines())
+        assert f"log_stream_name={config['cluster_name']}/{socket.gethostname()}" in done.stdout.splitlines()
+        assert "--volume=/var/log/ray:/tmp/ray" in config["docker"]["run_options"]
+    else:
+        assert done.stdout == ""
+    assert ("stay on this node" in done.stdout) is not starts
 
 
 def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
@@ -93,12 +159,36 @@ def test_the_dashboard_listens_on_loopback_only(config: dict[str, Any]) -> None:
 
 
 def test_ray_env_is_in_every_container(config: dict[str, Any]) -> None:
-    """`docker run` gets each variable of configs/ray.env, quoted for the shell that Ray uses."""
+    """`docker run` gets each variable of configs/ray.env, quoted for the shell that Ray uses, and each one once."""
     options = shlex.split(" ".join(config["docker"]["run_options"]))
-    assert "--env=RAY_SERVE_ENABLE_HA_PROXY=1" in options
-    assert {f"--env={name}={value}" for name, value in dotenv_values(ROOT / "configs" / "ray.env").items()} <= set(
-        options
+    variables = dict(option.removeprefix("--env=").split("=", 1) for option in options if option.startswith("--env="))
+    expected = {**dotenv_values(ROOT / "configs" / "ray.env"), "RAY_AUTH_MODE": "token"}
+    assert expected["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert expected.items() <= variables.items()
+    assert len(variables) == sum(option.startswith("--env=") for option in options)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_node_reads_rays_token_into_a_file_that_only_its_container_reads(
+    config: dict[str, Any], tmp_path: Path, readable: bool
+) -> None:
+    """No command line and no config has the token; a host that may not read it does not start Ray."""
+    command = next(line for line in config["initialization_commands"] if "ray-token" in line)
+    (volume,) = [option for option in config["docker"]["run_options"] if "ray-token:ro" in option]
+    host, container = volume.removeprefix("--volume=").removesuffix(":ro").split(":")
+    assert f"--env=RAY_AUTH_TOKEN_PATH={container}" in config["docker"]["run_options"]
+    stubs = "aws() { echo secret of $4 $5 $6; }; " if readable else "aws() { return 254; }; "
+    stubs += 'sudo() { echo "$@" >&2; shift 8; cat > "$1"; }; '
+    done = subprocess.run(
+        ["sh", "-c", stubs + command.replace(host, str(tmp_path / "token"))], capture_output=True, text=True
     )
+    assert done.stdout == ""
+    if readable:
+        assert (tmp_path / "token").read_text() == "secret of us-east-1 --name /classify/ray-token"
+        assert done.stderr == f"install -m 400 -o 1000 -g 1000 /dev/stdin {tmp_path / 'token'}\n"
+    else:
+        assert done.returncode == 254
+        assert not (tmp_path / "token").exists()
 
 
 def test_containers_see_the_gpu(config: dict[str, Any]) -> None:
@@ -205,15 +295,15 @@ def test_a_serve_config_is_deployed_through_tunnels(monkeypatch: pytest.MonkeyPa
 
     def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         commands.append(command[1:])
-        assert env["API_KEY"] == "key"
+        assert (env["RAY_AUTH_TOKEN"], env["API_KEY"]) == ("token", "key")
         return subprocess.CompletedProcess(command, exit_code)
 
     monkeypatch.setattr(launcher, "tunnel", tunnel)
     monkeypatch.setattr(subprocess, "run", run)
     if exit_code:
         with pytest.raises(ClusterError, match=r"p\.yaml was not deployed"):
-            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
+            launcher.deploy(Path("c.yaml"), Path("p.yaml"), "token", "key", "--dry-run")
     else:
-        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "key", "--dry-run")
+        launcher.deploy(Path("c.yaml"), Path("p.yaml"), "token", "key", "--dry-run")
     expected = "-m serve_app deploy p.yaml --address http://127.0.0.1:18265 --api http://127.0.0.1:18000 --dry-run"
     assert [" ".join(command) for command in commands] == [expected]

@@ -44,6 +44,7 @@ def update(
     monkeypatch.setattr(cli, "write_ray_config", lambda _, cluster: tmp_path / f"{cluster}.yaml")
     monkeypatch.setattr(launcher, "check_tools", lambda: None)
     monkeypatch.setattr(Account, "api_key", lambda account: None)
+    monkeypatch.setattr(Account, "ray_token", lambda account: "token")
     monkeypatch.setattr(Account, "put_stack", lambda account: None)
     monkeypatch.setattr(Account, "outputs", lambda account: outputs)
 

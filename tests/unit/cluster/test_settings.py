@@ -33,6 +33,7 @@ def test_a_set_option_replaces_the_files_value(settings: Settings, write_setting
         ({"subnets": ["subnet-0123456789abcdef0"]}, "subnets is malformed: expected a list of two"),
         ({"color": "red"}, "color is not a setting: remove it, or use one of name, region"),
         ({"certificate": "arn:aws:acm:x"}, "certificate and client_cidr belong together"),
+        ({"monthly_budget": 900}, "monthly_budget needs an address: set alarm_email too, or remove it"),
     ],
 )
 def test_a_wrong_setting_gives_one_sentence(

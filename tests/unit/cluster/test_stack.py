@@ -76,6 +76,44 @@ def test_roles_name_their_actions_and_resources(resources: dict[str, Any]) -> No
     assert "Policies" not in resources["WorkerRole"]["Properties"]
 
 
+def test_every_node_may_read_rays_token_and_no_operators_key(resources: dict[str, Any]) -> None:
+    """Workers read two parameters: the token and the registry's login; the ssh key stays with the operators."""
+    policy = resources["ReadWeightsWriteLogs"]["Properties"]
+    assert policy["Roles"] == [{"Ref": "HeadRole"}, {"Ref": "WorkerRole"}]
+    (resource,) = [
+        statement["Resource"]
+        for statement in policy["PolicyDocument"]["Statement"]
+        if statement["Action"] == "ssm:GetParameter"
+    ]
+    assert [each["Fn::Sub"].rpartition("${Name}")[2] for each in resource] == ["/ray-token", "/registry-login"]
+
+
+def test_alarms_reach_the_operator_and_fire_without_a_head(resources: dict[str, Any]) -> None:
+    """A lost head is no target any more, so its metric ends: missing data raises ApiDown, and no other alarm."""
+    alarms = {name: each["Properties"] for name, each in resources.items() if each["Type"] == "AWS::CloudWatch::Alarm"}
+    missing = {name: alarm["TreatMissingData"] for name, alarm in alarms.items()}
+    assert missing == {"ApiDown": "breaching", "PageDown": "notBreaching", "ServerErrors": "notBreaching"}
+    assert all(alarm["AlarmActions"] == alarm["OKActions"] == [{"Ref": "Alarms"}] for alarm in alarms.values())
+    for name, group in (("ApiDown", "Api"), ("PageDown", "Page")):
+        balancer, target = (each["Value"]["Fn::GetAtt"] for each in alarms[name]["Dimensions"])
+        assert (balancer[0], target) == ("LoadBalancer", [group, "TargetGroupFullName"])
+    sums = {each["Id"]: each["MetricStat"]["Metric"]["MetricName"] for each in alarms["ServerErrors"]["Metrics"][1:]}
+    assert sums == {
+        "requests": "RequestCount",
+        "service": "HTTPCode_Target_5XX_Count",
+        "balancer": "HTTPCode_ELB_5XX_Count",
+    }
+
+
+def test_nodes_may_only_write_to_their_log_group_which_forgets(resources: dict[str, Any]) -> None:
+    """They neither read logs nor create groups; a line is kept for a month."""
+    statements = resources["ReadWeightsWriteLogs"]["Properties"]["PolicyDocument"]["Statement"]
+    (statement,) = [each for each in statements if "logs:" in str(each["Action"])]
+    assert statement["Action"] == ["logs:CreateLogStream", "logs:PutLogEvents"]
+    assert statement["Resource"] == {"Fn::GetAtt": ["Logs", "Arn"]}
+    assert resources["Logs"]["Properties"]["RetentionInDays"] == 30
+
+
 def test_the_file_system_is_encrypted_among_the_nodes_and_outlives_the_stack(resources: dict[str, Any]) -> None:
     """Only the nodes' security group reaches its mount targets, one in each of the first two subnets."""
     assert resources["Data"]["DeletionPolicy"] == "RetainExceptOnCreate"
