@@ -7,6 +7,7 @@ import streamlit as st
 from frontend.api_client import Json
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import grid
+from frontend.components.suggestions import count_text
 
 COLUMNS, MAX_LABELS = 3, 6
 
@@ -16,7 +17,8 @@ def show_heads(heads: list[Json]) -> None:
     for column, head in grid(heads, COLUMNS):
         with column.container(border=True):
             name = escape_markdown(head["name"])
-            st.markdown(f"**{name}**{badges(head)}")
+            waiting = f" :violet-badge[{count_text(head['suggestions'])}]" if head["suggestions"] else ""
+            st.markdown(f"**{name}**{badges(head)}{waiting}")
             labels = [escape_markdown(label) for label in head["labels"]]
             st.markdown(", ".join(labels[:MAX_LABELS]) + (" …" if len(labels) > MAX_LABELS else ""))
             accuracy = f" · right for {head['accuracy']['accuracy']:.0%}" if head["accuracy"] else ""

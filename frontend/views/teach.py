@@ -15,6 +15,7 @@ from frontend.components.head_report import show_accuracy, show_details, show_ph
 from frontend.components.head_settings import show_export, show_programs, show_settings
 from frontend.components.markdown import escape_markdown
 from frontend.components.problems import show_problem
+from frontend.components.suggestions import show_suggestions
 from frontend.components.taught_pictures import STYLE
 from frontend.components.teach_button import own_names, show_teach_button
 from frontend.components.teach_classes import show_classes
@@ -113,6 +114,7 @@ def _show_head(client: ApiClient, heads: HeadsClient, name: str, served: Json, l
         show_accuracy(report)
         if head["status"] == "ready":
             show_try(heads, head, served)
+    show_suggestions(heads, head)
     show_doubtful_photos(heads, head)
     show_photos_to_add(heads, head)
     details, programs, export, settings = st.tabs(["How good is it", "Use it in a program", "Export", "Settings"])

@@ -114,7 +114,8 @@ class HeadRequests:
         """
 
         def add(known: Sequence[Example]) -> Edit:
-            return replace(new, examples=(*known, *new.examples))
+            ids = {each.id for each in known}  # an approval that is sent twice adds its example once
+            return replace(new, examples=(*known, *(each for each in new.examples if each.id not in ids)))
 
         editor, deadline = self.editor(request), request.state.permit.deadline
         try:
