@@ -17,8 +17,7 @@ def show_heads(heads: list[Json]) -> None:
     for column, head in grid(heads, COLUMNS):
         with column.container(border=True):
             name = escape_markdown(head["name"])
-            waiting = f" :violet-badge[{count_text(head['suggestions'])}]" if head["suggestions"] else ""
-            st.markdown(f"**{name}**{badges(head)}{waiting}")
+            st.markdown(f"**{name}**{badges(head)}")
             labels = [escape_markdown(label) for label in head["labels"]]
             st.markdown(", ".join(labels[:MAX_LABELS]) + (" …" if len(labels) > MAX_LABELS else ""))
             accuracy = f" · right for {head['accuracy']['accuracy']:.0%}" if head["accuracy"] else ""
@@ -35,6 +34,8 @@ def badges(head: Json) -> str:
         texts.append(" :gray-badge[of another API key]")
     elif head["public"]:
         texts.append(" :blue-badge[shared]")
+    if head["suggestions"]:
+        texts.append(f" :violet-badge[{count_text(head['suggestions'])}]")
     if head["status"] == "backbone_changed":
         texts.append(" :orange-badge[teach it again]")
     return "".join(texts)

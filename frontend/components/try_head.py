@@ -81,8 +81,11 @@ def _suggest_right_class(heads: HeadsClient, head: Json, photo: Photo) -> None:
             st.info("The owner has this photo already.", icon=":material/info:")
         return
     name = _ask_right_class(head, photo, "Suggest it to the owner")
-    kept = "the photo" if head["keeps_photos"] else "512 numbers that describe the photo, and not the photo,"
-    st.caption(f"The owner of these classes decides. The service keeps {kept} until then, or until it expires.")
+    photo_too = "the photo and" if head["keeps_photos"] else "not the photo but"
+    st.caption(
+        f"The owner of these classes decides. Until then, or until it expires, the service keeps {photo_too} "
+        "512 numbers that describe it."
+    )
     if name:
         try:
             with st.spinner("Sending…"):

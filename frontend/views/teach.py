@@ -28,6 +28,7 @@ HELP = """\
 2. **Add photos** of each, from files or with the camera: 10 to 20 are enough for a start.
 3. Press **Teach**. A few seconds later you see how often it is right, and can try it.
 """
+VISITOR_PX = 640  # of what a head says to callers who cannot change it
 BACKBONE_CHANGED = (
     "**The service has another model now than the one that this was taught with.** Add photos of every class again and "
     "press Teach; the classes keep their names."
@@ -103,13 +104,15 @@ def _show_head(client: ApiClient, heads: HeadsClient, name: str, served: Json, l
     st.caption(f"A head with {classes}, taught with {report['photos']} photos. Keep this page's link to find it again.")
     if head["status"] == "backbone_changed":
         st.warning(BACKBONE_CHANGED, icon=":material/published_with_changes:")
-    left, right = st.columns([3, 2], gap="large")
     if head["mine"]:
         draft = get_draft(head)
+        left, right = st.columns([3, 2], gap="large")
         with left:
             show_classes(heads, head, draft, served)
         with right:
             show_teach_button(heads, head, draft, served, listing)
+    else:
+        right = st.container(width=VISITOR_PX)
     with right:
         show_accuracy(report)
         if head["status"] == "ready":

@@ -80,7 +80,7 @@ def test_a_visitor_suggests_the_right_class(open_page: Open, clients: dict[str, 
         page = open_page(VISITOR)
         (uploader,) = [each for each in page.file_uploader if each.label == "A photo to try"]
         uploader.set_value([(SENT[0].name, SENT[0].data, "image/jpeg")]).run()
-        assert "512 numbers that describe the photo" in texts(page)
+        assert "not the photo but 512 numbers that describe it" in texts(page)
         assert not [each for each in page.button if each.label in ("Teach it this", "Teach")]
         (right,) = [each for each in page.selectbox if each.label.startswith("Not right?")]
         assert right.options == ["green", "red"]
