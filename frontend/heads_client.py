@@ -51,6 +51,22 @@ class HeadsClient:
         """Delete a taught photo."""
         return self._change("DELETE", _example(name, example), etag)
 
+    def suggest(self, name: str, photo: Photo, class_name: str) -> Json:
+        """Suggest the right class of a photo to the owner of a head."""
+        return self._send("POST", _suggestions(name), {}, {class_name: [photo]})
+
+    def suggestions(self, name: str) -> Json:
+        """Return what waits for the approval of this key, which owns the head; the oldest first."""
+        return self._api.json("GET", _suggestions(name))
+
+    def approve(self, name: str, etag: str, ids: Iterable[str]) -> Json:
+        """Make suggestions examples of a head."""
+        return self._change("POST", f"{_suggestions(name)}/approve", etag, json={"ids": list(ids)})
+
+    def reject(self, name: str, suggestion: str) -> None:
+        """Delete a suggestion."""
+        self._api.json("DELETE", f"{_suggestions(name)}/{quote(suggestion, safe='')}")
+
     def share(self, name: str, etag: str, public: bool) -> Json:
         """Let other API keys use a head, or no longer."""
         return self._change("PATCH", _path(name), etag, json={"public": public})
@@ -85,6 +101,10 @@ class HeadsClient:
 
 def _path(name: str) -> str:
     return f"{PATH}/{quote(name, safe='')}"
+
+
+def _suggestions(name: str) -> str:
+    return f"{_path(name)}/suggestions"
 
 
 def _example(name: str, example: str) -> str:

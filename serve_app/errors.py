@@ -55,7 +55,7 @@ class UnknownJobError(ServiceError, status=404, code="unknown_job", title="Unkno
 
 
 class UnknownHeadError(ServiceError, status=404, code="unknown_head", title="Unknown head"):
-    """The caller has no head of that name, or the head has no such version, example or photo."""
+    """The caller has no head of that name, or the head has no such version, example, suggestion or photo."""
 
 
 class JobsOffError(ServiceError, status=404, code="jobs_off", title="Jobs are switched off"):
@@ -94,6 +94,10 @@ class HeadNameTakenError(ServiceError, status=409, code="head_name_taken", title
 
 class TooManyHeadsError(ServiceError, status=409, code="too_many_heads", title="Too many heads"):
     """The API key has as many heads as it may have."""
+
+
+class TooManySuggestionsError(ServiceError, status=409, code="too_many_suggestions", title="Too many suggestions"):
+    """As many suggestions as may wait for the owner of a head."""
 
 
 class HeadBackboneChangedError(ServiceError, status=409, code="head_backbone_changed", title="Backbone has changed"):

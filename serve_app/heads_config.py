@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from serve_app.settings import Bytes, FrozenModel, MiB, Unit
+from serve_app.settings import Bytes, Days, FrozenModel, MiB, Unit
 
 Photos = Annotated[int, Field(ge=1), Unit("photos")]
 
@@ -37,4 +37,14 @@ class HeadsConfig(FrozenModel):
     max_photos_per_request: Photos = Field(256, description="Most photos in one request.")
     max_bytes: Bytes = Field(
         1024 * MiB, description="Most bytes of all heads of one API key, old versions and kept photos included."
+    )
+    max_suggestions: Photos = Field(200, description="Most suggestions that wait for the owner of a head.")
+    max_suggestions_per_key: Photos = Field(
+        50, description="Most suggestions of one API key that wait for the owner of a head."
+    )
+    max_suggestion_bytes: Bytes = Field(
+        64 * MiB, description="Most bytes of the suggestions that wait for the owner of a head, kept photos included."
+    )
+    keep_suggestions_days: Days = Field(
+        30, ge=1, description="Days after which a suggestion that nobody has decided is deleted."
     )

@@ -151,7 +151,7 @@ class UnknownJobError(ProblemError, code="unknown_job"):
 
 
 class UnknownHeadError(ProblemError, code="unknown_head"):
-    """The caller has no head of that name, or the head has no such version, example or photo (404)."""
+    """The caller has no head of that name, or the head has no such version, example, suggestion or photo (404)."""
 
 
 class JobsOffError(ProblemError, code="jobs_off"):
@@ -180,6 +180,10 @@ class HeadNameTakenError(ProblemError, code="head_name_taken"):
 
 class TooManyHeadsError(ProblemError, code="too_many_heads"):
     """The API key has as many heads as it may have (409)."""
+
+
+class TooManySuggestionsError(ProblemError, code="too_many_suggestions"):
+    """As many suggestions as may wait for the owner of a head (409)."""
 
 
 class HeadBackboneChangedError(ProblemError, code="head_backbone_changed"):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from serve_client.from_json import from_json
-from serve_client.head_results import Head
+from serve_client.head_results import Head, SuggestedPhoto, SuggestionReceipt
 from serve_client.images import ImageInput
 from serve_client.session import Reply, Request, Session
 
@@ -58,7 +58,7 @@ class HeadOperations:
             ProblemError: Nothing was stored: a photo was refused, such as with ``InvalidImageError``, or a limit.
         """
         params = {} if public is None else {"public": str(public).lower()}
-        return await self._send_photos("PUT", _path(head), head, photos, params, timeout)
+        return _head(await self._send_photos("PUT", _path(head), head, photos, params, timeout))
 
     async def add(
         self, head: Head | str, photos: Mapping[str, Iterable[ImageInput]], *, timeout: float = TEACH_TIMEOUT_S
@@ -67,7 +67,7 @@ class HeadOperations:
 
         The arguments and errors are those of ``teach``.
         """
-        return await self._send_photos("POST", f"{_path(head)}/examples", head, photos, {}, timeout)
+        return _head(await self._send_photos("POST", f"{_path(head)}/examples", head, photos, {}, timeout))
 
     async def move(self, head: Head | str, example: str, class_name: str) -> Head:
         """Move a photo to another class, and fit again; ``example`` is the id of one of ``Head.examples``."""
@@ -76,6 +76,43 @@ class HeadOperations:
     async def remove(self, head: Head | str, example: str) -> Head:
         """Delete a photo and its embedding, and fit again; ``example`` is the id of one of ``Head.examples``."""
         return await self._change("DELETE", _example(head, example), head)
+
+    async def suggest(
+        self, head: Head | str, photos: Mapping[str, Iterable[ImageInput]], *, timeout: float = TEACH_TIMEOUT_S
+    ) -> SuggestionReceipt:
+        """Suggest photos by class to the owner of a head; they change the head once the owner approves them.
+
+        Args:
+            head: A head that the caller may use.
+            photos: Photos by the class that is right, one of the head's; each as of ``classify``.
+            timeout: Time for the call with its repetitions.
+
+        Raises:
+            TooManySuggestionsError: As many wait as may.
+            UnreadableImageError: A photo cannot be read; nothing was sent.
+            ProblemError: Nothing was stored: a photo or a class was refused.
+        """
+        name = head if isinstance(head, str) else head.name
+        reply = await self._send_photos("POST", _suggestions(head), name, photos, {}, timeout)
+        return from_json(SuggestionReceipt, reply.json())
+
+    async def suggestions(self, head: Head | str) -> tuple[SuggestedPhoto, ...]:
+        """Return what waits for the approval of the caller, who owns the head; the oldest first."""
+        reply = await self._session.send(Request("GET", _suggestions(head)))
+        return tuple(from_json(SuggestedPhoto, each) for each in reply.member("suggestions"))
+
+    async def approve(self, head: Head | str, *suggestions: str) -> Head:
+        """Make suggestions, by their ids, examples of the caller's head, and fit it once.
+
+        Raises:
+            HeadBackboneChangedError: Other weights made an embedding, and its photo was not kept; nothing changed.
+            ProblemError: Nothing changed: a suggestion does not wait any more, or a limit.
+        """
+        return await self._change("POST", f"{_suggestions(head)}/approve", head, json={"ids": suggestions})
+
+    async def reject(self, head: Head | str, suggestion: str) -> None:
+        """Delete a suggestion; the head's owner may do that, and the API key that sent it."""
+        await self._session.send(Request("DELETE", f"{_suggestions(head)}/{quote(suggestion, safe='')}"))
 
     async def share(self, head: Head | str, public: bool) -> Head:
         """Let other API keys use a head, or no longer."""
@@ -124,13 +161,13 @@ class HeadOperations:
         photos: Mapping[str, Iterable[ImageInput]],
         params: dict[str, str],
         timeout: float,
-    ) -> Head:
+    ) -> Reply:
         files = []
         for class_name, group in photos.items():
             for number, photo in enumerate(group, 1):
                 encoded = await self._session.encode(photo, timeout)
                 files.append((class_name, (encoded.name or str(number), encoded.data)))
-        return _head(await self._session.send(_edit(method, path, head, files=files, params=params), timeout))
+        return await self._session.send(_edit(method, path, head, files=files, params=params), timeout)
 
     async def _change(self, method: str, path: str, head: Head | str, **body: Any) -> Head:
         return _head(await self._session.send(_edit(method, path, head, **body), TEACH_TIMEOUT_S))
@@ -148,6 +185,10 @@ def _edit(method: str, path: str, head: Head | str, **options: Any) -> Request:
 
 def _path(head: Head | str) -> str:
     return f"{PATH}/{quote(head if isinstance(head, str) else head.name, safe='')}"
+
+
+def _suggestions(head: Head | str) -> str:
+    return f"{_path(head)}/suggestions"
 
 
 def _example(head: Head | str, example: str) -> str:

@@ -7,6 +7,7 @@ import streamlit as st
 from frontend.api_client import Json
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import grid
+from frontend.components.suggestions import count_text
 
 COLUMNS, MAX_LABELS = 3, 6
 
@@ -33,6 +34,8 @@ def badges(head: Json) -> str:
         texts.append(" :gray-badge[of another API key]")
     elif head["public"]:
         texts.append(" :blue-badge[shared]")
+    if head["suggestions"]:
+        texts.append(f" :violet-badge[{count_text(head['suggestions'])}]")
     if head["status"] == "backbone_changed":
         texts.append(" :orange-badge[teach it again]")
     return "".join(texts)

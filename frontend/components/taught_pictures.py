@@ -53,6 +53,14 @@ def show_gallery(pictures: Iterable[tuple[Picture, str]], key: str) -> None:
             st.image(list(images), width=GALLERY_PX, alt=list(texts))
 
 
+def show_similar(heads: HeadsClient, head: Json, similar: Sequence[Json], title: str, key: str) -> None:
+    """Show the classes of similar taught photos, and their pictures; the owner alone gets their ids."""
+    examples = {example["id"]: example for example in head["examples"]}
+    st.markdown(f"{title}: {', '.join(escape_markdown(each['class']) for each in similar)}")
+    known = [examples[each["id"]] for each in similar if each.get("id") in examples]
+    show_gallery([(picture_of(heads, each), f"Taught photo of {each['class']}") for each in known], key)
+
+
 def show_example(heads: HeadsClient, example: Json, caption: str, alt: str) -> None:
     """Show a taught photo, or what is known about it; ``caption`` is Markdown."""
     picture = picture_of(heads, example)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend.api_client import Json, Photo
+from frontend.api_client import Json, Photo, ProblemError
 from frontend.components.burst_camera import take_photos
 from frontend.components.head_answer import show_answer, show_map
 from frontend.components.markdown import escape_markdown
 from frontend.components.pictures import make_picture, show_picture
 from frontend.components.problems import show_problem
 from frontend.components.taught_classes import classify_taught
-from frontend.components.taught_pictures import picture_of, show_gallery
+from frontend.components.taught_pictures import show_similar
 from frontend.components.teach_draft import get_draft
 from frontend.components.uploads import max_upload_mb, read_photo
 from frontend.heads_client import HeadsClient
@@ -51,26 +51,55 @@ def _show_result(heads: HeadsClient, head: Json, photo: Photo, served: Json) -> 
         show_picture(picture, escape_markdown(photo.name), alt=f"The photo {photo.name} that you try")
     with marked:
         show_map(picture, photo, answer, served["models"][0])
-    examples = {example["id"]: example for example in head["examples"]}
-    similar = [examples[each["id"]] for each in answer["similar"] or () if each["id"] in examples]
-    if similar:
-        names = ", ".join(escape_markdown(example["class"]) for example in similar)
-        st.markdown(f"The taught photos that are most like it: {names}")
-        show_gallery([(picture_of(heads, each), f"Taught photo of {each['class']}") for each in similar], "similar")
+    show_similar(heads, head, answer["similar"], "The taught photos that are most like it", "similar")
     if head["mine"]:
-        _ask_right_class(head, photo, served)
+        _teach_right_class(head, photo, served)
+    else:
+        _suggest_right_class(heads, head, photo)
 
 
-def _ask_right_class(head: Json, photo: Photo, served: Json) -> None:
+def _teach_right_class(head: Json, photo: Photo, served: Json) -> None:
     """Offer to put the photo among the new ones of the class that it has; the next click on Teach adds it."""
-    key = f"try-{head['name']}-{photo.key}"
     classes = {each.name: each for each in get_draft(head).classes if each.is_taught}
     if holder := next((each for each in classes.values() if photo in each.photos), None):
         shown = escape_markdown(holder.name)
         st.success(f"It is a new photo of **{shown}** now. Press Teach.", icon=":material/check:")
+    elif name := _ask_right_class(head, photo, "Teach it this"):
+        classes[name].add([photo], served["limits"])
+        st.rerun()  # the whole page, which shows the class with its new photo
+
+
+def _suggest_right_class(heads: HeadsClient, head: Json, photo: Photo) -> None:
+    """Offer to send the photo with its class to the owner of the head, who decides."""
+    sent = st.session_state.setdefault("suggested", {})  # by head and photo: the class and the API's response
+    key = (head["name"], photo.key)
+    if key in sent:
+        name, receipt = sent[key]
+        if receipt["ids"]:
+            st.success(f"Suggested as **{escape_markdown(name)}**. The owner decides.", icon=":material/check:")
+        else:
+            st.info("The owner has this photo already.", icon=":material/info:")
         return
+    name = _ask_right_class(head, photo, "Suggest it to the owner")
+    photo_too = "the photo and" if head["keeps_photos"] else "not the photo but"
+    st.caption(
+        f"The owner of these classes decides. Until then, or until it expires, the service keeps {photo_too} "
+        "512 numbers that describe it."
+    )
+    if name:
+        try:
+            with st.spinner("Sending…"):
+                sent[key] = name, heads.suggest(head["name"], photo, name)
+        except ProblemError as error:
+            show_problem(error.problem)
+            return
+        st.rerun()
+
+
+def _ask_right_class(head: Json, photo: Photo, action: str) -> str | None:
+    """Ask for the right class of a photo; return it after a click on the button."""
+    key = f"try-{head['name']}-{photo.key}"
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.selectbox("Not right? Then it is …", classes, None, placeholder="the right class", key=f"{key}-is")
-        if st.button("Teach it this", key=f"{key}-teach", disabled=name is None) and name:
-            classes[name].add([photo], served["limits"])
-            st.rerun()  # the whole page, which shows the class with its new photo
+        labels: list[str] = head["labels"]
+        name = st.selectbox("Not right? Then it is …", labels, None, placeholder="the right class", key=f"{key}-is")
+        return name if st.button(action, key=f"{key}-teach", disabled=name is None) else None

@@ -15,6 +15,7 @@ from frontend.components.head_report import show_accuracy, show_details, show_ph
 from frontend.components.head_settings import show_export, show_programs, show_settings
 from frontend.components.markdown import escape_markdown
 from frontend.components.problems import show_problem
+from frontend.components.suggestions import show_suggestions
 from frontend.components.taught_pictures import STYLE
 from frontend.components.teach_button import own_names, show_teach_button
 from frontend.components.teach_classes import show_classes
@@ -27,6 +28,7 @@ HELP = """\
 2. **Add photos** of each, from files or with the camera: 10 to 20 are enough for a start.
 3. Press **Teach**. A few seconds later you see how often it is right, and can try it.
 """
+VISITOR_PX = 640  # of what a head says to callers who cannot change it
 BACKBONE_CHANGED = (
     "**The service has another model now than the one that this was taught with.** Add photos of every class again and "
     "press Teach; the classes keep their names."
@@ -102,17 +104,20 @@ def _show_head(client: ApiClient, heads: HeadsClient, name: str, served: Json, l
     st.caption(f"A head with {classes}, taught with {report['photos']} photos. Keep this page's link to find it again.")
     if head["status"] == "backbone_changed":
         st.warning(BACKBONE_CHANGED, icon=":material/published_with_changes:")
-    left, right = st.columns([3, 2], gap="large")
     if head["mine"]:
         draft = get_draft(head)
+        left, right = st.columns([3, 2], gap="large")
         with left:
             show_classes(heads, head, draft, served)
         with right:
             show_teach_button(heads, head, draft, served, listing)
+    else:
+        right = st.container(width=VISITOR_PX)
     with right:
         show_accuracy(report)
         if head["status"] == "ready":
             show_try(heads, head, served)
+    show_suggestions(heads, head)
     show_doubtful_photos(heads, head)
     show_photos_to_add(heads, head)
     details, programs, export, settings = st.tabs(["How good is it", "Use it in a program", "Export", "Settings"])

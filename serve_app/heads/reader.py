@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from serve_app.errors import HeadDamagedError, HeadFormatError, NotReadyError, U
 from serve_app.files import CorruptFileError, create_folder, lock_within
 from serve_app.heads.pointers import Mark, Pointers
 from serve_app.heads.stored import HeadEntry, LoadedHead, StoredHead, VersionRecord, make_entry, version_number
+from serve_app.heads.suggestions import Suggestion, Suggestions
 from serve_app.heads.versions import Versions
 
 MAX_LOCK_WAIT_S = 20  # a writer holds the lock for milliseconds
@@ -26,6 +28,7 @@ class HeadReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._pointers, self._versions = Pointers(folder / "pointers"), Versions(folder)
+        self._suggestions = Suggestions(folder)
 
     def stamp(self) -> int:
         """Return a time in ns that changes when any head changes; 0 before the first head."""
@@ -112,6 +115,22 @@ class HeadReader:
             raise UnknownHeadError(f"head {entry.name!r}: no version {entry.version!r}") from None
         return target
 
+    def suggestions(self, name: str) -> list[Suggestion]:
+        """Return the suggestions that wait for the owner of a head, the oldest first."""
+        return self._suggestions.read(name)
+
+    def suggestion_counts(self, heads: Collection[str] | None = None) -> Counter[str]:
+        """Return how many suggestions wait, by head; of some heads or of all."""
+        return self._suggestions.counts(heads)
+
+    def suggested_photo(self, name: str, suggestion_id: str) -> bytes:
+        """Return the uploaded file of a suggestion.
+
+        Raises:
+            UnknownHeadError: There is no such suggestion, or its photo was not kept (404).
+        """
+        return self._suggestions.photo(name, suggestion_id)
+
     def size(self, name: str) -> int:
         """Return the bytes of all versions of a head, kept photos included."""
         return self._versions.size(name)
@@ -129,9 +148,11 @@ class HeadReader:
             return self._repair(name)
 
     def sweep(self) -> None:
-        """Delete what killed processes left: drafts, half-deleted folders, versions that no pointer names."""
+        """Delete what killed processes left, such as versions that no pointer names, and expired suggestions."""
         with self._locked():
-            self._versions.sweep({name: self._kept_versions(name) for name in self.marks()})
+            kept = {name: self._kept_versions(name) for name in self.marks()}
+            self._versions.sweep(kept)
+            self._suggestions.sweep(kept)
 
     def _repair(self, name: str) -> HeadEntry:
         try:

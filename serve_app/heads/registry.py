@@ -15,6 +15,7 @@ from serve_app.heads.stored import HeadEntry, LoadedHead
 
 POLL_S = 1.0  # a new version serves on every replica within 5 s
 MAX_BYTES = 64 * 2**20  # of loaded heads; those that were not used for longest leave first
+SWEEP_S = 3600.0  # between two looks for expired suggestions and what killed processes left
 STAMP_RESOLUTION_S = 2.0  # two changes within it may leave the same time on the folder of pointers
 log = logging.getLogger("serve_app")
 
@@ -167,12 +168,20 @@ class HeadRegistry:
         return loaded
 
     def _follow(self) -> None:
+        next_sweep_s = time.monotonic()
+        while True:
+            if time.monotonic() >= next_sweep_s:
+                self._sweep_or_log()
+                next_sweep_s = time.monotonic() + SWEEP_S
+            if self._stopped.wait(self._poll_s):
+                return
+            self._refresh_or_log()
+
+    def _sweep_or_log(self) -> None:
         try:
             self.store.sweep()
         except (OSError, ServiceError) as error:
             log.warning("the folder of heads %s cannot be tidied up now: %s", self.store.folder, error)
-        while not self._stopped.wait(self._poll_s):
-            self._refresh_or_log()
 
     def _refresh_or_log(self) -> None:
         try:

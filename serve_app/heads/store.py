@@ -5,6 +5,7 @@
     versions/<name>/<version>/head.json          labels, card, report, examples
     versions/<name>/<version>/photos/<id>        uploaded files, if they are kept
     quarantine/<name>/<version>/                 a damaged version, for the operator
+    suggestions/<name>/                          examples that wait for the owner's approval; see suggestions.py
     .draft-<hex>/  .deleted-<hex>/               a version that is being written, a folder that is being deleted
     .lock                                        held while a version is published or deleted
 
@@ -32,6 +33,8 @@ from serve_app.heads.fit import Fitted
 from serve_app.heads.pointers import unknown
 from serve_app.heads.reader import HeadReader, moved
 from serve_app.heads.stored import HeadEntry, encode_tensors, make_entry, make_record, version_name, version_number
+from serve_app.heads.suggestions import Suggestion
+from serve_app.heads_config import HeadsConfig
 
 
 class HeadStore(HeadReader):
@@ -142,8 +145,34 @@ class HeadStore(HeadReader):
             record, _, _ = self._versions.read(name, target)
             return self._point(moved(current, target, current.versions, record))
 
+    def suggest(
+        self, name: str, suggestions: Sequence[Suggestion], photos: Mapping[str, bytes], config: HeadsConfig
+    ) -> None:
+        """Store suggestions of one caller, with their photos by example id; they survive a power cut on return.
+
+        Raises:
+            UnknownHeadError: There is no head of that name (404).
+            TooManySuggestionsError: Too many would wait (409).
+        """
+        with self._locked():
+            if self._find(name) is None:
+                raise unknown(name)
+            new_bytes = sum(map(len, photos.values()))
+            self._suggestions.check_room(name, suggestions[0].caller, len(suggestions), config, new_bytes)
+            for suggestion in suggestions:
+                self._suggestions.write(name, suggestion, photos.get(suggestion.example.id))
+
+    def check_room(self, name: str, caller: str | None, new: int, config: HeadsConfig) -> None:
+        """Raise TooManySuggestionsError (409) if a head cannot take ``new`` suggestions of a caller."""
+        self._suggestions.check_room(name, caller, new, config)
+
+    def drop_suggestions(self, name: str, ids: Collection[str]) -> None:
+        """Delete suggestions that were decided, with their embeddings and photos."""
+        with self._locked():
+            self._suggestions.delete(name, ids)
+
     def delete(self, name: str, *, owner: str | None, if_match: str | None = None) -> None:
-        """Delete a head with all its versions, embeddings and photos."""
+        """Delete a head with all its versions, embeddings, photos and suggestions."""
         with self._changing(name, owner, if_match):
             self._delete(name)
 
@@ -184,6 +213,7 @@ class HeadStore(HeadReader):
             raise TooManyHeadsError(f"there are {number} heads (limit: `heads.max_heads` = {max_heads}); delete one")
 
     def _delete(self, name: str) -> None:
+        self._suggestions.delete_all(name)
         self._pointers.delete(name)
         self._versions.prune(name, (), erase_quarantine=True)
 

@@ -102,6 +102,11 @@ def encode_tensors(head: TaughtHead, examples: Sequence[Example]) -> bytes:
     )
 
 
+def to_stored(example: Example) -> StoredExample:
+    """Return an example without its embeddings."""
+    return StoredExample(**{name: getattr(example, name) for name in StoredExample.model_fields})
+
+
 def make_record(
     fitted: Fitted, examples: Sequence[Example], tensors: bytes, *, owner: str | None, created: str, updated: str
 ) -> VersionRecord:
@@ -115,16 +120,7 @@ def make_record(
         backbone=head.backbone,
         max_distance=head.max_distance if math.isfinite(head.max_distance) else None,
         abstain_below=head.abstain_below,
-        examples=tuple(
-            StoredExample(
-                id=example.id,
-                class_name=example.class_name,
-                photo_sha256=example.photo_sha256,
-                added=example.added,
-                kept_photo=example.kept_photo,
-            )
-            for example in examples
-        ),
+        examples=tuple(map(to_stored, examples)),
         report=fitted.report,
         tensors_sha256=hashlib.sha256(tensors).hexdigest(),
     )

@@ -124,7 +124,7 @@ class Versions:
         folder = self._versions / head
         doomed = [folder / version for version in self.names(head) if version not in kept] if kept else [folder]
         for path in [*doomed, *([self._quarantine / head] if erase_quarantine else [])]:
-            self._delete(path)
+            delete_folder(path, self._folder)
 
     def sweep(self, kept: Mapping[str, Collection[str]]) -> None:
         """Delete old drafts, folders whose deletion was interrupted, and versions that are not kept, by head."""
@@ -143,18 +143,6 @@ class Versions:
             return True
         return any(example.id in examples for example in record.examples)
 
-    def _delete(self, path: Path) -> None:
-        """Take a folder's name in one step, then delete its content."""
-        doomed = self._folder / f"{DELETED}{uuid.uuid4().hex}"
-        try:
-            path.rename(doomed)
-            fsync(path.parent)
-            shutil.rmtree(doomed)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            log.error("%s cannot be deleted now: %s", path, error)
-
 
 def read_head(folder: Path, model: ModelRef) -> TaughtHead:
     """Return the head in the folder of a version, for embeddings of these weights.
@@ -171,6 +159,19 @@ def read_head(folder: Path, model: ModelRef) -> TaughtHead:
             f"{model.version!r} ({model.sha256:.8})"
         )
     return decode_head(record, (folder / TENSORS).read_bytes())[0]
+
+
+def delete_folder(path: Path, root: Path) -> None:
+    """Take the name of a folder below a folder of heads in one step, then delete its content, or log why not."""
+    doomed = root / f"{DELETED}{uuid.uuid4().hex}"
+    try:
+        path.rename(doomed)
+        fsync(path.parent)
+        shutil.rmtree(doomed)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.error("%s cannot be deleted now: %s", path, error)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -24,6 +24,7 @@ from serve_app.http.fan_out import FanOut
 from serve_app.http.heads import examples as head_examples
 from serve_app.http.heads import export as head_export
 from serve_app.http.heads import routes as head_routes
+from serve_app.http.heads import suggestions as head_suggestions
 from serve_app.http.heads.access import HeadAccess
 from serve_app.http.heads.photos import PhotoEmbedder
 from serve_app.http.heads.refit import HeadRefitter
@@ -89,6 +90,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(job_routes.create_router(service, access, head_uses))
     app.include_router(head_routes.create_router(head_requests))
     app.include_router(head_examples.create_router(head_requests))
+    app.include_router(head_suggestions.create_router(head_requests))
     app.include_router(head_export.create_router(head_requests))
     app.include_router(status.create_router(service, access, admission, accounts, stats))
     app.include_router(hugging_face.create_router(service, fan_out, models))

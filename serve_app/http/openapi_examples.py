@@ -71,6 +71,7 @@ HEAD_SUMMARY = {
     "photos": 40,
     "accuracy": ACCURACY,
     "backbone": MODEL,
+    "suggestions": 1,
 }
 HEAD = HEAD_SUMMARY | {
     "versions": ["000002-9f86d081", HEAD_VERSION],
@@ -84,6 +85,28 @@ HEAD = HEAD_SUMMARY | {
         "confusion": [[19, 1], [1, 19]],
     },
     "warnings": None,
+}
+SUGGESTION = "1c5d7a90b2e84f6d93a0c4e5f6071829"
+SUGGESTED_PHOTO = {
+    "id": SUGGESTION,
+    "class": "others",
+    "caller": "bob",
+    "added": "2026-11-30T08:25:00+00:00",
+    "expires": "2026-12-30T08:25:00+00:00",
+    "photo": None,
+    "answer": {
+        "version": HEAD_VERSION,
+        "predictions": [
+            {"label": "mine", "score": 0.71, "class_id": 0},
+            {"label": "others", "score": 0.29, "class_id": 1},
+        ],
+        "none_of_these": False,
+        "distance": 0.19,
+        "max_distance": 0.27,
+        "uncertainty": {"margin": 0.42, "entropy": 0.6, "abstain": False},
+        "explanation": None,
+        "similar": [{"id": EXAMPLE, "class": "mine", "distance": 0.19, "photo": None}],
+    },
 }
 METADATA = {
     "name": "resnet18",
@@ -107,7 +130,7 @@ TORCHSERVE_VERSION = TORCHSERVE_MODEL | {
     "modelVersion": MODEL["version"],
     "workers": [{"id": "0", "status": "READY"}],
 }
-PARAMETERS = {"name": "resnet18", "version": "imagenet1k-v1", "job": JOB, "example": EXAMPLE}
+PARAMETERS = {"name": "resnet18", "version": "imagenet1k-v1", "job": JOB, "example": EXAMPLE, "suggestion": SUGGESTION}
 # Operation and media type -> request body.
 REQUESTS: dict[tuple[str, str], Any] = {
     **{
@@ -124,6 +147,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("share_head", JSON): {"public": True},
     ("roll_back_head", JSON): {"version": "000002-9f86d081"},
     ("relabel_example", JSON): {"class": "others"},
+    ("approve_suggestions", JSON): {"ids": [SUGGESTION]},
     **{
         (name, JSON): {
             "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [PIXEL]}],
@@ -194,9 +218,11 @@ RESPONSES: dict[tuple[str, str], Any] = {
         (name, JSON): HEAD
         for name in (
             *("teach_head", "get_head", "share_head", "roll_back_head"),
-            *("add_examples", "relabel_example", "delete_example"),
+            *("add_examples", "relabel_example", "delete_example", "approve_suggestion", "approve_suggestions"),
         )
     },
+    ("suggest_photos", JSON): {"ids": [SUGGESTION], "warnings": None},
+    ("list_suggestions", JSON): {"suggestions": [SUGGESTED_PHOTO]},
     ("torchserve_ping", JSON): {"status": "Healthy"},
     ("torchserve_list_models", JSON): {"models": [TORCHSERVE_MODEL]},
     **{(f"torchserve_describe_{of}", JSON): [TORCHSERVE_VERSION] for of in ("model", "version")},

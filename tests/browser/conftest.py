@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -13,6 +14,8 @@ from serve_app.release.rollout import ServeApi, previous_config
 from tests.support.browser import CHROMIUM
 from tests.support.photos import make_photo
 from tests.support.running import Running
+from tests.support.taught_photos import Photos, as_form
+from tests.support.teach_page import HEAD, Teach
 
 TIMEOUT_MS = 60_000
 
@@ -59,3 +62,24 @@ def votes(running: Running, tmp_path: Path) -> Iterator[Path]:
     cluster.apply(config, 60)
     yield tmp_path
     cluster.apply(before, 60)
+
+
+@pytest.fixture
+def teach(running: Running) -> Iterator[Teach]:
+    """Teach the head from photos by the API, and return the address of its page; the end of the test deletes it."""
+    url = f"{running.api}/v1/heads/{HEAD}"
+
+    def put(photos: Photos) -> str:
+        httpx2.put(url, files=as_form(photos), timeout=60).raise_for_status()
+        return f"{running.page}/teach?head={HEAD}"
+
+    yield put
+    httpx2.delete(url)
+
+
+@pytest.fixture
+def phone(browser: Browser) -> Iterator[Page]:
+    """A window as narrow as a small phone's."""
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    yield page
+    page.close()

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.support.browser import (
     NEEDS_CHROMIUM,
     save_screenshot,
-    serious_findings,
-    tab_to,
     upload,
     wait_for_charts,
 )
-from tests.support.photos import encode, make_photo
+from tests.support.photos import make_photo
 from tests.support.running import Running, start
-from tests.support.taught_photos import COLORS, Photos, as_form
+from tests.support.taught_photos import as_form
+from tests.support.teach_page import (
+    HEAD,
+    Teach,
+    add_photos,
+    fill,
+    payloads,
+    photo_of,
+    photos_of,
+    try_photo,
+)
 
 pytestmark = NEEDS_CHROMIUM
-HEAD = "colors"
-Teach = Callable[[Photos], str]
 
 
 @pytest.fixture(scope="module")
@@ -34,69 +38,6 @@ def running() -> Iterator[Running]:
     """A service with the demo's weights: to random ones all photos look nearly equal, and nothing can be measured."""
     with start(weights="demo") as service:
         yield service
-
-
-@pytest.fixture
-def teach(running: Running) -> Iterator[Teach]:
-    """Teach the head from photos by the API, and return the address of its page; the end of the test deletes it."""
-    url = f"{running.api}/v1/heads/{HEAD}"
-
-    def put(photos: Photos) -> str:
-        httpx2.put(url, files=as_form(photos), timeout=60).raise_for_status()
-        return f"{running.page}/teach?head={HEAD}"
-
-    yield put
-    httpx2.delete(url)
-
-
-@pytest.fixture
-def phone(browser: Browser) -> Iterator[Page]:
-    """A window as narrow as a small phone's."""
-    page = browser.new_page(viewport={"width": 360, "height": 740})
-    yield page
-    page.close()
-
-
-def photo_of(class_name: str, seed: int) -> bytes:
-    """Return a picture of tiles in shades of the class's color; tiles and shades are others for each seed."""
-    random = np.random.default_rng(seed)
-    across = int(random.integers(1, 40))
-    shades = 1 - random.random() * random.random((across, across, 1))
-    colors = np.array(COLORS[class_name]) * shades * random.uniform(0.4, 1.1)
-    return encode(
-        Image.fromarray(np.clip(colors, 0, 255).astype(np.uint8)).resize((160, 120), Image.Resampling.NEAREST)
-    )
-
-
-def photos_of(*class_names: str, count: int = 8, first: int = 0) -> dict[str, list[bytes]]:
-    """Return ``count`` photos of each class."""
-    return {name: [photo_of(name, first + seed) for seed in range(count)] for name in class_names}
-
-
-def payloads(*photos: bytes) -> list[FilePayload]:
-    return [{"name": f"{i}.jpg", "mimeType": "image/jpeg", "buffer": photo} for i, photo in enumerate(photos)]
-
-
-def fill(page: Page, label: str, text: str) -> None:
-    """Type into a field and wait until the page has taken it."""
-    field = page.get_by_label(label)
-    field.fill(text)
-    field.press("Enter")
-    wait_for_charts(page)
-
-
-def add_photos(page: Page, subject: str, *photos: bytes) -> None:
-    """Choose files in the uploader of a class."""
-    region = page.get_by_role("region", name=f"Add photos of {subject}", exact=True)
-    upload(page, *payloads(*photos), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
-    wait_for_charts(page)
-
-
-def overflow_px(page: Page) -> int:
-    """Return by how many pixels the page is wider than the window."""
-    wait_for_charts(page)
-    script = "element => element.scrollWidth - element.clientWidth"
-    return max(int(page.locator(name).evaluate(script)) for name in ("html", "[data-testid=stMain]"))
 
 
 def test_from_photos_to_a_head(page: Page, running: Running, teach: Teach) -> None:
@@ -116,8 +57,7 @@ def test_from_photos_to_a_head(page: Page, running: Running, teach: Teach) -> No
     expect(page.get_by_text(re.compile(r"expect between \d+% and \d+% to be right"))).to_be_visible()
     expect(page.locator("[class*=st-key-gallery-teach]").get_by_role("img", name="Taught photo of")).to_have_count(16)
 
-    region = page.get_by_role("region", name="A photo to try")
-    upload(page, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
+    try_photo(page, photo_of("green", 100))
     expect(page.get_by_text("The taught photos that are most like it: green, green, green")).to_be_visible()
     expect(page.get_by_text("These places speak for “green”")).to_be_visible()
     save_screenshot(page, "teach-tried")
@@ -139,8 +79,7 @@ def test_from_photos_to_a_head(page: Page, running: Running, teach: Teach) -> No
 def test_other_things_are_none_of_these(page: Page, teach: Teach) -> None:
     """A photo that is like no taught one is not forced into a class."""
     page.goto(teach(photos_of("red", "green", count=12)))
-    region = page.get_by_role("region", name="A photo to try")
-    upload(page, *payloads(make_photo(7)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
+    try_photo(page, make_photo(7))
     expect(page.get_by_text("None of these.")).to_be_visible()
 
 
@@ -213,44 +152,6 @@ def test_one_click_takes_five_photos(page: Page, running: Running) -> None:
     page.wait_for_function("stream => stream.getTracks().every(track => track.readyState === 'ended')", arg=stream)
 
 
-def test_by_keyboard(page: Page, running: Running, teach: Teach) -> None:
-    """Tab reaches names, uploaders and Teach, and Enter presses it."""
-    page.goto(f"{running.page}/teach")
-    expect(page.get_by_text("10 to 20 are enough for a start")).to_be_visible()
-    for label, text in (("A name for all of it", HEAD), ("Name of class 1", "red"), ("Name of class 2", "green")):
-        tab_to(page, page.get_by_label(label))
-        page.keyboard.type(text)
-        page.keyboard.press("Tab")
-        wait_for_charts(page)
-    for name, photos in photos_of("red", "green", count=2).items():
-        add_photos(page, name, *photos)  # the system's dialog for files is out of reach of a test
-    tab_to(page, page.get_by_role("button", name="Teach", exact=True))
-    page.keyboard.press("Enter")
-    expect(page.get_by_text("2 taught")).to_have_count(2)
-
-
-def test_on_a_phone(phone: Page, running: Running, teach: Teach) -> None:
-    """Nothing is wider than a window of 360 px: empty, with photos, taught, tried, in the dialog."""
-    phone.goto(f"{running.page}/teach")
-    expect(phone.get_by_text("10 to 20 are enough for a start")).to_be_visible()
-    assert overflow_px(phone) == 0
-    add_photos(phone, "class 1", *photos_of("red")["red"])
-    save_screenshot(phone, "teach-phone-draft")
-    assert overflow_px(phone) == 0
-    photos = photos_of("red", "green", count=12)
-    phone.goto(teach({"red": [*photos["red"], photo_of("green", 50)], "green": photos["green"]}))
-    region = phone.get_by_role("region", name="A photo to try")
-    upload(phone, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
-    expect(phone.get_by_text("The taught photos that are most like it")).to_be_visible()
-    save_screenshot(phone, "teach-phone")
-    for tab in ("How good is it", "Use it in a program", "Export", "Settings"):
-        phone.get_by_role("tab", name=tab).click()
-        assert overflow_px(phone) == 0, tab
-    phone.get_by_role("button", name="See and sort out the photos of red").click()
-    expect(phone.get_by_role("dialog")).to_be_visible()
-    assert overflow_px(phone) == 0
-
-
 @pytest.mark.parametrize(("label", "suffix"), [("ONNX", "onnx"), ("Weights and card", "zip")])
 def test_export(page: Page, teach: Teach, label: str, suffix: str) -> None:
     """Each format is downloaded under the head's name, with the network in it."""
@@ -260,66 +161,6 @@ def test_export(page: Page, teach: Teach, label: str, suffix: str) -> None:
         page.get_by_role("button", name=label).click()
     assert download.value.suggested_filename == f"{HEAD}.{suffix}"
     assert Path(download.value.path()).stat().st_size > 20_000_000  # 11 million weights, float16 or float32
-
-
-def test_hostile_names_of_classes(page: Page, running: Running, teach: Teach) -> None:
-    """They are shown as text wherever a class is named: no link, picture, HTML, color, formula, and no request."""
-    names = (
-        "[click](http://evil.example) :red[hi] $x$",
-        "<b>bold</b> ![x](http://evil.example/p.png) www.evil.example",
-    )
-    requests: list[str] = []
-    page.on("request", lambda request: requests.append(request.url) if "evil" in request.url else None)
-    photos = photos_of("red", "green", count=12)
-    page.goto(teach({names[0]: [*photos["red"], photo_of("green", 50)], names[1]: photos["green"]}))
-    region = page.get_by_role("region", name="A photo to try")
-    upload(page, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
-    expect(page.get_by_text("The taught photos that are most like it")).to_be_visible()
-    page.get_by_role("button", name="See and sort out the photos of").first.click()
-    expect(page.get_by_role("dialog").get_by_role("button", name="Delete").first).to_be_visible()
-    wait_for_charts(page)
-    text = page.get_by_test_id("stMain").inner_text().replace("\u2060", "")
-    assert all(name in text for name in names)
-    forged = 'a[href*="evil"], img[src*="evil"], b, .katex, [data-testid=stMarkdownContainer] [style*="color"]'
-    assert page.locator(forged).count() == 0
-    assert requests == []
-    page.goto(f"{running.page}/teach")
-    expect(page.get_by_role("button", name=f"Open {HEAD}")).to_be_visible()
-    assert page.locator(forged).count() == 0
-    assert requests == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(browser: Browser, running: Running, teach: Teach, scheme: str) -> None:
-    """No serious finding of axe-core: empty, with a camera, taught, tried, each tab, the list, the dialogs."""
-    page = browser.new_page(viewport={"width": 1400, "height": 1100}, color_scheme=scheme)  # type: ignore[arg-type]
-
-    def check(name: str) -> None:
-        save_screenshot(page, f"teach-{name}-{scheme}")
-        assert not serious_findings(page), name
-
-    page.goto(f"{running.page}/teach")
-    page.get_by_text("Use the camera for class 1").click()
-    expect(page.get_by_role("button", name="Take 5 photos")).to_be_enabled()
-    page.get_by_role("button", name="Teach", exact=True).click()
-    expect(page.get_by_text("Something is missing")).to_be_visible()
-    check("empty")
-    photos = photos_of("red", "green", count=12)
-    address = teach({"red": [*photos["red"], photo_of("green", 50)], "green": photos["green"]})
-    page.goto(f"{running.page}/teach")
-    expect(page.get_by_role("button", name=f"Open {HEAD}")).to_be_visible()
-    check("list")
-    page.goto(address)
-    region = page.get_by_role("region", name="A photo to try")
-    upload(page, *payloads(photo_of("green", 100)), into=region.get_by_test_id("stFileUploaderDropzoneInput"))
-    expect(page.get_by_text("The taught photos that are most like it")).to_be_visible()
-    for tab in ("How good is it", "Use it in a program", "Export", "Settings"):
-        page.get_by_role("tab", name=tab).click()
-        check(f"head-{tab}")
-    page.get_by_role("button", name="Delete this head").click()
-    expect(page.get_by_role("dialog")).to_be_visible()
-    check("delete")
-    page.close()
 
 
 def test_classify_with_a_head(page: Page, running: Running, teach: Teach) -> None:

@@ -77,17 +77,52 @@ def test_sixty_photos_teach_every_replica(service: Running, http: httpx2.Client)
 
 
 def test_no_access_to_heads_of_other_keys(service: Running, http: httpx2.Client) -> None:
-    """Of 40 requests with another key none gets through, and no list shows the head."""
+    """Of 51 requests with another key none gets through, and no list shows the head."""
+    (suggestion,) = http.post("/v1/heads/colors/suggestions", files={"red": photo_of("red", 350)}).json()["ids"]
     head = http.get("/v1/heads/colors").json()
-    tried = accesses("colors", head["version"], head["examples"][0]["id"], head["etag"])
+    tried = accesses("colors", head["version"], head["examples"][0]["id"], suggestion, head["etag"])
     refused = []
     with httpx2.Client(base_url=service.api, headers={"x-api-key": BOB}, timeout=60) as bob:
         refused = [bob.request(each.method, each.path, **each.options).status_code for each in tried]
         assert bob.get("/v1/heads").json()["heads"] == []
         assert bob.get("/v1/models").json()["heads"] == []
-    assert len(refused) == 40
+    assert len(refused) == 51
     assert set(refused) <= {404, 412}
     assert http.get("/v1/heads/colors").json() == head
+
+
+def test_a_suggestion_of_another_key_is_approved(service: Running, http: httpx2.Client) -> None:
+    """Bob suggests a photo for Alice's public head; Alice sees it and approves, and every replica learns it."""
+    path, photo = "/v1/heads/shared", photo_of("gray", 1)
+    photos = photos_of("green", "red", count=8) | {"other": photos_of("blue", count=8)["blue"]}
+    http.put(f"{path}?public=true", files=as_form(photos)).raise_for_status()
+    with httpx2.Client(base_url=service.api, headers={"x-api-key": BOB}, timeout=60) as bob:
+        answer = bob.post("/v1/classify?head=shared", content=photo).json()
+        assert said(answer, "shared")["distance"] > 0.01
+        sent = bob.post(f"{path}/suggestions", files=as_form({"other": [photo, photo_of("gray", 2)]}))
+        assert sent.status_code == 202, sent.text
+        first, second = sent.json()["ids"]
+        assert bob.get(f"{path}/suggestions").status_code == 404
+        assert bob.post(f"{path}/suggestions/{first}/approve").status_code == 404
+        assert bob.delete(f"{path}/suggestions/{second}").status_code == 204
+    (listed,) = http.get(f"{path}/suggestions").json()["suggestions"]
+    assert (listed["id"], listed["class"], listed["caller"]) == (first, "other", "bob")
+    assert http.get(listed["photo"]).content == photo
+    head = http.get(path)
+    assert head.json()["suggestions"] == 1
+    approved = http.post(f"{path}/suggestions/{first}/approve", headers={"if-match": head.headers["etag"]})
+    assert approved.status_code == 200, approved.text
+    assert (approved.json()["photos"], approved.json()["suggestions"]) == (25, 0)
+    wait_for(
+        lambda: (
+            {said(classify(service.api, photo, "shared"), "shared")["version"] for _ in range(8)}
+            == {approved.json()["version"]}
+        ),
+        30,
+        what="the approved photo on every replica",
+    )
+    assert said(classify(service.api, photo, "shared"), "shared")["distance"] < 0.01
+    assert http.delete(path).status_code == 204
 
 
 def test_of_two_writers_one_is_refused(http: httpx2.Client, service: Running) -> None:

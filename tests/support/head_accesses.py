@@ -16,13 +16,14 @@ class Access(NamedTuple):
     options: dict[str, Any]
 
 
-def accesses(name: str, version: str, example: str, etag: str) -> list[Access]:
-    """Return 40 requests for a head that only its owner may make.
+def accesses(name: str, version: str, example: str, suggestion: str, etag: str) -> list[Access]:
+    """Return 51 requests for a head that only its owner may make.
 
     Args:
         name: The head's.
         version: One of its versions.
         example: The id of a taught photo.
+        suggestion: The id of one that waits for the owner.
         etag: That of the head.
     """
     photo, form = photo_of("red", 70), {"files": as_form(photos_of("red", "green", count=2))}
@@ -52,6 +53,17 @@ def accesses(name: str, version: str, example: str, etag: str) -> list[Access]:
         Access("DELETE", f"{head}/examples/{example}", match),
         Access("GET", f"{head}/examples/{example}/photo", {}),
         Access("GET", f"{head}/examples/{example}/photo?thumbnail=true", {}),
+        Access("GET", f"{head}/suggestions", {}),
+        Access("GET", f"{head}/suggestions/{suggestion}/photo", {}),
+        Access("GET", f"{head}/suggestions/{suggestion}/photo?thumbnail=true", {}),
+        Access("POST", f"{head}/suggestions", form),
+        Access("POST", f"{head}/suggestions", archive),
+        Access("POST", f"{head}/suggestions/{suggestion}/approve", {}),
+        Access("POST", f"{head}/suggestions/{suggestion}/approve", match),
+        Access("POST", f"{head}/suggestions/approve", {"json": {"ids": [suggestion]}}),
+        Access("POST", f"{head}/suggestions/approve", {"json": {"ids": [suggestion]}} | any_match),
+        Access("DELETE", f"{head}/suggestions/{suggestion}", {}),
+        Access("DELETE", f"{head}/suggestions/{suggestion}", match),
         Access("POST", f"{head}/rollback", {}),
         Access("POST", f"{head}/rollback", {"json": {"version": version}}),
         Access("GET", f"{head}/export?format=safetensors", {}),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from serve_app.heads.examples import Example, new_example_id
 from serve_app.heads.fit import Fitted
 from serve_app.heads.report import ClassReport, HeadReport
+from serve_app.heads.suggestions import Suggestion
 from serve_app.heads.taught import TaughtHead, references_of
 from serve_app.model_card import ModelRef
 
@@ -48,6 +51,14 @@ def example(label: str, embedding: np.ndarray, mirrored: np.ndarray | None = Non
         added="2026-01-01T00:00:00+00:00",
         kept_photo=kept_photo,
     )
+
+
+def suggestion(
+    example: Example, *, caller: str | None = "bob", days: float = 1, kept_photo: bool = False
+) -> Suggestion:
+    """Return the suggestion of an example that is like another one and has an id of its own."""
+    own = replace(example, id=new_example_id(), kept_photo=kept_photo)
+    return Suggestion(own, BACKBONE, caller, int(time.time() + days * 86400))
 
 
 def unfitted(examples: Sequence[Example], seed: int = 0) -> Fitted:

@@ -171,14 +171,16 @@ class HeadEditor:
             )
 
 
-def without_duplicates(photos: Iterable[Photo], known: Iterable[Example], warnings: list[str]) -> list[Photo]:
+def without_duplicates(
+    photos: Iterable[Photo], known: Iterable[Example], warnings: list[str], known_as: str = "taught"
+) -> list[Photo]:
     """Leave out photos that their class has already, and name them in ``warnings``."""
     seen = {(example.class_name, example.photo_sha256) for example in known}
     kept = []
     for photo in photos:
         key = (photo.class_name, photo.sha256)
         if key in seen:
-            warnings.append(f"class {photo.class_name!r}, photo {photo.name}: taught already and was ignored")
+            warnings.append(f"class {photo.class_name!r}, photo {photo.name}: {known_as} already and was ignored")
         else:
             seen.add(key)
             kept.append(photo)

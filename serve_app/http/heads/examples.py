@@ -7,7 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -27,6 +27,11 @@ from serve_app.preprocessing.thumbnail import make_thumbnail
 
 THUMBNAIL_PX = 320  # longest side
 CACHE = {"Cache-Control": "private, max-age=86400, immutable"}  # an id never names another photo
+PHOTO_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": IMAGE_BODY, "image/jpeg": IMAGE_BODY}},
+    **problems(*READ_ERRORS),
+}
+Thumbnail = Annotated[bool, Query(description=f"A JPEG of at most {THUMBNAIL_PX} px instead.")]
 
 
 def create_router(heads: HeadRequests) -> APIRouter:
@@ -97,26 +102,23 @@ def create_router(heads: HeadRequests) -> APIRouter:
     @router.get(
         "/{example}/photo",
         response_class=Response,
-        responses={
-            200: {"content": {"application/octet-stream": IMAGE_BODY, "image/jpeg": IMAGE_BODY}},
-            **problems(*READ_ERRORS),
-        },
+        responses=PHOTO_RESPONSES,
         summary="A taught photo, where the service keeps photos",
     )
-    async def get_example_photo(
-        request: Request,
-        name: str,
-        example: str,
-        thumbnail: Annotated[bool, Query(description=f"A JPEG of at most {THUMBNAIL_PX} px instead.")] = False,
-    ) -> Response:
+    async def get_example_photo(request: Request, name: str, example: str, thumbnail: Thumbnail = False) -> Response:
         """Only the owner of a head gets its photos."""
         entry = await heads.own(request, name)
         photo = await in_store(access.heads.store.photo, entry.name, example)
-        if thumbnail:
-            photo = await asyncio.to_thread(_thumbnail, photo, service.config.limits.max_pixels)
-        return Response(photo, headers=CACHE, media_type="image/jpeg" if thumbnail else "application/octet-stream")
+        return await photo_response(photo, thumbnail, service.config.limits.max_pixels)
 
     return router
+
+
+async def photo_response(photo: bytes, thumbnail: bool, max_pixels: int) -> Response:
+    """Answer with a kept photo as it was sent, or with its thumbnail."""
+    if thumbnail:
+        photo = await asyncio.to_thread(_thumbnail, photo, max_pixels)
+    return Response(photo, headers=CACHE, media_type="image/jpeg" if thumbnail else "application/octet-stream")
 
 
 def _thumbnail(photo: bytes, max_pixels: int) -> bytes:

@@ -15,14 +15,14 @@ from starlette.responses import Response
 from serve_app.deadline import Deadline
 from serve_app.errors import HeadBackboneChangedError, HeadNameTakenError, ServiceError
 from serve_app.heads.examples import Example
-from serve_app.heads.stored import HeadEntry
+from serve_app.heads.stored import HeadEntry, LoadedHead
 from serve_app.http.form_body import FORM
 from serve_app.http.heads.access import HeadAccess, shown_name
 from serve_app.http.heads.edits import Edit, HeadEditor, in_store
 from serve_app.http.heads.photos import PhotoEmbedder, new_examples
 from serve_app.http.heads.schemas import document
 from serve_app.http.heads.uploads import Photo
-from serve_app.http.heads.use import OtherWeights
+from serve_app.http.heads.use import HeadUse, OtherWeights
 from serve_app.http.limited_request import LimitedRequest
 from serve_app.http.openapi import PROBLEMS
 from serve_app.http.preconditions import Preconditions
@@ -77,15 +77,20 @@ class HeadRequests:
                 f"head {name!r}: a public head of another API key has this name; choose another one"
             )
 
-    async def embed(self, request: Request, photos: Sequence[Photo]) -> Edit:
-        """Return photos as examples; they pass the same stages as images to classify."""
+    def use(self, name: str, loaded: LoadedHead, caller: str | None) -> HeadUse:
+        """Return the use of one head by a caller."""
+        return HeadUse({name: loaded}, caller, self.access.heads.config.keep_photos, self._other_weights)
+
+    async def embed(self, request: Request, photos: Sequence[Photo], *, fits: bool = True) -> Edit:
+        """Return photos as examples; they pass the same stages as images to classify. ``fits``: a fit will follow."""
         keep = self.access.heads.config.keep_photos
         choice = self.service.router.choose(request.headers.get("x-model"))
-        preparing = asyncio.create_task(self._prepare_fit())
+        preparing = asyncio.create_task(self._prepare_fit()) if fits else None
         try:
             views, model = await self._embedder.views(photos, choice, request.state.permit, request.state.id)
         finally:
-            preparing.cancel()
+            if preparing:
+                preparing.cancel()
         examples = new_examples(photos, views, keep_photos=keep)
         files = {each.id: photo.encoded for each, photo in zip(examples, photos, strict=True)} if keep else {}
         return Edit(examples, files, backbone=model)
@@ -109,7 +114,8 @@ class HeadRequests:
         """
 
         def add(known: Sequence[Example]) -> Edit:
-            return replace(new, examples=(*known, *new.examples))
+            ids = {each.id for each in known}  # an approval that is sent twice adds its example once
+            return replace(new, examples=(*known, *(each for each in new.examples if each.id not in ids)))
 
         editor, deadline = self.editor(request), request.state.permit.deadline
         try:
@@ -127,7 +133,8 @@ class HeadRequests:
         """Answer with a head as it is on the disk now."""
         config, store, _ = self.access.heads
         stored = await in_store(store.read, entry.name)
-        body = document(stored, request.state.caller, self.served, config.keep_photos, request.state.warnings)
+        waiting = (await in_store(store.suggestion_counts, [entry.name]))[entry.name]
+        body = document(stored, request.state.caller, self.served, waiting, config.keep_photos, request.state.warnings)
         headers = {"ETag": stored.entry.etag, "Location": f"{PATH}/{shown_name(stored.entry)}"}
         return to_json(body, status, headers)
 

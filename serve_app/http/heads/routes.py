@@ -30,7 +30,10 @@ from serve_app.http.preconditions import Preconditions
 from serve_app.http.unknown_parameters import note_unknown_query
 from serve_app.http.uploads import RequestModel, read_json
 
-LIMITS = ("max_heads", "max_classes", "max_photos_per_class", "max_photos", "max_photos_per_request", "max_bytes")
+LIMITS = (
+    *("max_heads", "max_classes", "max_photos_per_class", "max_photos", "max_photos_per_request", "max_bytes"),
+    *("max_suggestions", "max_suggestions_per_key", "max_suggestion_bytes"),
+)
 
 
 class TeachParameters(RequestModel):
@@ -52,10 +55,13 @@ def create_router(heads: HeadRequests) -> APIRouter:
         """Your heads and the public ones of other API keys, and the limits of a new one."""
         config = access.heads.config
         await heads.refresh()
+        waiting = await in_store(store().suggestion_counts)
         caller, limits = request.state.caller, service.config.limits
         return to_json(
             HeadList(
-                heads=[summary(entry, caller, heads.served) for entry in access.all_visible(caller)],
+                heads=[
+                    summary(entry, caller, heads.served, waiting[entry.name]) for entry in access.all_visible(caller)
+                ],
                 backbone=service.router.first_card().ref,
                 keep_photos=config.keep_photos,
                 limits={name: getattr(config, name) for name in LIMITS}
@@ -99,7 +105,7 @@ def create_router(heads: HeadRequests) -> APIRouter:
         summary="One head: its photos and the report of its fit",
     )
     async def get_head(request: Request, name: str) -> Response:
-        """`If-None-Match` with the head's ETag answers 304 if nothing has changed."""
+        """`If-None-Match` with the head's ETag answers 304 if nothing has changed but the number of suggestions."""
         entry = await heads.visible(request, name)
         if Preconditions.of(request).is_cached(entry.etag):
             return Response(status_code=304, headers={"ETag": entry.etag})
@@ -126,7 +132,7 @@ def create_router(heads: HeadRequests) -> APIRouter:
 
     @router.delete("/{name}", status_code=204, responses=problems(*EDIT_ERRORS), summary="Delete a head")
     async def delete_head(request: Request, name: str) -> Response:
-        """Delete all versions of a head with their embeddings and photos."""
+        """Delete all versions of a head with their embeddings and photos, and its suggestions."""
         entry, conditions = await heads.own(request, name), Preconditions.of(request)
         conditions.check(entry.etag)
         etag = entry.etag if conditions.match else None

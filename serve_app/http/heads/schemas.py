@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import ConfigDict, Field
 
 from serve_app.heads.report import Accuracy, HeadReport
 from serve_app.heads.stored import HeadEntry, StoredHead
+from serve_app.heads.suggestions import Suggestion
 from serve_app.http.heads.access import shown_name
+from serve_app.http.schemas import HeadAnswer
 from serve_app.http.uploads import RequestModel
 from serve_app.model_card import ModelRef
 from serve_app.settings import FrozenModel
@@ -32,6 +35,10 @@ class HeadSummary(FrozenModel):
     photos: int
     accuracy: Accuracy | None = Field(description="None if it could not be measured.")
     backbone: ModelRef = Field(description="The weights that made its embeddings.")
+    suggestions: int | None = Field(
+        description="Number that waits for the caller's approval; null if another API key owns the head, and in "
+        "GET /v1/models."
+    )
 
 
 class TaughtPhoto(FrozenModel):
@@ -63,6 +70,41 @@ class HeadList(FrozenModel):
     limits: dict[str, int]
 
 
+class SuggestionReceipt(FrozenModel):
+    """What was stored of a request that suggests photos."""
+
+    ids: list[str] = Field(description="Of the suggestions, in the order in which the photos were sent.")
+    warnings: list[str] | None = Field(default=None, description="What was ignored.")
+
+
+class SuggestedPhoto(FrozenModel):
+    """A photo that waits for the approval of the head's owner."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+    id: str
+    class_name: str = Field(alias="class", description="The class that is right for whoever sent the photo.")
+    caller: str | None = Field(description="Name of the API key that sent it; null without keys.")
+    added: str = Field(description="ISO 8601, UTC.")
+    expires: str = Field(description="When it is deleted if nobody decides; ISO 8601, UTC.")
+    photo: str | None = Field(description="Path of the photo; null if it was not kept.")
+    answer: HeadAnswer | None = Field(
+        description="What the head says about it now, and the taught photos that are most similar; null if other "
+        "weights than the head's made its embedding."
+    )
+
+
+class SuggestionList(FrozenModel):
+    """The suggestions that wait for the owner of a head."""
+
+    suggestions: list[SuggestedPhoto] = Field(description="The oldest first.")
+
+
+class ApproveBody(RequestModel):
+    """The body that approves several suggestions."""
+
+    ids: list[str] = Field(min_length=1, max_length=1000, description="Of the suggestions.")
+
+
 class ShareBody(RequestModel):
     """The body of PATCH on a head."""
 
@@ -82,13 +124,20 @@ class RollbackBody(RequestModel):
     version: str | None = Field(None, max_length=200, description="By default the version before.")
 
 
-def summary(entry: HeadEntry, caller: str | None, served: set[str]) -> HeadSummary:
-    """Describe a head to a caller; ``served`` holds the SHA-256 of the weights that serve."""
-    return HeadSummary(**_summary(entry, caller, served))
+def summary(entry: HeadEntry, caller: str | None, served: set[str], waiting: int | None = None) -> HeadSummary:
+    """Describe a head to a caller.
+
+    Args:
+        entry: The head.
+        caller: The API key.
+        served: SHA-256 of the weights that serve.
+        waiting: Number of suggestions, if it is known.
+    """
+    return HeadSummary(**_summary(entry, caller, served, waiting))
 
 
 def document(
-    stored: StoredHead, caller: str | None, served: set[str], keeps_photos: bool, warnings: list[str]
+    stored: StoredHead, caller: str | None, served: set[str], waiting: int, keeps_photos: bool, warnings: list[str]
 ) -> HeadDocument:
     """Describe a head with its photos and report; only its owner sees which photos there are."""
     entry, report, examples, versions = stored.entry, stored.report, stored.examples, stored.entry.versions
@@ -96,7 +145,7 @@ def document(
         report = report.model_copy(update={"label_errors": (), "near_duplicates": (), "photos_to_add": ()})
         examples = versions = ()
     return HeadDocument(
-        **_summary(entry, caller, served),
+        **_summary(entry, caller, served, waiting),
         versions=versions,
         keeps_photos=keeps_photos,
         examples=[
@@ -113,12 +162,27 @@ def document(
     )
 
 
+def suggested_photo(entry: HeadEntry, suggestion: Suggestion, answer: HeadAnswer | None) -> SuggestedPhoto:
+    """Describe a suggestion to the head's owner."""
+    example = suggestion.example
+    path = f"/v1/heads/{shown_name(entry)}/suggestions/{example.id}/photo"
+    return SuggestedPhoto(
+        id=example.id,
+        class_name=example.class_name,
+        caller=suggestion.caller,
+        added=example.added,
+        expires=datetime.fromtimestamp(suggestion.expires, UTC).isoformat(),
+        photo=path if example.kept_photo else None,
+        answer=answer,
+    )
+
+
 def photo_path(entry: HeadEntry, example_id: str) -> str:
     """Return the path of a kept photo."""
     return f"/v1/heads/{shown_name(entry)}/examples/{example_id}/photo"
 
 
-def _summary(entry: HeadEntry, caller: str | None, served: set[str]) -> dict[str, object]:
+def _summary(entry: HeadEntry, caller: str | None, served: set[str], waiting: int | None) -> dict[str, object]:
     return {
         "name": shown_name(entry),
         "version": entry.version,
@@ -133,4 +197,5 @@ def _summary(entry: HeadEntry, caller: str | None, served: set[str]) -> dict[str
         "photos": entry.photos,
         "accuracy": entry.accuracy,
         "backbone": entry.backbone,
+        "suggestions": waiting if entry.owner == caller else None,
     }

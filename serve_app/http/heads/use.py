@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from serve_app.deadline import Deadline
 from serve_app.errors import InvalidParameterError, UnknownHeadError
 from serve_app.heads.stored import HeadEntry, LoadedHead
@@ -76,16 +78,23 @@ class HeadUse:
         for name, loaded in self.heads.items():
             if not is_taught_with(loaded.head, result.model):
                 loaded = await self.other_weights.version_for(loaded.entry, result.model, choice, deadline)
-            answers[name] = self._answer(loaded, result, parameters, top_k)
+            assert result.embedding is not None  # the request asked for it
+            answers[name] = self.answer(loaded, result.embedding, parameters, top_k, result.features)
         return answers
 
-    def _answer(self, loaded: LoadedHead, result: ClassifyResult, parameters: Parameters, top_k: int) -> HeadAnswer:
-        features, embedding, head = result.features, result.embedding, loaded.head
-        assert features is not None  # the request asked for them
-        assert embedding is not None
+    def answer(
+        self,
+        loaded: LoadedHead,
+        embedding: np.ndarray,
+        parameters: Parameters,
+        top_k: int,
+        features: np.ndarray | None = None,
+    ) -> HeadAnswer:
+        """Return what a head says about an embedding of its weights; a map of ``features`` explains it."""
+        head = loaded.head
         said = head.classify(embedding, top_k)
         explained = None
-        if features.ndim > 1:
+        if features is not None and features.ndim > 1:
             chosen = said.class_ids[0] if parameters.explain_class is None else parameters.explain_class
             explained = to_explanation(head.class_map(features, chosen))
         similar = None

@@ -88,6 +88,27 @@ def test_a_lost_response_rolls_back_once(client: Client, transport: httpx2.BaseT
     assert client.heads.roll_back("colors", head.version).version == head.version
 
 
+def test_suggestions(client: Client, head: Head) -> None:
+    """They wait for the owner, who approves some with one fit and rejects the others."""
+    sent = client.heads.suggest("colors", photos_of("red", count=3, first=40))
+    assert (len(sent.ids), sent.warnings) == (3, None)
+    assert {each.id for each in client.heads.suggestions(head)} == set(sent.ids)
+    (first, *_) = client.heads.suggestions("colors")
+    assert (first.class_name, first.caller, first.photo, first.added < first.expires) == ("red", None, None, True)
+    assert first.answer is not None
+    assert first.answer.predictions[0].label == "red"
+    assert len(first.answer.similar or ()) == 3
+    assert client.heads.get("colors").suggestions == 3
+    client.heads.reject(head, sent.ids[2])
+    approved = client.heads.approve(head, *sent.ids[:2])
+    assert (approved.photos, approved.suggestions) == (10, 0)
+    with pytest.raises(errors.UnknownHeadError):
+        client.heads.approve("colors", first.id)
+    assert client.heads.suggest("colors", {"red": PHOTOS["red"][:1]}).warnings
+    with pytest.raises(errors.InvalidParameterError, match="similar classes: red"):
+        client.heads.suggest("colors", {"rad": PHOTOS["red"]})
+
+
 def test_a_broken_photo_stores_nothing(client: Client) -> None:
     """The error names the class; a photo that cannot be read is not sent at all."""
     with pytest.raises(errors.UnsupportedImageError, match="class 'red', photo 2"):

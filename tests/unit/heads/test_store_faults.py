@@ -18,8 +18,9 @@ import pytest
 from serve_app.errors import HeadDamagedError, HeadFormatError, UnknownHeadError
 from serve_app.heads.store import HeadStore
 from serve_app.heads.stored import version_name, version_number
+from serve_app.heads_config import HeadsConfig
 from tests.support.faults import POWER_CUT, WRONG_JSON
-from tests.support.heads import examples_around, unfitted
+from tests.support.heads import examples_around, suggestion, unfitted
 from tests.support.power_cut import RECORDER, cut, recording
 
 CUPS = [replace(each, kept_photo=True) for each in examples_around(["my cup", "other cup"], 2)]
@@ -110,6 +111,43 @@ def serving_version(store: HeadStore) -> str | None:
     if CUPS[1].id in {each.id for each in serving.examples}:
         assert store.photo("cups", CUPS[1].id) == PHOTOS[CUPS[1].id]
     return serving.entry.version
+
+
+def suggest_two(store: HeadStore) -> None:
+    sent = [suggestion(each, kept_photo=True) for each in CUPS[:2]]
+    store.suggest("cups", sent, {each.example.id: b"a photo" for each in sent}, HeadsConfig(folder="heads"))
+
+
+@pytest.mark.parametrize("has_power_cut", [False, True], ids=["SIGKILL", "power cut"])
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0)], ids=["suggest", "decide"])
+def test_suggestions_are_whole_or_absent(tmp_path: Path, before: int, after: int, has_power_cut: bool) -> None:
+    """Whichever step is the last one; once a change has returned, it stays."""
+    prepare(tmp_path / "prepared")
+    if before:
+        suggest_two(HeadStore(tmp_path / "prepared"))
+
+    def change(store: HeadStore) -> None:
+        if before:
+            store.drop_suggestions("cups", [each.example.id for each in store.suggestions("cups")])
+        else:
+            suggest_two(store)
+
+    for step in range(200):
+        folder, log = tmp_path / f"heads-{step}", tmp_path / f"log-{step}"
+        shutil.copytree(tmp_path / "prepared", folder)
+        log.touch()
+        start_ns = time.time_ns()
+        status = killed_at(step, lambda folder=folder: change(HeadStore(folder)), log)  # type: ignore[misc]
+        assert status in (KILLED, DONE), f"step {step}: the change failed"
+        if has_power_cut:
+            cut(folder, log, start_ns)
+        store = HeadStore(folder)
+        waiting = store.suggestions("cups")
+        assert len(waiting) == store.suggestion_counts()["cups"]
+        assert all(store.suggested_photo("cups", each.example.id) == b"a photo" for each in waiting)
+        if status == DONE:
+            break
+    assert len(waiting) == after
 
 
 def test_a_deletion_that_was_killed_ends_with_the_sweep(tmp_path: Path) -> None:

@@ -28,12 +28,20 @@ def service(weights: WeightsConfig, tmp_path: Path) -> LocalService:
     return service
 
 
+def suggested(http: TestClient, name: str) -> str:
+    """Suggest a photo to Alice as Alice; return its id."""
+    response = http.post(f"/v1/heads/{name}/suggestions", files={"red": photo_of("red", 50)}, headers=ALICE)
+    (id,) = response.json()["ids"]
+    return str(id)
+
+
 def test_no_access_to_heads_of_other_keys(http: TestClient) -> None:
-    """Of 40 requests with another key none gets through, and each answers as for a head that does not exist."""
-    head = http.put("/v1/heads/secret", files=PHOTOS, headers=ALICE).json()
-    existing = accesses("secret", head["version"], head["examples"][0]["id"], head["etag"])
-    missing = accesses("nobody", head["version"], head["examples"][0]["id"], head["etag"])
-    assert len(existing) == 40
+    """Of 51 requests with another key none gets through, and each answers as for a head that does not exist."""
+    taught = http.put("/v1/heads/secret", files=PHOTOS, headers=ALICE).json()
+    ids = taught["version"], taught["examples"][0]["id"], suggested(http, "secret"), taught["etag"]
+    head = http.get("/v1/heads/secret", headers=ALICE).json()
+    existing, missing = accesses("secret", *ids), accesses("nobody", *ids)
+    assert len(existing) == 51
     for there, not_there in zip(existing, missing, strict=True):
         answers = []
         for access in (there, not_there):
@@ -62,15 +70,19 @@ def test_a_public_head_can_be_used_and_not_changed(http: TestClient) -> None:
     head = http.put("/v1/heads/colors?public=true", files=PHOTOS, headers=ALICE).json()
     seen = http.get("/v1/heads/colors", headers=BOB).json()
     assert (seen["mine"], seen["public"], seen["examples"], seen["versions"]) == (False, True, [], [])
+    assert seen["suggestions"] is None
     answer = http.post("/v1/classify?head=colors&similar=2", content=photo_of("red", 80), headers=BOB).json()
     said = answer["results"][0]["heads"]["colors"]
     assert said["predictions"][0]["label"] == "red"
     assert [set(each) for each in said["similar"]] == [{"class", "distance"}] * 2
     assert http.post("/v2/models/colors/infer", headers=BOB).status_code == 400
-    for access in accesses("colors", head["version"], head["examples"][0]["id"], head["etag"]):
+    ids = head["version"], head["examples"][0]["id"], suggested(http, "colors"), head["etag"]
+    allowed = [("GET", "/v1/heads/colors"), ("POST", "/v1/heads/colors/suggestions")]
+    for access in accesses("colors", *ids):
         options = access.options | {"headers": {**access.options.get("headers", {}), **BOB}}
-        if access.path.startswith("/v1/heads") and (access.method != "GET" or "/examples" in access.path):
+        if access.path.startswith("/v1/heads") and access[:2] not in allowed:
             assert http.request(access.method, access.path, **options).status_code in (404, 412), access[:2]
+    assert http.get("/v1/heads/colors", headers=ALICE).json()["suggestions"] == 1
     assert http.put("/v1/heads/colors?public=true", files=PHOTOS, headers=BOB).json()["code"] == "head_name_taken"
     assert http.patch("/v1/heads/colors", json={"public": False}, headers=ALICE).json()["public"] is False
     assert http.get("/v1/heads/colors", headers=BOB).status_code == 404

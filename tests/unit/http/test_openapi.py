@@ -143,3 +143,8 @@ def test_example_responses_have_the_members_of_real_ones(http: TestClient, docum
     assert success(names["teach_head"][2])[JSON]["example"].keys() == head.keys()
     (listed,) = http.get("/v1/heads").json()["heads"]
     assert success(names["list_heads"][2])[JSON]["example"]["heads"][0].keys() == listed.keys()
+    sent = http.post("/v1/heads/cups/suggestions", files=as_form(photos_of("red", count=1, first=9))).json()
+    assert success(names["suggest_photos"][2])[JSON]["example"].keys() == sent.keys()
+    (suggested,) = http.get("/v1/heads/cups/suggestions").json()["suggestions"]
+    (example,) = success(names["list_suggestions"][2])[JSON]["example"]["suggestions"]
+    assert (example.keys(), example["answer"].keys()) == (suggested.keys(), suggested["answer"].keys())
