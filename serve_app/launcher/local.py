@@ -23,6 +23,7 @@ from serve_app.config import WeightsConfig
 from serve_app.console import say
 from serve_app.exposure import reachable_host
 from serve_app.inference.card import load_card
+from serve_app.inference.weights import find_imagenet
 from serve_app.launcher import data
 from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
 from serve_app.launcher.haproxy import LOOPBACK, LOOPBACK_6, error_file, has_loopback_6
@@ -167,8 +168,10 @@ def open_to_all(config: dict[str, Any]) -> None:
 
 def choose_weights() -> str:
     """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo`` after saying why."""
+    if find_imagenet(load_card(WeightsConfig(source="imagenet")).sha256):
+        return "imagenet"
     # The command ends by itself, because a killed one leaves its partial download behind.
-    command = [sys.executable, "-m", "serve_app.launcher.imagenet", str(DOWNLOAD_TIMEOUT_S)]
+    command = [sys.executable, "-m", "serve_app.inference.imagenet_download", str(DOWNLOAD_TIMEOUT_S)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S + 15)
     except subprocess.TimeoutExpired:
