@@ -81,7 +81,7 @@ ENV PYTHONPATH=/app TORCH_HOME=/weights SERVE_APP_DATA=/data
 USER ray
 # The demo model is part of the package. ImageNet weights come from the volume, or with BAKE_WEIGHTS from the image.
 ARG BAKE_WEIGHTS=
-RUN if [ "$BAKE_WEIGHTS" = imagenet ]; then python -m serve_app.launcher.imagenet; fi
+RUN if [ "$BAKE_WEIGHTS" = imagenet ]; then python -m serve_app.inference.imagenet_download; fi
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=5s --start-period=180s \
   CMD ["wget", "--no-proxy", "--quiet", "--output-document=/dev/null", "http://127.0.0.1:8000/readyz"]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.weights import load_model, spec_of
+from serve_app.inference.weights import load_weights, spec_of
 from serve_app.messages import ClassifyRequest
 from serve_app.preprocessing.transform import preprocess
 from tests.support.http_client import image_files
@@ -41,8 +41,8 @@ Classify = Callable[[list[np.ndarray]], Any]
 
 def stages(weights: Path, batch: int) -> tuple[Decode, Classify]:
     """Our own decoder and engine, ready for batches of a size: the only place here that knows their interface."""
-    model, card = load_model(spec_of(str(weights)))
-    engine = ResNetEngine(model, card)
+    arrays, card = load_weights(spec_of(str(weights)))
+    engine = ResNetEngine(arrays, card)
     engine.warm_up(batch)
     return (
         lambda encoded: preprocess(encoded, card.transform, MAX_PIXELS).pixels,

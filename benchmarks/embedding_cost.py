@@ -19,7 +19,7 @@ import numpy as np
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Requests
-from serve_app.inference.weights import load_model
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, Features
 
 BATCH = 8
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default="demo")
     given = parser.parse_args(arguments)
     config = EngineConfig.model_validate({"runtime": given.runtime})
-    engine = ResNetEngine(*load_model(WeightsConfig(source=given.weights)), config)
+    engine = ResNetEngine(*load_weights(WeightsConfig(source=given.weights)), config)
     engine.warm_up(BATCH)
     side = engine.card.transform.crop_px
     crops = np.random.default_rng(0).integers(0, 256, (BATCH, side, side, 3), np.uint8)

@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 from tqdm import tqdm
 
-from serve_app.inference.weights import load_model, spec_of
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import spec_of
 from serve_app.model_card import ImageTransform
 from serve_app.training.data import list_images
 

@@ -17,7 +17,8 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms._presets import ImageClassification
 from tqdm import tqdm
 
-from serve_app.inference.weights import load_model, publish, spec_of
+from serve_app.inference.torch_model import load_model, publish
+from serve_app.inference.weights import spec_of
 from serve_app.model_card import ImageTransform
 
 CLASSES = 1000

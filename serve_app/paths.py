@@ -49,3 +49,9 @@ def cache_folder() -> Path:
 def python_path() -> str:
     """Return PYTHONPATH for programs of this package: its own folder, then what this process has."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+
+def torch_checkpoints() -> Path:
+    """Return the folder in which torch.hub keeps downloaded weights; TORCH_HOME in the environment moves it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub" / "checkpoints"

@@ -19,7 +19,7 @@ from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.runtimes.cuda.runtime import FUSION_LEVELS, CudaRuntime, cudnn_without_tf32
 from serve_app.inference.runtimes.folding import fold
-from serve_app.inference.weights import load_model
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, Explain
 from serve_app.model_card import ModelCard
 
@@ -93,8 +93,8 @@ def _agreement(scale: Scale, weights: str, precision: str) -> dict[str, Any]:
 
 def _engine(scale: Scale) -> dict[str, Any]:
     """Do what a deployment does: select the runtime by `auto`, warm up, classify."""
-    model, card = load_model(WeightsConfig(source="demo"))
-    engine = ResNetEngine(model, card, EngineConfig(runtime=scale.pick("auto", "torch")))
+    arrays, card = load_weights(WeightsConfig(source="demo"))
+    engine = ResNetEngine(arrays, card, EngineConfig(runtime=scale.pick("auto", "torch")))
     engine.warm_up(scale.sizes[-1])
     side = card.transform.crop_px
     answers = engine.classify([ClassifyRequest(each, 3, "top") for each in images(scale.sizes[-1], side)])

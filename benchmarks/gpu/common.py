@@ -22,7 +22,7 @@ from serve_app.inference.head import Head
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, build_cuda_runtime
 from serve_app.inference.runtimes.folding import fold
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model, to_arrays
 from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ImageTransform, ModelCard
 from tests.support.cuda_on_cpu import CpuStream
@@ -215,7 +215,7 @@ def gpu_engine(model: ResNet, card: ModelCard, precision: str, scale: Scale, ben
         benchmark: Let cuDNN time its kernels; takes longer.
     """
     fold(model)
-    head, side = Head(model.fc, scale.device, card), card.transform.crop_px
+    head, side = Head(to_arrays(model), card), card.transform.crop_px
     if scale.smoke:
         return CudaGraphRunner(CudaRuntime(model, card.transform, torch.float32, CPU, fused=()), head, side, CpuStream)
     return CudaGraphRunner(build_cuda_runtime(model, card.transform, precision), head, side, benchmark=benchmark)

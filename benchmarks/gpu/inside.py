@@ -21,10 +21,12 @@ from benchmarks.gpu.common import (
     random_model,
     wait,
 )
-from serve_app.inference.head import Head, pool
+from serve_app.inference.head import Head
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
+from serve_app.inference.runtimes.cuda.head import CudaHead, pool
 from serve_app.inference.runtimes.cuda.runtime import FUSION_LEVELS, Convolution, CudaRuntime, convolve
 from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.torch_model import to_arrays
 
 
 def run(journal: Journal, scale: Scale, engine: CudaGraphRunner) -> None:
@@ -106,7 +108,7 @@ def _parts(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
                 "staged": _wall(lambda s=staged, g=given: np.stack([i.image for i in g], out=s.numpy())),
                 "to_gpu": milliseconds(lambda s=staged, p=pixels: p.copy_(s, non_blocking=True), scale.device),
                 "computed": milliseconds(batch.run, scale.device),
-                "results": _wall(lambda g=given, b=best, head=batch._head: head.results(g, b)),
+                "results": _wall(lambda g=given, b=best, head=batch._head.host: head.results(g, b)),
             }
         parts["all"] = _wall(lambda g=given: engine(g))
         found[str(size)] = {f"{name}_ms": round(ms, 4) for name, ms in parts.items()}
@@ -129,16 +131,16 @@ def _kernels(scale: Scale, engine: CudaGraphRunner) -> dict[str, Any]:
 
     kind = ProfilerActivity.CPU if scale.smoke else ProfilerActivity.CUDA
     model, card = random_model(scale)
-    head = Head(model.fc, scale.device, card)
+    head = CudaHead(Head(to_arrays(model), card), scale.device)
     found: dict[str, Any] = {}
     for size in scale.pick((1, 256), (1,)):
         pixels = torch.from_numpy(images(size, scale.crop_px)).to(scale.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=not scale.smoke, allow_tf32=False):
-            head.best(pool(engine.runtime.forward(pixels)), head.classes)
+            head.best(pool(engine.runtime.forward(pixels)), head.host.classes)
             wait(scale.device)
             with profile(activities=[kind]) as seen:
                 for _ in range(3):
-                    head.best(pool(engine.runtime.forward(pixels)), head.classes)
+                    head.best(pool(engine.runtime.forward(pixels)), head.host.classes)
                 wait(scale.device)
         spent = [(e.self_device_time_total or e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()]
         found[str(size)] = [

@@ -16,7 +16,8 @@ from torch.fx.experimental.optimization import fuse
 from torchvision.models import ResNet
 
 from benchmarks.weights import torchvision_transform
-from serve_app.inference.weights import load_model, spec_of
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import spec_of
 from serve_app.messages import ClassifyResult
 from serve_app.model_card import ModelCard
 from serve_app.preprocessing.transform import preprocess

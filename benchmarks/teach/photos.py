@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from serve_app.config import EngineConfig
+from serve_app.inference.head import pool
 from serve_app.inference.runtimes.select import build_runtime
-from serve_app.inference.weights import load_model, spec_of
+from serve_app.inference.weights import load_weights, spec_of
 from serve_app.preprocessing.transform import preprocess
 
 BATCH = 16
@@ -84,19 +85,19 @@ def _choose(photos: Iterator[tuple[str, bytes]], most: int) -> list[tuple[str, b
 
 
 def _embed(photos: list[tuple[str, bytes]], weights: str) -> Embedded:
-    model, card = load_model(spec_of(weights))
-    runtime = build_runtime(model, card, EngineConfig(), torch.get_num_threads(), False, [BATCH])
+    arrays, card = load_weights(spec_of(weights))
+    runtime = build_runtime(arrays, card, EngineConfig(), os.cpu_count() or 1, False, [BATCH])
 
     def crop(photo: tuple[str, bytes]) -> np.ndarray:
         return preprocess(photo[1], card.transform, MAX_PIXELS).pixels
 
     rows: list[list[np.ndarray]] = [[], []]
-    with ThreadPoolExecutor() as threads, torch.inference_mode(), tqdm(total=len(photos), unit=" photos") as bar:
+    with ThreadPoolExecutor() as threads, tqdm(total=len(photos), unit=" photos") as bar:
         for start in range(0, len(photos), BATCH):
             part = photos[start : start + BATCH]
             crops = np.stack(list(threads.map(crop, part)))
             for row, pixels in zip(rows, (crops, np.ascontiguousarray(crops[:, :, ::-1])), strict=True):
-                row.append(runtime(pixels).mean((2, 3), dtype=torch.float32).cpu().numpy())
+                row.append(pool(runtime(pixels)))
             bar.update(len(part))
     digests = [hashlib.sha256(content).hexdigest() for _, content in photos]
     crops, mirrored = (np.concatenate(row) for row in rows)

@@ -116,12 +116,12 @@ class Predictor:
     """Classifies decoded shards, crops to a written part, with a model on one core or on this worker's GPU."""
 
     def __init__(self, job: BatchJobConfig) -> None:
-        # Imported here, because torch costs seconds and 400 MB and only workers need it.
+        # Imported here, because the runtime takes a second and 100 MB, and only workers need it.
         from serve_app.inference.engine import ResNetEngine
-        from serve_app.inference.weights import load_model
+        from serve_app.inference.weights import load_weights
 
-        model, card = load_model(job.weights)
-        self._engine = ResNetEngine(model, card, job.engine, batches=(job.batch_size,))
+        arrays, card = load_weights(job.weights)
+        self._engine = ResNetEngine(arrays, card, job.engine, batches=(job.batch_size,))
         self._engine.warm_up(job.batch_size)
         self._version = card.version
         self._results, self._top_k, self._batch_size = ResultsFolder(job.out), job.top_k, job.batch_size

@@ -89,7 +89,7 @@ def _job(
     from serve_app.validation import parse
 
     if weights.endswith(".safetensors"):
-        from serve_app.inference.weights import spec_of  # imports torch, which nothing else needs in this process
+        from serve_app.inference.weights import spec_of
 
         weights_config = spec_of(weights)
     else:

@@ -43,7 +43,7 @@ class Classifier:
 
     def __init__(self, weights: WeightsConfig, engine: EngineConfig) -> None:
         self._check_ray = prepare_replica()
-        # Imported here: only the model's replica pays for torch, which takes seconds and 400 MB.
+        # Imported here: only the model's replica pays for its runtime's libraries.
         from serve_app.inference.hot_swap import HotSwapModel
 
         self._model = HotSwapModel(weights, engine, cores())

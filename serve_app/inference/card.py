@@ -1,21 +1,22 @@
-"""Reads the card of a set of weights: labels, transform, origin. Imports torchvision for the ImageNet card only.
+"""Reads the card of a set of weights: labels, transform, origin.
 
 A card that is missing or invalid is an error; no other card takes its place.
 """
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from pydantic import ValidationError
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
 from serve_app.inference.storage import open_address
-from serve_app.model_card import ImageTransform, ModelCard
+from serve_app.model_card import ModelCard
 from serve_app.paths import PACKAGE
 
 DEMO = PACKAGE / "models" / "demo" / "model.safetensors"
+# What torchvision says of ResNet18_Weights.IMAGENET1K_V1; importing it would take seconds and 300 MB. sha256 has the
+# 8 digits that torchvision publishes of its own file.
+IMAGENET_CARD = PACKAGE / "models" / "imagenet" / "model.json"
 
 
 def load_card(spec: WeightsConfig) -> ModelCard:
@@ -26,7 +27,7 @@ def load_card(spec: WeightsConfig) -> ModelCard:
         WeightsError: The card is not valid.
     """
     if spec.source == "imagenet":
-        return _imagenet_card()
+        return ModelCard.model_validate_json(IMAGENET_CARD.read_bytes())
     uri = weights_uri(spec)
     card_uri = uri.removesuffix(".safetensors") + ".json"
     try:
@@ -60,26 +61,3 @@ def weights_uri(spec: WeightsConfig) -> str:
 def one_line(error: Exception) -> str:
     """Return the type and message of an exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _imagenet_card() -> ModelCard:
-    from torchvision.models import ResNet18_Weights  # takes seconds and 300 MB, only needed here
-
-    weights = ResNet18_Weights.IMAGENET1K_V1
-    transform = weights.transforms()
-    return ModelCard(
-        name="resnet18",
-        version="imagenet1k-v1",
-        labels=tuple(weights.meta["categories"]),
-        transform=ImageTransform(
-            resize_px=transform.resize_size[0],
-            crop_px=transform.crop_size[0],
-            mean=tuple(transform.mean),
-            std=tuple(transform.std),
-        ),
-        # torchvision's file name ends with the first 8 digits of its hash; torchvision checks these digits.
-        sha256=urlsplit(weights.url).path.removesuffix(".pth").rpartition("-")[2],
-        training={"data": "ImageNet-1k", "source": weights.url, "recipe": weights.meta["recipe"]},
-        metrics=weights.meta["_metrics"],
-        notes="torchvision ResNet18_Weights.IMAGENET1K_V1, one thousand classes; `weights: demo` has everyday ones.",
-    )

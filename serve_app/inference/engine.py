@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torchvision.models import ResNet
+from threadpoolctl import threadpool_limits
 
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError, InvalidParameterError, ModelFailedError, UnclassifiableImageError
 from serve_app.inference.head import Head, Requests, copy_features, pool
-from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
-from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
+from serve_app.inference.network import Arrays
 from serve_app.inference.runtimes.parity import make_test_images
 from serve_app.inference.runtimes.select import TIMED_BATCH_SIZES, build_runtime
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ModelCard
+
+if TYPE_CHECKING:
+    from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
 
 # Largest difference of the probe's scores from those at the start. Batches of other sizes and GPU graphs round
 # differently: by 1e-4 on a CPU, by 0.01 in half precision (tests/unit/inference).
@@ -30,7 +32,7 @@ class ResNetEngine:
     """Runs one model on the runtime that the settings name, or on the fastest one.
 
     Args:
-        model: In eval mode; it is changed in place.
+        arrays: The weights, as ``weights.load_weights`` returns them.
         card: The model's card.
         config: Runtime and precision; by default fp16 on a GPU, else the fastest fp32 runtime.
         cores: CPU cores that the batches share.
@@ -45,13 +47,13 @@ class ResNetEngine:
         probe: A request for a test image, whose scores are known; see check_probe.
 
     Raises:
-        EngineError: The runtime cannot run here, its features differ from PyTorch's, or the weights give scores that
-            are not finite numbers.
+        EngineError: The runtime cannot run here, its features differ from the reference, or the weights give scores
+            that are not finite numbers.
     """
 
     def __init__(
         self,
-        model: ResNet,
+        arrays: Arrays,
         card: ModelCard,
         config: EngineConfig | None = None,
         cores: int = 1,
@@ -59,11 +61,11 @@ class ResNetEngine:
         batches: Sequence[int] = TIMED_BATCH_SIZES,
     ) -> None:
         self.card = card
-        self._runtime = runtime = build_runtime(model, card, config or EngineConfig(), cores, serving, batches)
-        self._head = Head(model.fc, runtime.device, card)
-        self._gpu: CudaGraphRunner | None = None
-        if isinstance(runtime, CudaRuntime):
-            self._gpu = CudaGraphRunner(runtime, self._head, card.transform.crop_px)
+        # NumPy's products are small here. Threads that share one would wait for each other and take cores from batches.
+        threadpool_limits(1, "blas")
+        self._runtime = runtime = build_runtime(arrays, card, config or EngineConfig(), cores, serving, batches)
+        self._head = Head(arrays, card)
+        self._gpu = _graph_runner(runtime, self._head, card) if runtime.name == "cuda" else None
         self.runtime, self.workers, self.workers_are_cores = runtime.name, runtime.workers, self._gpu is None
         self._warm_batch = 0  # largest batch that has been run
         image = make_test_images(card.transform.crop_px)[0]
@@ -107,7 +109,7 @@ class ResNetEngine:
         try:
             results = self._run(requests)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # torch's
                 raise MemoryError(" ".join(str(error).split())[:200]) from None
             raise
         if not all(map(_is_finite, results)):
@@ -143,28 +145,32 @@ class ResNetEngine:
             return ModelFailedError("the model gave an image scores that are not finite numbers, and then finite ones")
         return UnclassifiableImageError("the model's scores of this image are not finite numbers")
 
-    @torch.inference_mode()
     def _measure_probe(self, image: np.ndarray) -> np.ndarray:
-        """Return the scores of the probe by class, from the runtime that was compared with PyTorch."""
-        best = self._head.best(pool(self._runtime(image[None])), self._head.classes)[:, 0].cpu().numpy()
+        """Return the scores of the probe by class, from the runtime that was compared with the reference."""
+        best = self._head.best(pool(self._runtime(image[None])), self._head.classes)[:, 0]
         if not np.isfinite(best).all():
             raise EngineError("the model's scores of a test image are not finite numbers: its weights are broken")
         scores = np.empty(self._head.classes, np.float32)
         scores[best[2::2].astype(np.int64)] = best[1::2]
         return scores
 
-    @torch.inference_mode()
     def _run(self, requests: Requests) -> list[ClassifyResult]:
         if self._gpu:
             return self._gpu(requests)
         features = self._runtime(np.stack([request.image for request in requests]))
         pooled = pool(features)
-        best = self._head.best(pooled, self._head.k(requests)).numpy()
-        copies = copy_features(requests, features, pooled.numpy())
+        best = self._head.best(pooled, self._head.k(requests))
+        copies = copy_features(requests, features, pooled)
         if not (explained := self._head.explained(requests, best)):
             return self._head.results(requests, best, features=copies)
-        maps = self._head.maps(features[[*explained]], torch.tensor([*explained.values()]))
-        return self._head.results(requests, best, maps.numpy(), copies)
+        maps = self._head.maps(features[[*explained]], [*explained.values()])
+        return self._head.results(requests, best, maps, copies)
+
+
+def _graph_runner(runtime: Any, head: Head, card: ModelCard) -> CudaGraphRunner:
+    from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner  # imports torch, as this runtime did
+
+    return CudaGraphRunner(runtime, head, card.transform.crop_px)
 
 
 def _is_finite(result: ClassifyResult) -> bool:

@@ -19,10 +19,10 @@ from torchvision.models import ResNet
 from serve_app.config import WeightsConfig
 from serve_app.errors import EngineError, InvalidParameterError
 from serve_app.files import atomic_write
-from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.network import fold
 from serve_app.inference.runtimes.onnx_graph import FEATURES, PIXELS, make_model, to_onnx
 from serve_app.inference.runtimes.parity import make_test_images
-from serve_app.inference.weights import load_model, publish_exact
+from serve_app.inference.torch_model import load_model, publish_exact, to_arrays
 from serve_app.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def export_onnx(layer: HeadLayer, weights: WeightsConfig, out: Path) -> None:
     """
     model, card = load_model(weights)
     expected, _ = _expected(model, card, layer)
-    graph = _with_head(to_onnx(fold(model), card.transform), layer)
+    graph = _with_head(to_onnx(fold(to_arrays(model)), card.transform), layer)
     metadata = {"labels": json.dumps(layer.labels, ensure_ascii=False), "name": layer.name, "version": layer.version}
     metadata |= {name: str(getattr(card.transform, name)) for name in ("resize_px", "crop_px")}
     for key, value in metadata.items():

@@ -9,7 +9,7 @@ from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import WeightsError
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Requests
-from serve_app.inference.weights import load_model
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyResult
 
 log = logging.getLogger("serve_app")
@@ -64,9 +64,9 @@ class HotSwapModel:
 
 
 def _load(weights: WeightsConfig, config: EngineConfig, cores: int, serving: bool = False) -> ResNetEngine:
-    model, card = load_model(weights)
-    engine = ResNetEngine(model, card, config, cores, serving)
-    del model
+    arrays, card = load_weights(weights)
+    engine = ResNetEngine(arrays, card, config, cores, serving)
+    del arrays
     _return_freed_memory()
     return engine
 

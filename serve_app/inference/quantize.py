@@ -13,10 +13,10 @@ from tqdm import tqdm
 from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
 from serve_app.errors import DatasetError, ServiceError
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.network import fold
 from serve_app.inference.runtimes.int8 import METHOD, calibrate
 from serve_app.inference.runtimes.onnx_graph import to_onnx
-from serve_app.inference.weights import load_model, republish, sha256
+from serve_app.inference.weights import load_weights, republish, sha256
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from serve_app.model_card import ImageTransform, Int8Calibration, Int8Cost, ModelCard
 from serve_app.preprocessing.formats import SUFFIXES
@@ -56,8 +56,8 @@ def quantize(
             f"{root}: {len(calibrating)} of its {len(images)} images calibrate and none is left to measure on; "
             "add images, use a smaller --count, or --test"
         )
-    model, card = load_model(spec)
-    ranges = calibrate(to_onnx(fold(model), card.transform), _crops(calibrating, card.transform, "calibrate"))
+    arrays, card = load_weights(spec)
+    ranges = calibrate(to_onnx(fold(arrays), card.transform), _crops(calibrating, card.transform, "calibrate"))
     calibration = Int8Calibration(
         method=METHOD, images=len(calibrating), fingerprint=fingerprint(calibrating, root), ranges=ranges
     )
@@ -69,8 +69,8 @@ def quantize(
 
 def measure(spec: WeightsConfig, card: ModelCard, files: Sequence[Path], truth: Sequence[int] | None) -> Int8Cost:
     """Compare float32 and int8 scores on image files, whose true class ids may be known."""
-    exact = ResNetEngine(load_model(spec)[0], card, EngineConfig(runtime="onnxruntime", precision="fp32"))
-    int8 = ResNetEngine(load_model(spec)[0], card, EngineConfig(precision="int8"))
+    exact = ResNetEngine(load_weights(spec)[0], card, EngineConfig(runtime="onnxruntime", precision="fp32"))
+    int8 = ResNetEngine(load_weights(spec)[0], card, EngineConfig(precision="int8"))
     every = len(card.labels)
     pairs: list[tuple[ClassifyResult, ClassifyResult]] = []
     for crops in _crops(files, card.transform, "measure"):

@@ -1,8 +1,7 @@
-"""Finds, verifies, reads and publishes weights.
+"""Finds, verifies, reads and copies weights. Imports no torch; torch_model.py makes PyTorch models of them.
 
 Weights that are missing or do not match their hash are an error; no other weights take their place. Nothing is
-unpickled: published weights are safetensors, and torch's tensors-only loader reads torchvision's file after torchvision
-has checked its hash.
+unpickled here: published weights are safetensors, and imagenet_download.py converts torchvision's pickle to them.
 """
 
 from __future__ import annotations
@@ -10,76 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torchvision.models import ResNet, ResNet18_Weights, resnet18
+import numpy as np
+from safetensors import SafetensorError, deserialize
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
-from serve_app.files import atomic_write, create_folder, delete_partial_files
+from serve_app.files import CorruptFileError, atomic_write, create_folder, delete_partial_files, read_stored
 from serve_app.inference.card import load_card, one_line, weights_uri
+from serve_app.inference.child import ChildError, run_child
+from serve_app.inference.network import Arrays, check_arrays
 from serve_app.inference.storage import open_address
 from serve_app.model_card import ModelCard
+from serve_app.paths import torch_checkpoints
+from serve_app.settings import FrozenModel, Sha256
 
-IMAGENET = ResNet18_Weights.IMAGENET1K_V1
+# safetensors type -> NumPy type of its bytes. bfloat16 is the upper half of a float32.
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+IMAGENET_PROGRAM = "serve_app.inference.imagenet_download"
 
 
-def load_model(spec: WeightsConfig) -> tuple[ResNet, ModelCard]:
-    """Read and verify weights and build the model: eval mode, float32, on the CPU.
+class ConvertedCopy(FrozenModel):
+    """The note beside ImageNet's weights as safetensors: the hash of that file."""
+
+    sha256: Sha256
+
+    def write(self, weights: Path) -> None:
+        """Write the note, atomically."""
+        with atomic_write(weights.with_suffix(".json")) as unfinished:
+            unfinished.write_text(self.model_dump_json())
+
+
+def load_weights(spec: WeightsConfig) -> tuple[Arrays, ModelCard]:
+    """Read and verify the weights of a ResNet-18: float32 arrays by torchvision's names.
 
     Raises:
         WeightsUnavailableError: The weights cannot be read or downloaded now; a later try can succeed.
         WeightsError: The weights do not match their hash, or do not fit a ResNet-18 with the card's number of labels.
     """
     card = load_card(spec)
-    state = _imagenet_state() if spec.source == "imagenet" else _safetensors_state(spec, card)
-    model = resnet18(num_classes=len(card.labels))
+    path, digest = _file(spec, card)
     try:
-        model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except RuntimeError as error:
-        reason = f"not a ResNet-18 with {len(card.labels)} classes: {' '.join(str(error).split())[:300]}"
-        raise WeightsError(f"weights {spec.source}: {reason}") from error
-    return model.eval(), card
-
-
-def publish(state: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> ModelCard:
-    """Write ``model.safetensors`` in half precision, and ``model.json``; ``card`` has its fields without ``sha256``."""
-    create_folder(folder)
-    path = folder / "model.safetensors"
-    write_tensors(to_half(state), path)
-    complete = ModelCard(**card, sha256=sha256(path))
-    _write_card(complete, path)
-    return complete
-
-
-def publish_exact(state: Mapping[str, Tensor], card: Mapping[str, Any], path: Path) -> ModelCard:
-    """Write weights and card; a tensor is in half precision only where that loses nothing."""
-    half = to_half(state)
-    exact = {
-        name: half[name] if torch.equal(half[name].to(value.dtype), value) else value for name, value in state.items()
-    }
-    write_tensors({name: value.contiguous() for name, value in exact.items()}, path)
-    complete = ModelCard(**card, sha256=sha256(path))
-    _write_card(complete, path)
-    return complete
-
-
-def to_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict in float16, which halves the file. Batch-norm statistics keep their type.
-
-    Statistics of a network that takes pixels of 0 to 255 exceed float16's range: a variance of 90 000 became infinite.
-    """
-    return {
-        name: (value.half() if value.is_floating_point() and ".running_" not in f".{name}" else value).contiguous()
-        for name, value in state.items()
-    }
+        content = path.read_bytes()
+        if (found := hashlib.sha256(content).hexdigest()) != digest:
+            raise WeightsError(f"weights {spec.source}: sha256 is {found}, expected {digest}")
+        arrays = _parse(content)
+    except OSError as error:
+        raise WeightsUnavailableError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
+    try:
+        check_arrays(arrays, len(card.labels))
+    except ValueError as error:
+        raise WeightsError(f"weights {spec.source}: not a ResNet-18 with {len(card.labels)} classes: {error}") from None
+    return arrays, card
 
 
 def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConfig:
@@ -89,27 +73,20 @@ def republish(spec: WeightsConfig, card: ModelCard, folder: Path) -> WeightsConf
         The settings that load the copy.
     """
     create_folder(folder)
-    if spec.source == "imagenet":
-        path = folder / "imagenet.safetensors"
-        write_tensors(dict(_imagenet_state()), path)
-    else:
-        source = _local_copy(weights_uri(spec), card.sha256)
-        path = folder / source.name
-        if not (path.exists() and path.samefile(source)):
-            with atomic_write(path) as unfinished:
-                shutil.copyfile(source, unfinished)
+    source, _ = _file(spec, card)
+    path = folder / ("imagenet.safetensors" if spec.source == "imagenet" else source.name)
+    if not (path.exists() and path.samefile(source)):
+        with atomic_write(path) as unfinished:
+            shutil.copyfile(source, unfinished)
     digest = sha256(path)
-    _write_card(card.model_copy(update={"sha256": digest}), path)
+    write_card(card.model_copy(update={"sha256": digest}), path)
     return WeightsConfig(source=str(path), sha256=digest)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; raise OSError if the disk is full or the folder cannot be written to."""
-    with atomic_write(path) as unfinished:
-        try:
-            save_file(tensors, unfinished, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
+def write_card(card: ModelCard, weights: Path) -> None:
+    """Write the card of a weights file beside it, atomically."""
+    with atomic_write(weights.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
 
 
 def spec_of(text: str) -> WeightsConfig:
@@ -123,47 +100,57 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def imagenet_file() -> Path:
-    """Return the path where torchvision caches the ImageNet weights."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(IMAGENET.url).path).name
+def _parse(content: bytes) -> Arrays:
+    """Return the floats of a safetensors file as float32; integers, which are counters, are left out."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, entry in deserialize(content):  # type: ignore[no-untyped-call] # safetensors leaves it so
+        if (kind := entry["dtype"]) in FLOATS:
+            array = np.frombuffer(entry["data"], FLOATS[kind]).reshape(entry["shape"])
+            if kind == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            arrays[name] = array.astype(np.float32, copy=False)
+    return arrays
 
 
-def _write_card(card: ModelCard, weights: Path) -> None:
-    with atomic_write(weights.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps(card.model_dump(mode="json"), indent=2) + "\n")
+def _file(spec: WeightsConfig, card: ModelCard) -> tuple[Path, str]:
+    """Return the local safetensors file of weights and the SHA-256 that it must have."""
+    if spec.source == "imagenet":
+        if not (found := find_imagenet(card.sha256)):
+            try:
+                run_child(IMAGENET_PROGRAM)
+            except (ChildError, OSError) as error:
+                raise WeightsUnavailableError(str(error)) from None
+            found = find_imagenet(card.sha256)
+        if not found:
+            raise WeightsUnavailableError(f"weights imagenet: {converted_file(card.sha256)} cannot be read")
+        return found
+    return _local_copy(weights_uri(spec), card.sha256), card.sha256
 
 
-def _imagenet_state() -> Mapping[str, Tensor]:
+def converted_file(digits: str) -> Path:
+    """Return the path of ImageNet's weights as safetensors, beside torchvision's own file."""
+    return torch_checkpoints() / f"resnet18-{digits}.safetensors"
+
+
+def find_imagenet(digits: str) -> tuple[Path, str] | None:
+    """Return the file of ImageNet's converted weights and its SHA-256; None if it is missing, cut or changed.
+
+    Args:
+        digits: The card's SHA-256, of which torchvision publishes 8 digits.
+    """
+    path = converted_file(digits)
     try:
-        cached, digest = imagenet_file(), load_card(WeightsConfig(source="imagenet")).sha256
-        delete_partial_files(cached)
-        if cached.exists() and not sha256(cached).startswith(digest):  # torch checks a download, not its cache
-            cached.unlink()
-        state: Mapping[str, Tensor] = IMAGENET.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except Exception as error:  # no connection, hash mismatch, full disk, unreadable cache
-        reason = f"cannot download {IMAGENET.url} or read {imagenet_file()}: {one_line(error)}"
-        raise WeightsUnavailableError(f"weights imagenet: {reason}") from error
-    return state
-
-
-def _safetensors_state(spec: WeightsConfig, card: ModelCard) -> Mapping[str, Tensor]:
-    path = _local_copy(weights_uri(spec), card.sha256)
-    try:
-        if (found := sha256(path)) != card.sha256:
-            raise WeightsError(f"weights {spec.source}: sha256 is {found}, expected {card.sha256}")
-        state: Mapping[str, Tensor] = load_file(path)
-    except OSError as error:
-        raise WeightsUnavailableError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
-    except SafetensorError as error:
-        raise WeightsError(f"weights {spec.source}: cannot read the file: {one_line(error)}") from error
-    return state
+        digest = read_stored(ConvertedCopy, path.with_suffix(".json")).sha256
+        return (path, digest) if sha256(path) == digest else None
+    except (OSError, CorruptFileError):
+        return None
 
 
 def _local_copy(uri: str, digest: str) -> Path:
     """Return the file itself if it is local, else a copy that is cached by hash beside torch's downloads."""
     if "://" not in uri:
         return Path(uri)
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / f"{digest}.safetensors"
+    cached = torch_checkpoints() / f"{digest}.safetensors"
     try:
         if cached.exists() and sha256(cached) == digest:  # a power cut can leave a file that is cut
             return cached

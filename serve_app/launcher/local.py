@@ -23,6 +23,7 @@ from serve_app.config import WeightsConfig
 from serve_app.console import say
 from serve_app.exposure import reachable_host
 from serve_app.inference.card import load_card
+from serve_app.inference.weights import find_imagenet
 from serve_app.launcher import data
 from serve_app.launcher.environment import HAPROXY_CONFIG, ray_environment
 from serve_app.launcher.haproxy import LOOPBACK, LOOPBACK_6, error_file, has_loopback_6
@@ -80,8 +81,12 @@ def main(
             if chosen := serve_config.configured_weights(app):
                 say(describe_weights(WeightsConfig.model_validate(chosen).source))
         with contextlib.ExitStack() as stack:
+            data.create_folder()
+            os.environ.update(data.environment(config))
+            # The page starts beside Ray, which waits for its own processes more than it computes.
+            wait = page_port and stack.enter_context(page(f"http://{LOOPBACK}:{port}", page_port, host))
             api, dashboard = stack.enter_context(serving(config, port, host))
-            page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
+            page_url = wait() if wait else "not started"
             say(f"ready in {time.monotonic() - started:.0f} s")
             typer.echo(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n  data  {data.describe(config)}\n"
@@ -167,8 +172,10 @@ def open_to_all(config: dict[str, Any]) -> None:
 
 def choose_weights() -> str:
     """Return ``imagenet`` if its weights are cached or download within a minute, else ``demo`` after saying why."""
+    if find_imagenet(load_card(WeightsConfig(source="imagenet")).sha256):
+        return "imagenet"
     # The command ends by itself, because a killed one leaves its partial download behind.
-    command = [sys.executable, "-m", "serve_app.launcher.imagenet", str(DOWNLOAD_TIMEOUT_S)]
+    command = [sys.executable, "-m", "serve_app.inference.imagenet_download", str(DOWNLOAD_TIMEOUT_S)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S + 15)
     except subprocess.TimeoutExpired:
@@ -208,8 +215,6 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
     try:
         for name, value in ray_environment(Path(folder.name), host).items():
             os.environ.setdefault(name, value)
-        data.create_folder()
-        os.environ.update(data.environment(config))
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # replicas then listen on loopback only
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
@@ -230,7 +235,7 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
             cluster.apply(config, DEPLOY_TIMEOUT_S)
         except DeployError as error:  # Ray waits for HAProxy, and does not say why it fails
             raise StartError(haproxy_failure() or str(error)) from None
-        api = f"http://127.0.0.1:{port}"
+        api = f"http://{LOOPBACK}:{port}"
         wait_until_ok(f"{api}/readyz", DEPLOY_TIMEOUT_S, "the API", haproxy_failure)
         try:
             yield api, dashboard

@@ -31,8 +31,8 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def page(api: str, port: int, host: str) -> Iterator[str]:
-    """Run the Streamlit page against an API.
+def page(api: str, port: int, host: str) -> Iterator[Callable[[], str]]:
+    """Run the Streamlit page against an API, which may start later: the page asks it when a browser comes.
 
     Args:
         api: Base URL of the API.
@@ -40,10 +40,8 @@ def page(api: str, port: int, host: str) -> Iterator[str]:
         host: Address on which the page listens.
 
     Yields:
-        The page's URL, once the page answers.
-
-    Raises:
-        StartError: The page ended, or did not answer in time.
+        A function that waits until the page answers and returns its URL. It raises StartError if the page ended, or
+        did not answer in time.
     """
     say("starting the page")
     listen = [f"--server.address={host}", f"--server.port={port}"]
@@ -56,9 +54,12 @@ def page(api: str, port: int, host: str) -> Iterator[str]:
         code = process.poll()
         return None if code is None else f"the page ended with exit code {code}; its output is above"
 
-    try:
+    def wait() -> str:
         wait_until_ok(f"{url}/_stcore/health", PAGE_TIMEOUT_S, "the page", failure)
-        yield url
+        return url
+
+    try:
+        yield wait
     finally:
         end([psutil.Process(process.pid)] if process.poll() is None else [])
 

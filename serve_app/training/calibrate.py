@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from serve_app.classification_metrics import DIGITS, expected_calibration_error, reliability_diagram, wilson_lower_bound
 from serve_app.config import WeightsConfig
-from serve_app.inference.weights import load_model, republish
+from serve_app.inference.weights import load_weights, republish
 from serve_app.model_card import Calibration
 from serve_app.training.data import fingerprint
 from serve_app.training.predict import predict
@@ -30,8 +30,8 @@ def calibrate(
 
     ``precision`` is the target accuracy of the answers above the threshold; ``out`` may be the weights' own folder.
     """
-    model, card = load_model(spec)
-    predictions = predict(model, card.model_copy(update={"calibration": None}), files)
+    arrays, card = load_weights(spec)
+    predictions = predict(arrays, card.model_copy(update={"calibration": None}), files)
     temperature = round(fit_temperature(predictions.scores, predictions.targets), 4)
     scores = apply_temperature(predictions.scores, temperature)
     confidence, correct = scores.max(1), scores.argmax(1) == predictions.targets

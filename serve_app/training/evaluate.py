@@ -11,7 +11,7 @@ import numpy as np
 from serve_app.classification_metrics import DIGITS, in_top_k, summarize
 from serve_app.config import WeightsConfig
 from serve_app.files import atomic_write
-from serve_app.inference.weights import load_model, republish
+from serve_app.inference.weights import load_weights, republish
 from serve_app.model_card import ModelCard
 from serve_app.training.data import LabeledFiles, fingerprint, list_images
 from serve_app.training.plots import plot_confusion, plot_mistakes, plot_reliability
@@ -32,9 +32,9 @@ def evaluate(spec: WeightsConfig, data: Path | LabeledFiles) -> tuple[dict[str, 
         DatasetError: A class is unknown to the model, or an image is broken; the message names it.
         WeightsError: The weights cannot be loaded.
     """
-    model, card = load_model(spec)
+    arrays, card = load_weights(spec)
     files = list_images(data, card.labels)[0] if isinstance(data, Path) else data
-    predictions, labels = predict(model, card, files), card.labels
+    predictions, labels = predict(arrays, card, files), card.labels
     scores, targets = predictions.scores, predictions.targets
     confidence = scores.max(1)
     sure = confidence >= card.abstain_below

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
 from serve_app.inference.card import one_line
-from serve_app.inference.weights import load_model, sha256, spec_of
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import sha256, spec_of
 
 BACKBONE_PX = 224  # the side of ImageNet's crops, on which backbones are trained
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torchvision.models import ResNet
 from tqdm import tqdm
 
 from serve_app.errors import DatasetError, ServiceError
 from serve_app.inference.engine import ResNetEngine
+from serve_app.inference.network import Arrays
 from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ModelCard
 from serve_app.preprocessing.transform import preprocess
@@ -30,15 +30,15 @@ class Predictions:
     paths: tuple[Path, ...]
 
 
-def predict(model: ResNet, card: ModelCard, files: Sequence[tuple[Path, int]]) -> Predictions:
+def predict(arrays: Arrays, card: ModelCard, files: Sequence[tuple[Path, int]]) -> Predictions:
     """Classify files as the service does: same decoding, crop, runtime, head and temperature.
 
-    The model is as weights.load_model returns it, and is changed in place.
+    The weights are as weights.load_weights returns them.
 
     Raises:
         DatasetError: An image is broken; the message names it.
     """
-    engine, classes = ResNetEngine(model, card), len(card.labels)
+    engine, classes = ResNetEngine(arrays, card), len(card.labels)
 
     def item(path: Path) -> ClassifyRequest[np.ndarray]:
         try:

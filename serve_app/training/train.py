@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from serve_app.config import WeightsConfig
-from serve_app.inference.weights import publish, republish
+from serve_app.inference.torch_model import publish
+from serve_app.inference.weights import republish
 from serve_app.model_card import ImageTransform, ModelCard
 from serve_app.training.augment import Augmentation
 from serve_app.training.calibrate import PRECISION, calibrate

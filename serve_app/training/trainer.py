@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models import resnet18
 
 from serve_app.errors import TrainingError
-from serve_app.inference.weights import write_tensors
+from serve_app.inference.torch_model import write_tensors
 from serve_app.training.data import ImageDataset
 from serve_app.training.recipe import Recipe
 from serve_app.training.worker_group import WorkerGroup

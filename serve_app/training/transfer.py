@@ -19,7 +19,7 @@ from tqdm import tqdm
 from serve_app.config import WeightsConfig
 from serve_app.errors import DatasetError
 from serve_app.files import create_folder
-from serve_app.inference.weights import publish, to_half
+from serve_app.inference.torch_model import publish, to_half
 from serve_app.model_card import ImageTransform
 from serve_app.training.activations import BATCH, Activations, compute_activations, normalize
 from serve_app.training.class_map import Photo, limit_unknown, list_photos

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from serve_app.config import WeightsConfig
-from serve_app.inference.weights import publish
+from serve_app.inference.torch_model import publish
 from serve_app.release.plan import Effect, plan
 from serve_app.release.rollout import ServeApi, previous_config
 from serve_app.release.serve_config import Config

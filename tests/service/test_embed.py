@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from frontend.components.samples import load_samples
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model
 from serve_app.preprocessing.transform import preprocess
 from serve_client import Client
 from tests.support.running import Running

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv
 
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model
 from tests.support.photos import STORED, encode, make_photo, make_picture
 from tests.support.polling import wait_for
 from tests.support.running import Running

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from serve_app.config import WeightsConfig
-from serve_app.inference.runtimes.base import CPU
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime
 from serve_app.inference.runtimes.folding import fold
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model
+
+CPU = torch.device("cpu")
 
 
 def cuda_runtime_on_cpu(

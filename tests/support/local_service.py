@@ -29,7 +29,7 @@ from serve_app.heads_config import HeadsConfig
 from serve_app.http.auth import ApiKeys
 from serve_app.http.service import Heads
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.weights import load_model
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, Outcome, RemoteImage
 from serve_app.model_card import ModelCard, ModelRef
 from serve_app.observability.feedback_store import Feedback
@@ -42,8 +42,8 @@ from serve_app.routing.shadow import Comparison
 @cache
 def load(weights: WeightsConfig) -> tuple[ResNetEngine, ModelCard]:
     """Load a model once for all tests, on torch: choosing the fastest runtime would take seconds."""
-    model, card = load_model(weights)
-    return ResNetEngine(model, card, EngineConfig(runtime="torch")), card
+    arrays, card = load_weights(weights)
+    return ResNetEngine(arrays, card, EngineConfig(runtime="torch")), card
 
 
 class NoMetrics:

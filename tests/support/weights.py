@@ -16,7 +16,7 @@ from torchvision.models import ResNet, resnet18
 
 from serve_app.config import WeightsConfig
 from serve_app.inference.card import load_card, weights_uri
-from serve_app.inference.weights import publish
+from serve_app.inference.torch_model import publish
 from tests.support.photos import make_picture
 
 LABELS = ("ant", "bee", "cow", "dog", "eel", "fox")

@@ -25,7 +25,7 @@ import psutil
 
 from serve_app.analytics import etl
 from serve_app.config import WeightsConfig
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model
 from serve_app.observability.feedback_store import VOTES, Vote
 from serve_app.release.serve_config import Config
 from tests.support.configs import local, tuned

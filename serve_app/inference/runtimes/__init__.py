@@ -2,12 +2,16 @@
 
 A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, float32 (N, 512, h, w).
 
-- select.py: builds the runtime that the config names, or times all of them and takes the fastest
-- remembered.py: keeps that choice on disk
-- folding.py: merges each batch norm into the convolution before it
+- select.py: builds the runtime that the config names, or the fastest
+- factories.py: what builds each CPU runtime
+- timing.py: times the CPU runtimes, in a process of its own
+- remembered.py: keeps the choice on disk
+- gpu.py: whether there is an NVIDIA GPU
+- folding.py: merges each batch norm of a PyTorch model into the convolution before it
 - onnx_graph.py: writes the model as the ONNX graph that ONNX Runtime reads
 - int8.py: calibrates that graph and quantizes it
-- parity.py: compares the runtime with PyTorch before it serves
+- reference.py: the network in plain NumPy
+- parity.py: compares the runtime with the reference before it serves
 - base.py: the interface of a runtime
 - parallel.py: distributes batches over one runtime per core
 - torch.py, onnxruntime.py: runtimes that call a library

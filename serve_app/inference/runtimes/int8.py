@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from serve_app.errors import EngineError
 from serve_app.inference.runtimes.base import RuntimeFactory
@@ -48,7 +47,7 @@ class Int8Runtime(OnnxRuntime):
         super().__init__(graph, threads, session_config)
         self._mean_color = np.clip(np.rint(np.array(transform.mean) * 255), 0, 255).astype(np.uint8)
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See Runtime."""
         return super().__call__(pad(pixels, self._mean_color))
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock
 
+from serve_app.inference.network import STAGES, Block, Convolution, Network
 from serve_app.model_card import ImageTransform
 
 if TYPE_CHECKING:
@@ -20,17 +18,13 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 17, 8  # of ONNX 1.12, which every runtime since 2022 reads
 PIXELS, FEATURES = "pixels", "features"
-STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
-    """Write a model with folded batch norms as ONNX: normalization in front, no pooling, no last layer.
+def to_onnx(network: Network, transform: ImageTransform) -> onnx.ModelProto:
+    """Write a network as ONNX: normalization in front, no pooling, no last layer.
 
     Returns:
         A graph from ``pixels``, uint8 (N, H, W, 3), to ``features``, float32 (N, 512, h, w).
-
-    Raises:
-        ValueError: A batch norm is not folded.
     """
     import onnx
     from onnx import TensorProto, helper
@@ -42,9 +36,10 @@ def to_onnx(model: ResNet, transform: ImageTransform) -> onnx.ModelProto:
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) * 255 for v in (transform.mean, transform.std))
     x = graph.op("Sub", [x, graph.constant("mean", mean)], "centered")
     x = graph.op("Mul", [x, graph.constant("scale", 1 / std)], "normalized")
-    x = graph.convolution(model.conv1, x, "stem", relu=True)
+    x = graph.convolution(network.stem, x, "stem", relu=True)
     x = graph.op("MaxPool", [x], "pooled", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    blocks = [(f"{stage}.{i}", block) for stage in STAGES for i, block in enumerate(getattr(model, stage))]
+    stages = zip(STAGES, network.stages, strict=True)
+    blocks = [(f"{stage}.{i}", block) for stage, blocks in stages for i, block in enumerate(blocks)]
     for name, block in blocks:
         x = graph.block(block, x, name, FEATURES if name == blocks[-1][0] else f"{name}.out")
     pixels = helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, ["n", "h", "w", 3])
@@ -68,19 +63,16 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def block(self, block: BasicBlock, x: str, name: str, output: str) -> str:
-        shortcut = x if block.downsample is None else self.convolution(block.downsample[0], x, f"{name}.shortcut")
+    def block(self, block: Block, x: str, name: str, output: str) -> str:
+        shortcut = self.convolution(block.shortcut, x, f"{name}.shortcut") if block.shortcut else x
         y = self.convolution(block.conv1, x, f"{name}.conv1", relu=True)
         y = self.convolution(block.conv2, y, f"{name}.conv2")
         return self.op("Relu", [self.op("Add", [y, shortcut], f"{name}.sum")], output)
 
-    def convolution(self, conv: nn.Conv2d, x: str, name: str, relu: bool = False) -> str:
-        weight, bias = (
-            self.constant(f"{name}.{part}", values)
-            for part, values in zip(("weight", "bias"), parameters(conv), strict=True)
-        )
-        pads = [*conv.padding, *conv.padding]
-        y = self.op("Conv", [x, weight, bias], name, kernel_shape=conv.kernel_size, strides=conv.stride, pads=pads)
+    def convolution(self, conv: Convolution, x: str, name: str, relu: bool = False) -> str:
+        weight, bias = (self.constant(f"{name}.{part}", getattr(conv, part)) for part in ("weight", "bias"))
+        sizes = {"kernel_shape": [conv.window] * 2, "strides": [conv.stride] * 2, "pads": [conv.padding] * 4}
+        y = self.op("Conv", [x, weight, bias], name, **sizes)
         return self.op("Relu", [y], f"{name}.relu") if relu else y
 
     def op(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -96,14 +88,3 @@ class _Graph:
 
         self.constants.append(numpy_helper.from_array(values, name))
         return name
-
-
-def parameters(conv: nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias as float32 arrays, (Co, C, k, k) and (Co).
-
-    Raises:
-        ValueError: The convolution has no bias, so its batch norm is not folded.
-    """
-    if conv.bias is None:
-        raise ValueError("a convolution has no bias: fold the batch norms first (runtimes.folding.fold)")
-    return conv.weight.detach().numpy(), conv.bias.detach().numpy()

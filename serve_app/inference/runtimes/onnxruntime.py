@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from serve_app.inference.runtimes.base import CPU
 from serve_app.inference.runtimes.onnx_graph import FEATURES, PIXELS
 
 
@@ -25,7 +22,7 @@ class OnnxRuntime:
         ImportError: ONNX Runtime is not installed.
     """
 
-    name, device, workers = "onnxruntime", CPU, 1
+    name, workers = "onnxruntime", 1
 
     def __init__(self, graph: bytes | Path, threads: int, session_config: Mapping[str, str] | None = None) -> None:
         import onnxruntime
@@ -39,6 +36,7 @@ class OnnxRuntime:
         source = graph if isinstance(graph, bytes) else str(graph)
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See Runtime."""
-        return torch.from_numpy(self._session.run([FEATURES], {PIXELS: pixels})[0])
+        features: np.ndarray = self._session.run([FEATURES], {PIXELS: pixels})[0]
+        return features

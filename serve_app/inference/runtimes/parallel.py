@@ -9,9 +9,8 @@ from queue import SimpleQueue
 from threading import Condition
 
 import numpy as np
-from torch import Tensor
 
-from serve_app.inference.runtimes.base import CPU, Runtime, RuntimeFactory
+from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
 
 QUIET_PERIOD_S = 2.0  # without overlapping batches, before a batch may use all cores
 
@@ -26,8 +25,6 @@ class ParallelRuntime:
     arrives meanwhile waits until it has ended.
     """
 
-    device = CPU
-
     def __init__(self, build: RuntimeFactory, cores: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._all_cores = build(cores)
         self.name, self.workers = self._all_cores.name, cores
@@ -39,7 +36,7 @@ class ParallelRuntime:
         self._in_flight, self._exclusive = 0, False
         self._last_overlap_s = -math.inf
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See Runtime; at most ``workers`` threads at a time."""
         with self._changed:
             if self._in_flight:

@@ -1,57 +1,50 @@
-"""Build the runtime that the config names; ``auto`` times every runtime on this CPU and takes the fastest.
+"""Build the runtime that the config names; ``auto`` takes the fastest on this CPU (timing.py).
 
 The choice is kept on disk (remembered.py), so only the first start on a machine pays for the measurement.
-Every runtime is compared with PyTorch before it serves, see parity.py.
+Every runtime is compared with plain NumPy before it serves, see parity.py. torch is imported for the runtimes that need
+it, ``torch`` and ``cuda``, and for no other.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
-from functools import cache
-
-import numpy as np
-import torch
-from torchvision.models import ResNet
+from collections.abc import Iterator, Sequence
 
 from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
+from serve_app.inference.network import Arrays, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
-from serve_app.inference.runtimes.cuda.runtime import DTYPES, build_cuda_runtime, gpu_available
-from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.runtimes.factories import runtime_factories
+from serve_app.inference.runtimes.gpu import gpu_available
 from serve_app.inference.runtimes.int8 import int8_factory
 from serve_app.inference.runtimes.onnx_graph import to_onnx
-from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
 from serve_app.inference.runtimes.parallel import ParallelRuntime
-from serve_app.inference.runtimes.parity import FLOAT_TOLERANCE, Reference, relative_error
+from serve_app.inference.runtimes.parity import Reference
 from serve_app.inference.runtimes.remembered import RememberedChoice
-from serve_app.inference.runtimes.torch import TorchRuntime
-from serve_app.model_card import ImageTransform, ModelCard
+from serve_app.inference.runtimes.timing import rank_in_child
+from serve_app.model_card import ModelCard
 
 log = logging.getLogger("serve_app")
-ROUNDS = 4
-DROP_RATIO = 1.5  # a runtime that takes this many times the best time so far is timed in one round only
 TIMED_BATCH_SIZES = (1, 8)  # a single request, and a batch under load
 PAUSE_RATIO = 1.0  # pause after building a runtime, relative to the time that building took
 
 
 def build_runtime(
-    model: ResNet,
+    arrays: Arrays,
     card: ModelCard,
     config: EngineConfig,
     cores: int,
     serving: bool = False,
     batch_sizes: Sequence[int] = TIMED_BATCH_SIZES,
 ) -> Runtime:
-    """Build the runtime that a config asks for and compare its features with PyTorch's.
+    """Build the runtime that a config asks for and compare its features with those of plain NumPy.
 
     Where ``auto`` takes a CPU runtime that differs, the next fastest takes its place. ``build_cuda_runtime`` compares
-    a GPU with the CPU itself.
+    a GPU with PyTorch on the CPU itself.
 
     Args:
-        model: In eval mode, on the CPU; its batch norms are folded in place.
+        arrays: The weights.
         card: The model's transform and calibration.
         config: Runtime and precision.
         cores: CPU cores that the runtime's batches share.
@@ -61,40 +54,61 @@ def build_runtime(
     Raises:
         EngineError: The weights are broken, this machine cannot run that runtime or precision, or its features differ.
     """
-    reference = Reference(model, card.transform)
-    fold(model)
-    if config.runtime == "cuda" or (config.runtime == "auto" and config.precision in DTYPES and gpu_available()):
-        return build_cuda_runtime(model, card.transform, config.precision)
-    candidates = _cpu_candidates(model, card, config)
+    reference = Reference(arrays, card.transform)
+    if config.runtime == "cuda" or (config.runtime == "auto" and config.precision != "int8" and gpu_available()):
+        return _build_cuda(arrays, card, config)
+    candidates = _cpu_candidates(arrays, card, config)
     remembered = RememberedChoice(card, cores, batch_sizes)
-    choice = remembered.read() if len(candidates) > 1 else None
-    while True:
-        only = next(iter(candidates)) if len(candidates) == 1 else None
-        known = only or (choice if choice in candidates else None)
-        name = known or fastest_runtime(candidates, card.transform.crop_px, batch_sizes)
+    known = remembered.read() if len(candidates) > 1 else None
+    failure = EngineError(f"engine {config.runtime}: no runtime can run here")
+    for name in _in_order(candidates, known, arrays, card, batch_sizes):
         try:
             runtime = _build(name, candidates[name], cores, serving)
             reference.check(runtime)
         except EngineError as error:
-            if only or name == "torch":
-                raise
             log.warning("%s", error)
-            del candidates[name]
+            failure = error
         else:
-            if not known:
+            if len(candidates) > 1 and name != known:
                 remembered.write(name)
+            log.info("engine %s", name)
             return runtime
+    raise failure
 
 
-def _cpu_candidates(model: ResNet, card: ModelCard, config: EngineConfig) -> dict[str, RuntimeFactory]:
+def _in_order(
+    candidates: dict[str, RuntimeFactory],
+    known: str | None,
+    arrays: Arrays,
+    card: ModelCard,
+    batch_sizes: Sequence[int],
+) -> Iterator[str]:
+    """Yield the candidates, each once: the one that an earlier start chose, then, by a measurement, the fastest."""
+    if len(candidates) == 1:
+        yield from candidates
+        return
+    if known in candidates:
+        yield known
+    yield from (name for name in rank_in_child(arrays, card.transform, batch_sizes) if name != known)
+
+
+def _build_cuda(arrays: Arrays, card: ModelCard, config: EngineConfig) -> Runtime:
+    from serve_app.inference.runtimes.cuda.runtime import build_cuda_runtime
+    from serve_app.inference.runtimes.folding import fold as fold_model
+    from serve_app.inference.torch_model import to_model
+
+    return build_cuda_runtime(fold_model(to_model(arrays)), card.transform, config.precision)
+
+
+def _cpu_candidates(arrays: Arrays, card: ModelCard, config: EngineConfig) -> dict[str, RuntimeFactory]:
     """Return the CPU runtimes from which ``auto`` chooses, or only the one that a config names."""
     if config.precision in ("fp16", "bf16"):
         raise EngineError(
             f"engine {config.runtime}: precision {config.precision} needs a GPU; on a CPU use fp32, int8 or auto"
         )
     if config.precision == "int8":
-        return {"onnxruntime": int8_factory(to_onnx(model, card.transform), card, config.runtime)}
-    factories = runtime_factories(model, card.transform)
+        return {"onnxruntime": int8_factory(to_onnx(fold(arrays), card.transform), card, config.runtime)}
+    factories = runtime_factories(arrays, card.transform)
     return factories if config.runtime == "auto" else {config.runtime: factories[config.runtime]}
 
 
@@ -107,61 +121,6 @@ def _build(name: str, build: RuntimeFactory, cores: int, serving: bool) -> Runti
         raise EngineError(f"engine {name}: cannot run here ({error})") from error
 
 
-def runtime_factories(model: ResNet, transform: ImageTransform) -> dict[str, RuntimeFactory]:
-    """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use."""
-    graph = cache(lambda: to_onnx(model, transform).SerializeToString())
-    winograd = cache(lambda: _winograd_factory(model, transform))
-    return {
-        "winograd": lambda threads: winograd()(threads),
-        "torch": lambda threads: TorchRuntime(model, transform, threads),
-        # Any number of threads may call one OnnxRuntime, so the workers share it and its weights.
-        "onnxruntime": cache(lambda threads: OnnxRuntime(graph(), threads)),
-    }
-
-
-def fastest_runtime(
-    factories: Mapping[str, RuntimeFactory], crop_px: int, batch_sizes: Sequence[int] = TIMED_BATCH_SIZES
-) -> str:
-    """Return the name of the fastest runtime on one core, of those that are installed and agree with torch.
-
-    Times are compared by their geometric mean over the batch sizes, so that 10 % of a small batch's time count as much
-    as 10 % of a large one's. ``torch`` must be among the factories.
-    """
-    samples = [np.random.default_rng(n).integers(0, 256, (n, crop_px, crop_px, 3), np.uint8) for n in batch_sizes]
-    reference = factories["torch"](1)
-    with torch.inference_mode():
-        expected = [reference(sample) for sample in samples]
-        seconds: dict[str, float] = {}
-        for name, build in factories.items():
-            try:
-                runtime = reference if name == "torch" else build(1)
-                features = expected if runtime is reference else [runtime(sample) for sample in samples]
-            except ImportError as error:
-                log.info("engine %s: cannot run here (%s)", name, error)
-                continue
-            except Exception as error:
-                log.warning("engine %s: not used, it fails: %s", name, error)
-                continue
-            deviation = max(relative_error(*pair) for pair in zip(features, expected, strict=True))
-            if not deviation < FLOAT_TOLERANCE:  # NaN fails too
-                log.warning("engine %s: not used, its features differ from torch's by %.1e", name, deviation)
-                continue
-            seconds[name] = _time_per_image(runtime, samples, 1)
-            if seconds[name] < DROP_RATIO * min(seconds.values()):
-                seconds[name] = min(seconds[name], _time_per_image(runtime, samples, ROUNDS - 1))
-    fastest = min(seconds, key=lambda name: seconds[name])
-    log.info("engine %s; ms per image: %s", fastest, {name: round(s * 1000, 1) for name, s in seconds.items()})
-    return fastest
-
-
-def _winograd_factory(model: ResNet, transform: ImageTransform) -> RuntimeFactory:
-    # Imported here because numba may be missing, as every runtime's library may.
-    from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
-
-    network = PackedNetwork(model, transform)
-    return lambda threads: WinogradRuntime(network, threads)
-
-
 def _with_pauses(build: RuntimeFactory) -> RuntimeFactory:
     """Pause after each runtime: building mostly holds the global interpreter lock, and requests wait for it."""
 
@@ -172,19 +131,3 @@ def _with_pauses(build: RuntimeFactory) -> RuntimeFactory:
         return runtime
 
     return build_and_pause
-
-
-def _time_per_image(runtime: Runtime, samples: Sequence[np.ndarray], rounds: int) -> float:
-    """Return CPU seconds per image: the best round of each sample, and their geometric mean.
-
-    A runtime with one thread works in the thread that calls it. Its CPU time does not grow with other work on the
-    machine, so a start on a busy machine chooses, and keeps on disk, what a quiet one would.
-    """
-
-    def seconds(sample: np.ndarray) -> float:
-        start = time.thread_time()
-        runtime(sample)
-        return time.thread_time() - start
-
-    best = [min(seconds(sample) for _ in range(rounds)) / len(sample) for sample in samples]
-    return math.prod(best) ** (1 / len(samples))

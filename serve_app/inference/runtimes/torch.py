@@ -1,13 +1,12 @@
-"""PyTorch on a CPU: the reference that select.py compares every other runtime with."""
+"""PyTorch on a CPU, which runs on every machine."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet
 
-from serve_app.inference.runtimes.base import CPU
 from serve_app.model_card import ImageTransform
 
 
@@ -20,7 +19,7 @@ class TorchRuntime:
         threads: Set for the whole process: PyTorch has no other way.
     """
 
-    name, device, workers = "torch", CPU, 1
+    name, workers = "torch", 1
 
     def __init__(self, model: ResNet, transform: ImageTransform, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -29,8 +28,9 @@ class TorchRuntime:
         # Pixels are 0-255; mean and std are defined for 0-1.
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (transform.mean, transform.std))
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See Runtime."""
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # a view: pixels already are channels-last
-        features: Tensor = self._features(batch.float().sub_(self._mean).div_(self._std))
+        features: np.ndarray = self._features(batch.float().sub_(self._mean).div_(self._std)).numpy()
         return features

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.inference.runtimes.cuda.runtime import gpu_available
+from serve_app.inference.runtimes.gpu import gpu_available
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # the script takes minutes while other programs run

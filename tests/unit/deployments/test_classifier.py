@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.deadline import Deadline
@@ -61,7 +60,7 @@ async def test_a_broken_model_fails_its_images_and_its_health(
     await replica.reconfigure({})
     await replica.check_health()
     real = replica._model.engine._runtime
-    monkeypatch.setattr(replica._model.engine, "_runtime", lambda pixels: real(pixels) * torch.nan)
+    monkeypatch.setattr(replica._model.engine, "_runtime", lambda pixels: real(pixels) * np.nan)
     outcomes = await replica(requests(3), 3)
     assert [type(outcome) for outcome in outcomes] == [ModelFailedError] * 3
     monkeypatch.setattr(replica._model.engine, "_runtime", real)
@@ -78,7 +77,7 @@ async def test_a_model_that_stays_broken_stays_unhealthy(
     replica = make(weights)
     await replica.reconfigure({})
     real = replica._model.engine._runtime
-    monkeypatch.setattr(replica._model.engine, "_runtime", lambda pixels: real(pixels).flip(1))
+    monkeypatch.setattr(replica._model.engine, "_runtime", lambda pixels: real(pixels)[:, ::-1])
     for _ in range(3):
         with pytest.raises(NotReadyError, match="differ from those at its start"):
             await replica.check_health()

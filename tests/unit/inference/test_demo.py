@@ -11,7 +11,7 @@ from frontend.components.samples import load_samples
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.card import DEMO, load_card
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model, to_arrays
 from serve_app.messages import ClassifyRequest
 from serve_app.paths import PACKAGE
 from serve_app.preprocessing.transform import preprocess
@@ -59,7 +59,7 @@ def test_the_samples_of_the_page_get_the_right_class() -> None:
     requests = [
         ClassifyRequest(preprocess(each.photo.data, card.transform, 10**6).pixels, 1) for each in load_samples()
     ]
-    results = ResNetEngine(model, card, EngineConfig(runtime="torch")).classify(requests)
+    results = ResNetEngine(to_arrays(model), card, EngineConfig(runtime="torch")).classify(requests)
     expected = ("cat", "cup", "bee", "horse", "pyramid", "red panda")
     assert tuple(result.labels[0] for result in results) == expected
     assert min(result.scores[0] for result in results) > card.calibration.abstain_below

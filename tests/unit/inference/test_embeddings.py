@@ -16,11 +16,12 @@ from frontend.components.samples import load_samples
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import UnclassifiableImageError
 from serve_app.inference import engine as engine_module
+from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head, copy_features
-from serve_app.inference.runtimes.base import CPU
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, Features
 from serve_app.preprocessing.transform import preprocess
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
@@ -35,7 +36,7 @@ CUDA_TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.0
 @pytest.fixture(scope="module")
 def crops() -> list[np.ndarray]:
     """The page's six sample photos, as the demo model sees them."""
-    card = load_model(DEMO)[1]
+    card = load_card(DEMO)
     return [preprocess(each.photo.data, card.transform, 10**7).pixels for each in load_samples()]
 
 
@@ -62,9 +63,9 @@ def requests(features: list[Features], seed: int = 0) -> list[ClassifyRequest[np
 
 def graph_runner(weights: WeightsConfig, dtype: torch.dtype = torch.float32) -> CudaGraphRunner:
     """The GPU's code on a CPU."""
-    model, card = load_model(weights)
+    arrays, card = load_weights(weights)
     runtime = cuda_runtime_on_cpu(weights, dtype)
-    return CudaGraphRunner(runtime, Head(model.fc, CPU, card), card.transform.crop_px, CpuStream, benchmark=False)  # type: ignore[arg-type] # as test_cuda_graphs.py
+    return CudaGraphRunner(runtime, Head(arrays, card), card.transform.crop_px, CpuStream, benchmark=False)  # type: ignore[arg-type] # as test_cuda_graphs.py
 
 
 def relative(actual: np.ndarray | None, expected: np.ndarray) -> float:
@@ -78,7 +79,7 @@ def relative(actual: np.ndarray | None, expected: np.ndarray) -> float:
 def test_embeddings_are_torchvisions(runtime: str, crops: list[np.ndarray], maps: Tensor) -> None:
     """On real photos, the embedding of each runtime is within the tolerance that docs/api.md states."""
     config = {"precision": "int8"} if runtime == "int8" else {"runtime": runtime}
-    engine = ResNetEngine(*load_model(DEMO), EngineConfig.model_validate(config))
+    engine = ResNetEngine(*load_weights(DEMO), EngineConfig.model_validate(config))
     results = engine.classify([ClassifyRequest(crop, 1, features="pooled") for crop in crops])
     for result, expected in zip(results, maps.mean((2, 3)).numpy(), strict=True):
         assert relative(result.features, expected) <= TOLERANCES[runtime]
@@ -99,7 +100,7 @@ def classify(weights: WeightsConfig, request: pytest.FixtureRequest) -> Classify
         runner = graph_runner(weights)
         runner.warm_up(4)
         return runner
-    return ResNetEngine(*load_model(weights), EngineConfig(runtime=request.param)).classify
+    return ResNetEngine(*load_weights(weights), EngineConfig(runtime=request.param)).classify
 
 
 def test_each_image_of_a_batch_gets_what_it_asks_for(classify: Classify, weights: WeightsConfig) -> None:
@@ -150,7 +151,7 @@ def test_features_that_are_no_numbers_are_never_delivered(
             copy[-1] = math.nan
         return copies
 
-    engine = ResNetEngine(*load_model(weights), EngineConfig(runtime="torch"))
+    engine = ResNetEngine(*load_weights(weights), EngineConfig(runtime="torch"))
     monkeypatch.setattr(engine_module, "copy_features", damaged)
     assert len(engine.classify(requests([None]))) == 1
     with pytest.raises(UnclassifiableImageError, match="not finite"):

@@ -15,7 +15,7 @@ from serve_app.errors import EngineError, InvalidParameterError
 from serve_app.inference import export_head
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.export_head import HeadLayer, export_onnx, export_weights, run_onnx
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import load_model, to_arrays
 from serve_app.messages import ClassifyRequest
 from tests.support.photos import make_picture
 
@@ -40,7 +40,7 @@ def pictures() -> np.ndarray:
 def expected(weights: WeightsConfig) -> np.ndarray:
     """The head's logits on the service's embeddings of the pictures, as softmax scores."""
     model, card = load_model(weights)
-    engine = ResNetEngine(model, card, EngineConfig(runtime="torch"))
+    engine = ResNetEngine(to_arrays(model), card, EngineConfig(runtime="torch"))
     requests = [ClassifyRequest(crop, 1, features="pooled") for crop in pictures()]
     batches = [engine.classify(requests[start : start + 50]) for start in range(0, PICTURES, 50)]
     embeddings = np.stack([result.embedding for batch in batches for result in batch if result.embedding is not None])
@@ -72,7 +72,7 @@ def test_safetensors_run_as_weights(weights: WeightsConfig, expected: np.ndarray
     spec = WeightsConfig(source=str(tmp_path / "cups.safetensors"), sha256=card["sha256"])
     model, loaded = load_model(spec)
     assert (loaded.name, loaded.version, loaded.labels) == ("cups", LAYER.version, LABELS)
-    engine = ResNetEngine(model, loaded, EngineConfig(runtime="torch"))
+    engine = ResNetEngine(to_arrays(model), loaded, EngineConfig(runtime="torch"))
     results = engine.classify([ClassifyRequest(crop, 3) for crop in pictures()[:50]])
     assert [result.class_ids[0] for result in results] == expected[:50].argmax(1).tolist()
     np.testing.assert_allclose([result.scores[0] for result in results], expected[:50].max(1), atol=1e-3)

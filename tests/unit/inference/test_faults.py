@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from serve_app.batch.worker import classify_each
 from serve_app.batcher import BatchRecord, MicroBatcher, ThreadRunner
@@ -22,13 +21,14 @@ from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.hot_swap import HotSwapModel
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner
-from serve_app.inference.weights import load_model, publish
+from serve_app.inference.torch_model import publish
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
 
 ONNX = EngineConfig(runtime="onnxruntime")
 NAN, INF = math.nan, math.inf
-Damage = Callable[[np.ndarray, Tensor], Tensor]
+Damage = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class FaultyRuntime:
@@ -40,20 +40,20 @@ class FaultyRuntime:
 
     def __init__(self, engine: ResNetEngine) -> None:
         self._inner = engine._runtime
-        self.name, self.device, self.workers = self._inner.name, self._inner.device, self._inner.workers
+        self.name, self.workers = self._inner.name, self._inner.workers
         self.damage: Damage | None = None
         self.batches = 0
         engine._runtime = self
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         self.batches += 1
-        features = self._inner(pixels).clone()
+        features = self._inner(pixels).copy()
         return self.damage(pixels, features) if self.damage else features
 
 
 @pytest.fixture(scope="module")
 def engine(weights: WeightsConfig) -> ResNetEngine:
-    made = ResNetEngine(*load_model(weights), ONNX)
+    made = ResNetEngine(*load_weights(weights), ONNX)
     made.warm_up(4)
     return made
 
@@ -71,13 +71,13 @@ def items(n: int, explain: int | None = None) -> list[ClassifyRequest[np.ndarray
 
 
 def everything(value: float) -> Damage:
-    return lambda pixels, features: features.fill_(value)
+    return lambda pixels, features: np.full_like(features, value)
 
 
 def one_feature(value: float) -> Damage:
     """Change one feature of each image, as one broken memory cell does."""
 
-    def damage(pixels: np.ndarray, features: Tensor) -> Tensor:
+    def damage(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
         features[:, 3, 0, 0] = value
         return features
 
@@ -87,7 +87,7 @@ def one_feature(value: float) -> Damage:
 def place_in_batch(place: int) -> Damage:
     """Change the image at one place of a batch, whatever the image."""
 
-    def damage(pixels: np.ndarray, features: Tensor) -> Tensor:
+    def damage(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
         if len(features) > place:
             features[place] = NAN
         return features
@@ -98,8 +98,8 @@ def place_in_batch(place: int) -> Damage:
 def this_image(image: np.ndarray) -> Damage:
     """Change one image wherever it is, as an overflow of half precision does."""
 
-    def damage(pixels: np.ndarray, features: Tensor) -> Tensor:
-        features[torch.from_numpy((pixels == image).all((1, 2, 3)))] = NAN
+    def damage(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
+        features[(pixels == image).all((1, 2, 3))] = NAN
         return features
 
     return damage
@@ -140,7 +140,7 @@ async def test_an_image_that_overflows_costs_only_itself(engine: ResNetEngine, r
 def test_finite_but_wrong_scores_are_detected_by_the_probe(engine: ResNetEngine, runtime: FaultyRuntime) -> None:
     """Damaged memory often gives finite scores; the known scores of the test image show it."""
     engine.check_probe(*engine.classify([engine.probe]))
-    runtime.damage = lambda pixels, features: features.flip(1)
+    runtime.damage = lambda pixels, features: features[:, ::-1]
     with pytest.raises(ModelFailedError, match="differ from those at its start"):
         engine.check_probe(*engine.classify([engine.probe]))
 
@@ -153,14 +153,14 @@ def test_sound_batches_are_computed_once(engine: ResNetEngine, runtime: FaultyRu
 
 def test_larger_batches_are_compared_when_they_are_warmed_up(engine: ResNetEngine, runtime: FaultyRuntime) -> None:
     """A batch size at which the runtime is wrong is refused, as new settings that need it are."""
-    runtime.damage = lambda pixels, features: features.flip(1) if len(pixels) == 8 else features
+    runtime.damage = lambda pixels, features: features[:, ::-1] if len(pixels) == 8 else features
     with pytest.raises(EngineError, match="engine onnxruntime: the model's scores of a test image differ"):
         engine.warm_up(8)
 
 
 def test_a_gpu_that_fails_later_is_detected(weights: WeightsConfig) -> None:
     """The code around CUDA: weights in GPU memory become NaN after the start."""
-    engine = ResNetEngine(*load_model(weights), ONNX)
+    engine = ResNetEngine(*load_weights(weights), ONNX)
     runtime = cuda_runtime_on_cpu(weights)
     engine._gpu = CudaGraphRunner(runtime, engine._head, 96, CpuStream, benchmark=False)  # type: ignore[arg-type]
     engine.warm_up(4)
@@ -178,20 +178,18 @@ def test_a_gpu_that_fails_later_is_detected(weights: WeightsConfig) -> None:
 )
 def test_broken_weights_never_serve(weights: WeightsConfig, runtime: Any, parameter: str, value: float) -> None:
     """NaN or infinite weights in any layer end the start with one sentence, whatever the runtime makes of them."""
-    model, card = load_model(weights)
-    with torch.no_grad():
-        model.get_parameter(parameter).view(-1)[0] = value
+    arrays, card = load_weights(weights)
+    arrays[parameter].flat[0] = value
     with pytest.raises(EngineError, match="its weights are broken"):
-        ResNetEngine(model, card, EngineConfig(runtime=runtime))
+        ResNetEngine(arrays, card, EngineConfig(runtime=runtime))
 
 
 def test_auto_says_that_weights_are_broken(weights: WeightsConfig) -> None:
-    """With NaN in a convolution no runtime agrees with torch; the error blames the weights."""
-    model, card = load_model(weights)
-    with torch.no_grad():
-        model.conv1.weight.view(-1)[0] = NAN
+    """With NaN in a convolution no runtime agrees with the reference; the error blames the weights."""
+    arrays, card = load_weights(weights)
+    arrays["conv1.weight"].flat[0] = NAN
     with pytest.raises(EngineError, match="its weights are broken"):
-        ResNetEngine(model, card, EngineConfig())
+        ResNetEngine(arrays, card, EngineConfig())
 
 
 @pytest.mark.parametrize("parameter", ["layer1.0.conv1.weight", "fc.bias"])
@@ -227,7 +225,7 @@ def test_a_batch_job_fails_on_a_broken_model_and_keeps_other_rows(engine: ResNet
 def test_a_batch_without_memory_is_told_apart(engine: ResNetEngine, runtime: FaultyRuntime, error: Exception) -> None:
     """PyTorch reports it as a RuntimeError."""
 
-    def damage(pixels: np.ndarray, features: Tensor) -> Tensor:
+    def damage(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
         raise error
 
     runtime.damage = damage

@@ -7,22 +7,42 @@ import os
 import urllib.error
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.models import ResNet18_Weights
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError, WeightsUnavailableError
+from serve_app.inference import imagenet_download
 from serve_app.inference import weights as module
 from serve_app.inference.card import load_card
-from serve_app.inference.weights import load_model, publish, republish, sha256
+from serve_app.inference.child import ChildError
+from serve_app.inference.torch_model import load_model, publish
+from serve_app.inference.weights import load_weights, republish, sha256
+from serve_app.paths import torch_checkpoints
 from tests.support.bucket import bucket
 from tests.support.faults import POWER_CUT, DiskRecorder, full_disk
 from tests.support.weights import LABELS, MEAN, STD, publish_random
 
 TRANSFORM = {"resize_px": 96, "crop_px": 96, "mean": MEAN, "std": STD}
+
+
+def convert_here(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Convert ImageNet's weights in this process, with an empty cache, so that a test can change torchvision."""
+
+    def run(_module: str) -> str:
+        try:
+            imagenet_download.convert()
+        except WeightsError as error:  # a process of its own prints it
+            raise ChildError(str(error)) from None
+        return ""
+
+    monkeypatch.setenv("TORCH_HOME", str(cache))
+    monkeypatch.setattr(module, "run_child", run)
 
 
 def fails(spec: WeightsConfig) -> str:
@@ -136,11 +156,29 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
 
 
 def test_imagenet_card_is_torchvisions() -> None:
-    """Labels and transform come from torchvision's enum; nothing is typed again, nothing is downloaded."""
-    card = load_card(WeightsConfig(source="imagenet"))
-    assert card.labels == tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
-    assert (card.transform.resize_px, card.transform.crop_px) == (256, 224)
-    assert card.sha256 in ResNet18_Weights.IMAGENET1K_V1.url
+    """The card in the package says what torchvision's enum says."""
+    card, weights = load_card(WeightsConfig(source="imagenet")), ResNet18_Weights.IMAGENET1K_V1
+    transform = weights.transforms()
+    assert card.labels == tuple(weights.meta["categories"])
+    assert (card.transform.resize_px, card.transform.crop_px) == (transform.resize_size[0], transform.crop_size[0])
+    assert (card.transform.mean, card.transform.std) == (tuple(transform.mean), tuple(transform.std))
+    assert Path(urlsplit(weights.url).path).name == f"resnet18-{card.sha256}.pth"
+    assert (card.metrics, card.training["recipe"]) == (weights.meta["_metrics"], weights.meta["recipe"])
+
+
+def test_bfloat16_and_float64_become_float32(tmp_path: Path) -> None:
+    """Types that NumPy lacks or the network does not use."""
+    spec = publish_random(tmp_path)
+    state = load_file(spec.source)
+    state["fc.weight"], state["fc.bias"] = state["fc.weight"].bfloat16(), state["fc.bias"].double()
+    save_file(state, spec.source)
+    digest = sha256(Path(spec.source))
+    card = tmp_path / "model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"sha256": digest}))
+    arrays, _ = load_weights(WeightsConfig(source=spec.source, sha256=digest))
+    for name in ("fc.weight", "fc.bias"):
+        assert arrays[name].dtype == np.float32
+        np.testing.assert_array_equal(arrays[name], state[name].float().numpy())
 
 
 def test_imagenet_without_a_network_fails_and_nothing_replaces_it(
@@ -149,7 +187,7 @@ def test_imagenet_without_a_network_fails_and_nothing_replaces_it(
     def unreachable(*_args: object, **_options: object) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    convert_here(monkeypatch, tmp_path)
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     assert "weights imagenet: cannot download" in fails(WeightsConfig(source="imagenet"))
 
@@ -158,9 +196,9 @@ def test_imagenet_that_is_not_imagenet_is_refused(tmp_path: Path, monkeypatch: p
     """Torchvision's own hash check stands between a download and the cache."""
     impostor = tmp_path / "impostor.pth"
     torch.save({}, impostor)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    convert_here(monkeypatch, tmp_path)
     monkeypatch.setattr(
-        type(module.IMAGENET),
+        type(imagenet_download.WEIGHTS),
         "url",
         property(lambda _self: impostor.as_uri().replace("impostor", "resnet18-f37072fd")),
         raising=False,
@@ -168,6 +206,16 @@ def test_imagenet_that_is_not_imagenet_is_refused(tmp_path: Path, monkeypatch: p
     impostor.rename(tmp_path / "resnet18-f37072fd.pth")
     sentence = fails(WeightsConfig(source="imagenet"))
     assert "invalid hash value" in sentence
+
+
+def test_torchs_folder_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch.hub looks, without importing it."""
+    assert torch_checkpoints() == Path(torch.hub.get_dir(), "checkpoints")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert torch_checkpoints() == Path(torch.hub.get_dir(), "checkpoints")
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert torch_checkpoints() == Path(torch.hub.get_dir(), "checkpoints")
 
 
 @pytest.mark.parametrize("content", POWER_CUT)
@@ -188,8 +236,8 @@ def test_a_cached_imagenet_file_that_a_power_cut_emptied_is_downloaded_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torchvision checks downloads, not its cache: the file is deleted, and partial downloads of killed processes."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cached = module.imagenet_file()
+    convert_here(monkeypatch, tmp_path)
+    cached = imagenet_download.downloaded_file()
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"")
     partial = cached.with_name(f"{cached.name}.5f0c.partial")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -17,10 +18,14 @@ from torchvision.models import resnet18
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsUnavailableError
-from serve_app.inference.weights import IMAGENET, imagenet_file, load_model, sha256
-from serve_app.launcher import imagenet, local
+from serve_app.inference import imagenet_download, weights
+from serve_app.inference.card import IMAGENET_CARD
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import load_weights, sha256
+from serve_app.launcher import local
 from serve_app.launcher.environment import free_port
 from serve_app.launcher.processes import StartError
+from serve_app.paths import torch_checkpoints
 from tests.support.paths import ROOT
 
 NAME = "resnet18-{}.pth"  # torchvision's; the digits are the first of the file's hash
@@ -62,11 +67,15 @@ def download_from(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     server.stopped = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
+    card = tmp_path / "card.json"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("serve_app.inference.card.IMAGENET_CARD", card)
 
     def use(path: str) -> None:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
-        monkeypatch.setattr(type(IMAGENET), "url", property(lambda _self: url), raising=False)
+        monkeypatch.setattr(type(imagenet_download.WEIGHTS), "url", property(lambda _self: url), raising=False)
+        digits = path.rpartition("-")[2].removesuffix(".pth")
+        card.write_text(json.dumps(json.loads(IMAGENET_CARD.read_text()) | {"sha256": digits}))
 
     yield use
     signal.alarm(0)  # the program leaves it to the end of its process
@@ -77,7 +86,7 @@ def download_from(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def cached() -> list[str]:
-    folder = imagenet_file().parent
+    folder = torch_checkpoints()
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
@@ -87,13 +96,13 @@ def right_name(stand_in: Path) -> str:
 
 
 def test_a_file_with_the_right_hash_is_cached_and_served(download_from: Callable[[str], None], stand_in: Path) -> None:
-    """It is downloaded once, and the model that answers has its weights and ImageNet's thousand classes."""
+    """It is downloaded and converted once; the model that answers has its weights and ImageNet's thousand classes."""
     name = right_name(stand_in)
     download_from(name)
-    imagenet.main(60)
-    assert cached() == [name]
+    imagenet_download.main(60)
+    assert cached() == [name.replace(".pth", suffix) for suffix in (".json", ".pth", ".safetensors")]
     download_from(f"gone/{name}")
-    imagenet.main(60)
+    imagenet_download.main(60)
     model, card = load_model(WeightsConfig(source="imagenet"))
     assert (len(card.labels), card.sha256) == (1000, name[9:17])
     expected = torch.load(stand_in / name, weights_only=True)["fc.weight"]
@@ -104,18 +113,36 @@ def test_a_file_with_a_wrong_hash_is_refused(download_from: Callable[[str], None
     """The launcher gets the reason, nothing stays in the cache, and a deployment that names ImageNet fails."""
     download_from(NAME.format("0badc0de"))
     with pytest.raises(SystemExit, match="invalid hash value"):
-        imagenet.main(60)
+        imagenet_download.main(60)
     assert cached() == []
     with pytest.raises(WeightsUnavailableError, match="weights imagenet: cannot download"):
-        load_model(WeightsConfig(source="imagenet"))
+        imagenet_download.convert()
 
 
 def test_a_download_that_stalls_ends_in_time(download_from: Callable[[str], None]) -> None:
     """Half a file is not kept."""
     download_from(f"slow/{NAME.format('0badc0de')}")
     with pytest.raises(SystemExit, match="the download took more than 1 s"):
-        imagenet.main(1)
+        imagenet_download.main(1)
     assert cached() == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_copy_is_made_again(
+    download_from: Callable[[str], None], stand_in: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A power cut leaves an empty file; torchvision's own file is still there."""
+    download_from(name := right_name(stand_in))
+    imagenet_download.convert()
+    converted = weights.converted_file(name[9:17])
+    if damage == "missing":
+        converted.unlink()
+    else:
+        converted.write_bytes(b"" if damage == "cut" else b"x" + converted.read_bytes()[1:])
+    assert weights.find_imagenet(name[9:17]) is None
+    monkeypatch.setattr(weights, "run_child", lambda _module: imagenet_download.convert())
+    assert load_weights(WeightsConfig(source="imagenet"))[1].sha256 == name[9:17]
+    assert weights.find_imagenet(name[9:17])
 
 
 @pytest.mark.parametrize(
@@ -133,11 +160,13 @@ def test_the_start_says_which_model_answers(
     status: int,
     reason: str,
     lines: list[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With ``auto``: the weights, and how to choose the others."""
     done: Any = subprocess.CompletedProcess([], status, "", reason)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(local.subprocess, "run", lambda *_args, **_options: done)
     served: list[Any] = []
 

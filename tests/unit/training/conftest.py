@@ -19,7 +19,7 @@ def torch_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classify with the torch runtime, because choosing the fastest runtime takes seconds for each engine."""
     config = EngineConfig(runtime="torch")
     monkeypatch.setattr(
-        "serve_app.training.predict.ResNetEngine", lambda model, card: ResNetEngine(model, card, config)
+        "serve_app.training.predict.ResNetEngine", lambda arrays, card: ResNetEngine(arrays, card, config)
     )
 
 

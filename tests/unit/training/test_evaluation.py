@@ -21,7 +21,8 @@ from serve_app.inference.card import load_card
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head
 from serve_app.inference.storage import copy_to, has_copy
-from serve_app.inference.weights import load_model, republish
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import load_weights, republish
 from serve_app.messages import ClassifyRequest
 from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, Calibration
 from serve_app.preprocessing.transform import preprocess
@@ -134,7 +135,7 @@ def test_the_temperature_divides_logits_and_maps(
     pixels = preprocess(make_photo(3), load_card(weights).transform, 10**6).pixels
     engine = EngineConfig.model_validate({"runtime": runtime})
     before, after = (
-        ResNetEngine(*load_model(spec), engine).classify([ClassifyRequest(pixels, len(LABELS), "top")])[0]
+        ResNetEngine(*load_weights(spec), engine).classify([ClassifyRequest(pixels, len(LABELS), "top")])[0]
         for spec in (weights, calibrated)
     )
     expected = apply_temperature(np.array([before.scores]), 2.5)[0]
@@ -149,11 +150,11 @@ def test_the_temperature_divides_logits_and_maps(
 
 def test_the_head_does_not_change_the_model(calibrated: WeightsConfig) -> None:
     """A head with a temperature divides a copy of the last layer."""
-    model, card = load_model(calibrated)
-    before = model.fc.weight.clone()
+    arrays, card = load_weights(calibrated)
+    before = arrays["fc.weight"].copy()
     assert card.temperature != 1
-    Head(model.fc, model.fc.weight.device, card)
-    assert bool((model.fc.weight == before).all())
+    Head(arrays, card)
+    assert bool((arrays["fc.weight"] == before).all())
 
 
 def test_the_configuration_overrides_the_card(calibrated: WeightsConfig) -> None:

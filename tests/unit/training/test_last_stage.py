@@ -15,7 +15,7 @@ from torchvision.models import resnet18
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
-from serve_app.inference.weights import load_model, publish
+from serve_app.inference.torch_model import load_model, publish
 from serve_app.training import activations as activations_module
 from serve_app.training.activations import compute_activations
 from serve_app.training.augment import Augmentation, augment

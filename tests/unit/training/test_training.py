@@ -21,7 +21,8 @@ from serve_app.cli.main import app
 from serve_app.config import FeedbackConfig, WeightsConfig
 from serve_app.errors import DatasetError, TrainingError
 from serve_app.inference.card import load_card
-from serve_app.inference.weights import load_model, sha256
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import sha256
 from serve_app.observability.feedback_store import Feedback, Vote
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import ImageDataset, fingerprint, list_images, load_images

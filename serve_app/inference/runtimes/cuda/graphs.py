@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.inference.head import Head, Requests, copy_features, pool
+from serve_app.inference.head import Head, Requests, copy_features
+from serve_app.inference.runtimes.cuda.head import CudaHead, pool
 from serve_app.inference.runtimes.cuda.runtime import CudaRuntime, cudnn_without_tf32
 from serve_app.messages import ClassifyRequest, ClassifyResult
 
@@ -82,7 +83,7 @@ class BatchGraphs:
         run: Computes scores and features of the pixels on the GPU, in the slot's stream.
     """
 
-    def __init__(self, size: int, runtime: CudaRuntime, head: Head, crop_px: int, stream: CudaStream) -> None:
+    def __init__(self, size: int, runtime: CudaRuntime, head: CudaHead, crop_px: int, stream: CudaStream) -> None:
         self._runtime, self._head, self._stream = runtime, head, stream
         shape = (size, crop_px, crop_px, 3)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=runtime.device)
@@ -103,7 +104,7 @@ class BatchGraphs:
             IndexError: The model has no such class to explain. On the GPU, such an index would end the process's use of
                 CUDA.
         """
-        n, rows = len(items), 1 + 2 * self._head.k(items)
+        n, rows = len(items), 1 + 2 * self._head.host.k(items)
         class_ids = torch.tensor([self._class_id(item) for item in items])
         explained = [i for i, item in enumerate(items) if item.explain is not None]
         np.stack([item.image for item in items], out=self._pinned_pixels.numpy()[:n])
@@ -119,24 +120,29 @@ class BatchGraphs:
             if any(item.features == "pooled" for item in items):
                 self._pinned_pooled[:n].copy_(self._pooled[:n], non_blocking=True)
             self._stream.wait()
-            copies = copy_features(items, self._features, self._pinned_pooled.numpy())
+            copies = self._copy_features(items)
         best, maps = self._pinned_best[:rows, :n].numpy(), self._pinned_maps.numpy()[explained]
-        return self._head.results(items, best, maps, copies)
+        return self._head.host.results(items, best, maps, copies)
 
     def _classify(self) -> None:
         self._features = self._runtime.forward(self._pixels)
         self._pooled = pool(self._features)
-        self._best = self._head.best(self._pooled, self._head.classes)
+        self._best = self._head.best(self._pooled, self._head.host.classes)
 
     def _explain(self) -> None:
         best = self._best[2].long()
         self._maps = self._head.maps(self._features, torch.where(self._explained == TOP_CLASS, best, self._explained))
 
+    def _copy_features(self, items: Requests) -> dict[int, np.ndarray]:
+        """Copy what the items ask for; see head.copy_features. Only the maps that are asked for leave the device."""
+        maps = {i: self._features[i].cpu().float().numpy() for i, item in enumerate(items) if item.features == "map"}
+        return copy_features(items, maps, self._pinned_pooled.numpy())
+
     def _class_id(self, item: ClassifyRequest[np.ndarray]) -> int:
         if item.explain is None or item.explain == "top":
             return TOP_CLASS
-        if not 0 <= item.explain < self._head.classes:
-            raise IndexError(f"class {item.explain} is not one of {self._head.classes}")
+        if not 0 <= item.explain < self._head.host.classes:
+            raise IndexError(f"class {item.explain} is not one of {self._head.host.classes}")
         return item.explain
 
 
@@ -162,7 +168,8 @@ class CudaGraphRunner:
         stream: Callable[[], CudaStream] = CudaStream,
         benchmark: bool = True,
     ) -> None:
-        self.runtime, self._head, self._crop_px, self.benchmark = runtime, head, crop_px, benchmark
+        self.runtime, self._crop_px, self.benchmark = runtime, crop_px, benchmark
+        self._head = CudaHead(head, runtime.device)
         self._free_slots: SimpleQueue[GraphSlot] = SimpleQueue()
         for _ in range(runtime.workers):
             self._free_slots.put(GraphSlot(stream(), {}))

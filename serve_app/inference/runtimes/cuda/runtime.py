@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock
 
 from serve_app.errors import EngineError
 from serve_app.inference.runtimes.cuda.kernels import PTX_CONVERSION, STEM_CHANNELS, Kernels
+from serve_app.inference.runtimes.gpu import gpu_available
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.model_card import ImageTransform
 
@@ -81,9 +82,11 @@ class CudaRuntime:
             self._stem = self._stem._replace(weight=weight.contiguous(memory_format=torch.channels_last))
         self._blocks = [self._copy_block(block) for block in model.modules() if isinstance(block, BasicBlock)]
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
-        """See Runtime; the features have this runtime's dtype."""
-        return self.forward(torch.from_numpy(pixels).to(self.device))
+    @torch.inference_mode()
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """See Runtime."""
+        features: np.ndarray = self.forward(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
+        return features
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Run a batch that is on the device: uint8, (N, H, W, 3)."""
@@ -158,17 +161,12 @@ def build_cuda_runtime(model: ResNet, transform: ImageTransform, precision: str)
     raise EngineError(f"engine cuda: this GPU cannot run the model in {dtype}: {reason}")
 
 
-def gpu_available() -> bool:
-    """Report whether PyTorch is built for NVIDIA GPUs and finds one."""
-    return torch.version.cuda is not None and torch.cuda.is_available()
-
-
 def largest_error(runtime: CudaRuntime, model: ResNet, transform: ImageTransform) -> float:
     """Return the largest difference between a feature and the CPU's, relative to the largest feature."""
     side = transform.crop_px
     pixels = np.random.default_rng(0).integers(0, 256, (COMPARED_IMAGES, side, side, 3), np.uint8)
     expected = TorchRuntime(model, transform, torch.get_num_threads())(pixels)
-    return float((runtime(pixels).float().cpu() - expected).abs().max() / expected.abs().max())
+    return float(np.abs(runtime(pixels) - expected).max() / np.abs(expected).max())
 
 
 def cudnn_without_tf32(benchmark: bool = False) -> AbstractContextManager[None]:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock
 
-from serve_app.inference.runtimes.base import CPU
-from serve_app.inference.runtimes.onnx_graph import STAGES, parameters
+from serve_app.inference.network import STAGES, Convolution, Network
 from serve_app.inference.runtimes.winograd import kernels
 from serve_app.model_card import ImageTransform
 
@@ -41,13 +35,13 @@ class Layer(NamedTuple):
 
 
 class PackedNetwork:
-    """The weights of a folded model in the layout of the kernels, for any number of runtimes. 160 MB.
+    """The weights of a network in the layout of the kernels, for any number of runtimes. 160 MB.
 
     Raises:
         ImportError: This CPU has neither AVX2 nor AVX-512.
     """
 
-    def __init__(self, model: ResNet, transform: ImageTransform) -> None:
+    def __init__(self, network: Network, transform: ImageTransform) -> None:
         if not kernels.SUPPORTED:
             raise ImportError("this CPU has neither AVX2 nor AVX-512")
         self.crop_px = transform.crop_px
@@ -55,23 +49,22 @@ class PackedNetwork:
         # Pixels are 0-255; mean and std are defined for 0-1.
         rows = [np.tile(values, self.crop_px) for values in (1 / (255 * std), -mean / std)]
         self.normalization = np.stack(rows).astype(np.float32)
-        self.layers = [_direct_layer(model.conv1, kernels.STEM, (0, "x"), (0, "x"))]
-        for stage, name in enumerate(STAGES):
+        self.layers = [_direct_layer(network.stem, kernels.STEM, (0, "x"), (0, "x"))]
+        for stage, blocks in enumerate(network.stages):
             x, y, previous = (stage, "x"), (stage, "y"), (stage - 1, "x")
-            blocks: Sequence[BasicBlock] = getattr(model, name)
             for block in blocks:
-                if block.downsample is None:
+                if block.shortcut is None:
                     self.layers.append(_winograd_layer(block.conv1, x, y))
                 else:
                     self.layers.append(_direct_layer(block.conv1, kernels.DIRECT, previous, y))
-                    self.layers.append(_direct_layer(block.downsample[0], kernels.DIRECT, previous, x, relu=False))
+                    self.layers.append(_direct_layer(block.shortcut, kernels.DIRECT, previous, x, relu=False))
                 self.layers.append(_winograd_layer(block.conv2, y, x, add=True))
 
 
 class WinogradRuntime:
     """Runs a packed network on some threads, with feature maps of its own, 20 MB at 224 px."""
 
-    name, device, workers = "winograd", CPU, 1
+    name, workers = "winograd", 1
 
     def __init__(self, network: PackedNetwork, threads: int) -> None:
         self._network, self._threads = network, threads
@@ -88,7 +81,7 @@ class WinogradRuntime:
         self._scratch = [kernels.Scratch(*map(_aligned_zeros, shapes)) for _ in range(threads)]
         self(np.zeros((1, network.crop_px, network.crop_px, 3), np.uint8))  # compiles the kernels if none are cached
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """See Runtime; one thread at a time."""
         last, side = self._maps[len(STAGES) - 1, "x"], self._sides[-1]
         features = np.empty((len(pixels), side, side, last.shape[-1]), np.float32)
@@ -97,7 +90,7 @@ class WinogradRuntime:
             images = slice(len(pixels) * i // passes, len(pixels) * (i + 1) // passes)
             self._forward(np.ascontiguousarray(pixels[images]))
             features[images] = last[: images.stop - images.start, 1 : 1 + side, 1 : 1 + side]
-        return torch.from_numpy(features).permute(0, 3, 1, 2)
+        return features.transpose(0, 3, 1, 2)
 
     def _forward(self, pixels: np.ndarray) -> None:
         def run(thread: int) -> None:
@@ -138,17 +131,15 @@ class WinogradRuntime:
         return np.array(steps + [(layer, 0, images) for layer in range(image_wise, len(stages))], np.int64)
 
 
-def _winograd_layer(conv: nn.Conv2d, source: Maps, target: Maps, add: bool = False) -> Layer:
-    weight, bias = parameters(conv)
-    filters = np.kron(FILTER_TRANSFORM, FILTER_TRANSFORM) @ weight.reshape(-1, 9).T.astype(float)
-    filters = filters.astype(np.float32).reshape(-1, conv.out_channels, conv.in_channels).transpose(0, 2, 1)
-    return Layer(kernels.WINOGRAD, 3, _pack(filters), _aligned_copy(bias), source, target, add=add)
+def _winograd_layer(conv: Convolution, source: Maps, target: Maps, add: bool = False) -> Layer:
+    filters = np.kron(FILTER_TRANSFORM, FILTER_TRANSFORM) @ conv.weight.reshape(-1, 9).T.astype(float)
+    filters = filters.astype(np.float32).reshape(-1, *conv.weight.shape[:2]).transpose(0, 2, 1)
+    return Layer(kernels.WINOGRAD, 3, _pack(filters), _aligned_copy(conv.bias), source, target, add=add)
 
 
-def _direct_layer(conv: nn.Conv2d, kind: int, source: Maps, target: Maps, relu: bool = True) -> Layer:
-    weight, bias = parameters(conv)
-    columns = weight.transpose(2, 3, 1, 0).reshape(1, -1, conv.out_channels)
-    return Layer(kind, conv.kernel_size[0], _pack(columns), _aligned_copy(bias), source, target, relu=relu)
+def _direct_layer(conv: Convolution, kind: int, source: Maps, target: Maps, relu: bool = True) -> Layer:
+    columns = conv.weight.transpose(2, 3, 1, 0).reshape(1, -1, len(conv.bias))
+    return Layer(kind, conv.window, _pack(columns), _aligned_copy(conv.bias), source, target, relu=relu)
 
 
 def _pack(weights: np.ndarray) -> np.ndarray:

@@ -12,10 +12,9 @@ import torch
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.head import Head
-from serve_app.inference.runtimes.base import CPU
 from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner, graph_batch_sizes
-from serve_app.inference.runtimes.cuda.runtime import gpu_available
-from serve_app.inference.weights import load_model
+from serve_app.inference.runtimes.gpu import gpu_available
+from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, Explain
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
 
@@ -25,15 +24,15 @@ needs_gpu = pytest.mark.skipif(not gpu_available(), reason="there is no NVIDIA G
 @pytest.fixture(scope="module")
 def runner(weights: WeightsConfig) -> CudaGraphRunner:
     """A graph runner on the CPU with graphs for 1, 2, 4 and 6 images."""
-    model, card = load_model(weights)
-    runner = CudaGraphRunner(cuda_runtime_on_cpu(weights), Head(model.fc, CPU, card), card.transform.crop_px, CpuStream)
+    arrays, card = load_weights(weights)
+    runner = CudaGraphRunner(cuda_runtime_on_cpu(weights), Head(arrays, card), card.transform.crop_px, CpuStream)
     runner.warm_up(6)
     return runner
 
 
 @pytest.fixture(scope="module")
 def reference(weights: WeightsConfig) -> ResNetEngine:
-    return ResNetEngine(*load_model(weights), EngineConfig(runtime="torch"))
+    return ResNetEngine(*load_weights(weights), EngineConfig(runtime="torch"))
 
 
 def items(n: int, seed: int = 0) -> list[ClassifyRequest[np.ndarray]]:
@@ -129,7 +128,7 @@ def test_the_gpu_gives_the_cpus_results(
 ) -> None:
     """Batches of all sizes, with maps, from two threads at the same time."""
     config = EngineConfig.model_validate({"runtime": "cuda", "precision": precision})
-    engine = ResNetEngine(*load_model(weights), config)
+    engine = ResNetEngine(*load_weights(weights), config)
     engine.warm_up(16)
     assert (engine.runtime, engine.workers) == ("cuda", 2)
     batches = [items(1 + seed % 20, seed=seed) for seed in range(60)]
@@ -148,7 +147,7 @@ def test_the_gpu_gives_the_cpus_results(
 @needs_gpu
 def test_nothing_is_allocated_under_load(weights: WeightsConfig) -> None:
     """After the warm-up, batches of all sizes use the memory that is already reserved."""
-    engine = ResNetEngine(*load_model(weights), EngineConfig(runtime="cuda"))
+    engine = ResNetEngine(*load_weights(weights), EngineConfig(runtime="cuda"))
     engine.warm_up(16)
     engine.classify(items(16))
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()

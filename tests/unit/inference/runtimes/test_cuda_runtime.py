@@ -14,7 +14,6 @@ from torch.nn import functional
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import EngineError
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.runtimes.base import CPU
 from serve_app.inference.runtimes.cuda import runtime as cuda
 from serve_app.inference.runtimes.cuda.kernels import PTX_CONVERSION, Kernels, compile_kernels
 from serve_app.inference.runtimes.cuda.runtime import (
@@ -22,12 +21,13 @@ from serve_app.inference.runtimes.cuda.runtime import (
     FUSION_LEVELS,
     TOLERANCE,
     CudaRuntime,
-    gpu_available,
     largest_error,
 )
 from serve_app.inference.runtimes.folding import fold
-from serve_app.inference.weights import load_model
-from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
+from serve_app.inference.runtimes.gpu import gpu_available
+from serve_app.inference.torch_model import load_model
+from serve_app.inference.weights import load_weights
+from tests.support.cuda_on_cpu import CPU, cuda_runtime_on_cpu
 from tests.support.paths import ROOT
 
 needs_gpu = pytest.mark.skipif(not gpu_available(), reason="there is no NVIDIA GPU on this machine")
@@ -143,13 +143,13 @@ def test_unfolded_models_are_refused(weights: WeightsConfig) -> None:
 def test_no_gpu_is_one_sentence(weights: WeightsConfig, precision: str) -> None:
     """``runtime: cuda`` never falls back to the CPU."""
     with pytest.raises(EngineError, match="engine cuda: PyTorch finds no NVIDIA GPU on this machine"):
-        ResNetEngine(*load_model(weights), EngineConfig.model_validate({"runtime": "cuda", "precision": precision}))
+        ResNetEngine(*load_weights(weights), EngineConfig.model_validate({"runtime": "cuda", "precision": precision}))
 
 
 def test_int8_is_for_cpus(weights: WeightsConfig) -> None:
     """``runtime: cuda`` refuses int8."""
     with pytest.raises(EngineError, match="precision int8 runs on CPUs only"):
-        ResNetEngine(*load_model(weights), EngineConfig(runtime="cuda", precision="int8"))
+        ResNetEngine(*load_weights(weights), EngineConfig(runtime="cuda", precision="int8"))
 
 
 def test_onnx_is_not_needed() -> None:
@@ -159,7 +159,7 @@ def test_onnx_is_not_needed() -> None:
         "for name in ('onnx', 'onnxruntime', 'ray', 'fastapi'): sys.modules[name] = None\n"
         "from serve_app.inference.engine import ResNetEngine\n"
         "from serve_app.config import EngineConfig, WeightsConfig\n"
-        "from serve_app.inference.weights import load_model\n"
+        "from serve_app.inference.weights import load_weights\n"
         "from serve_app.inference.runtimes.cuda.graphs import CudaGraphRunner\n"
         "print('RAN')\n"
     )

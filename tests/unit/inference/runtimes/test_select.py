@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from serve_app.config import EngineConfig, WeightsConfig
 from serve_app.errors import EngineError
+from serve_app.inference.child import ChildError
 from serve_app.inference.engine import ResNetEngine
-from serve_app.inference.runtimes import select
+from serve_app.inference.runtimes import select, timing
+from serve_app.inference.runtimes.cuda import runtime as cuda
+from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.torch import TorchRuntime
-from serve_app.inference.weights import load_model
+from serve_app.inference.torch_model import to_model
+from serve_app.inference.weights import load_weights
 from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
+
+BATCHES = (1, 8)
 
 
 class FakeClock:
@@ -40,20 +44,21 @@ class FakeClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
     monkeypatch.setattr(select, "time", fake)
+    monkeypatch.setattr(timing, "time", fake)
     return fake
 
 
 class FakeRuntime:
     """A runtime with a known time per batch and a known error of its features."""
 
-    name, device, workers = "fake", torch.device("cpu"), 1
+    name, workers = "fake", 1
 
     def __init__(self, clock: FakeClock, seconds: Callable[[int], float], error: float = 0.0) -> None:
         self._clock, self._seconds, self._error = clock, seconds, error
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
         self._clock.now += self._seconds(len(pixels))
-        return torch.ones(len(pixels), 512, 1, 1) + self._error
+        return np.full((len(pixels), 512, 1, 1), 1 + self._error, np.float32)
 
 
 def fail(error: Exception) -> FakeRuntime:
@@ -78,7 +83,7 @@ def test_auto_takes_the_fastest_that_agrees(
         "torch": lambda threads: FakeRuntime(clock, lambda images: torch_s),
         "onnxruntime": lambda threads: FakeRuntime(clock, lambda images: other_s, error),
     }
-    assert select.fastest_runtime(factories, 8) == fastest
+    assert timing.rank_runtimes(factories, 8, BATCHES)[0] == fastest
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_auto_goes_on_without_a_runtime_that_cannot_be_built(clock: FakeClock, e
         "torch": lambda threads: FakeRuntime(clock, lambda images: 0.02),
         "onnxruntime": lambda threads: fail(error),
     }
-    assert select.fastest_runtime(factories, 8) == "torch"
+    assert timing.rank_runtimes(factories, 8, BATCHES)[0] == "torch"
 
 
 def test_each_batch_size_counts_as_much_as_the_others(clock: FakeClock) -> None:
@@ -100,9 +105,9 @@ def test_each_batch_size_counts_as_much_as_the_others(clock: FakeClock) -> None:
         return lambda threads: FakeRuntime(clock, lambda images: single if images == 1 else per_image * images)
 
     factories = {"torch": factory(0.008, 0.006), "onnxruntime": factory(0.0105, 0.004)}
-    assert select.fastest_runtime(factories, 8) == "onnxruntime"
-    assert select.fastest_runtime(factories, 8, (8,)) == "onnxruntime"
-    assert select.fastest_runtime(factories, 8, (1,)) == "torch"
+    assert timing.rank_runtimes(factories, 8, BATCHES)[0] == "onnxruntime"
+    assert timing.rank_runtimes(factories, 8, (8,))[0] == "onnxruntime"
+    assert timing.rank_runtimes(factories, 8, (1,))[0] == "torch"
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp16"])
@@ -115,8 +120,8 @@ def test_auto_takes_the_gpu(weights: WeightsConfig, monkeypatch: pytest.MonkeyPa
         return cuda_runtime_on_cpu(weights)
 
     monkeypatch.setattr(select, "gpu_available", lambda: True)
-    monkeypatch.setattr(select, "build_cuda_runtime", build_cuda_runtime)
-    assert select.build_runtime(*load_model(weights), EngineConfig(precision=precision), 1).name == "cuda"
+    monkeypatch.setattr(cuda, "build_cuda_runtime", build_cuda_runtime)
+    assert select.build_runtime(*load_weights(weights), EngineConfig(precision=precision), 1).name == "cuda"
     assert built == [precision]
 
 
@@ -124,14 +129,14 @@ def test_int8_takes_the_cpu_although_there_is_a_gpu(weights: WeightsConfig, monk
     """``auto`` with int8 goes to ONNX Runtime, which here finds no calibration."""
     monkeypatch.setattr(select, "gpu_available", lambda: True)
     with pytest.raises(EngineError, match="holds no calibration"):
-        select.build_runtime(*load_model(weights), EngineConfig(precision="int8"), 1)
+        select.build_runtime(*load_weights(weights), EngineConfig(precision="int8"), 1)
 
 
 def test_a_missing_library_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runtime whose library is missing fails with a sentence that names it."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineError, match="engine onnxruntime: cannot run here"):
-        ResNetEngine(*load_model(weights), EngineConfig(runtime="onnxruntime"))
+        ResNetEngine(*load_weights(weights), EngineConfig(runtime="onnxruntime"))
 
 
 def test_a_cpu_without_avx2_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,19 +144,40 @@ def test_a_cpu_without_avx2_is_one_sentence(weights: WeightsConfig, monkeypatch:
     kernels = pytest.importorskip("serve_app.inference.runtimes.winograd.kernels")
     monkeypatch.setattr(kernels, "SUPPORTED", False)
     with pytest.raises(EngineError, match=r"engine winograd: cannot run here \(this CPU has neither AVX2 nor AVX-512"):
-        ResNetEngine(*load_model(weights), EngineConfig(runtime="winograd"))
+        ResNetEngine(*load_weights(weights), EngineConfig(runtime="winograd"))
 
 
 def test_building_beside_requests_pauses_as_long_as_it_took(
     weights: WeightsConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With ``serving``, a pause follows each runtime, as long as building it took."""
-    model, card = load_model(weights)
+    arrays, card = load_weights(weights)
+    model = fold(to_model(arrays))
 
     def build(threads: int) -> TorchRuntime:
         clock.now += 0.2
         return TorchRuntime(model, card.transform, threads)
 
-    monkeypatch.setattr(select, "runtime_factories", lambda model, transform: {"winograd": build})
-    select.build_runtime(model, card, EngineConfig(runtime="winograd"), cores=2, serving=True)
+    monkeypatch.setattr(select, "runtime_factories", lambda *_: {"winograd": build})
+    select.build_runtime(arrays, card, EngineConfig(runtime="winograd"), cores=2, serving=True)
     assert clock.slept == [pytest.approx(0.2 * select.PAUSE_RATIO)] * 3  # one runtime for both cores, one for each
+
+
+def test_without_a_measurement_our_kernels_come_first(
+    weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the process that times the runtimes cannot start or crashes; the comparison still decides what serves."""
+
+    def crash(*_arguments: str, stdin: bytes) -> str:
+        raise ChildError("exit code -4")
+
+    monkeypatch.setattr(timing, "run_child", crash)
+    arrays, card = load_weights(weights)
+    assert timing.rank_in_child(arrays, card.transform, BATCHES)[0] == "winograd"
+    assert "the runtimes could not be timed (exit code -4)" in caplog.text
+
+
+def test_the_process_ranks_the_runtimes(weights: WeightsConfig) -> None:
+    """All that are installed, each once."""
+    arrays, card = load_weights(weights)
+    assert sorted(timing.rank_in_child(arrays, card.transform, (1,))) == ["onnxruntime", "torch", "winograd"]

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models import ResNet, resnet18
+from torchvision.models import resnet18
 
-from serve_app.inference.runtimes.folding import fold
+from serve_app.inference.network import Network, fold
+from serve_app.inference.runtimes.folding import fold as fold_model
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.runtimes.winograd import kernels, runtime
+from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
 
@@ -27,19 +28,19 @@ pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neit
 
 
 @cache
-def reference(crop_px: int) -> tuple[ResNet, ImageTransform, np.ndarray, Tensor]:
-    """Return a model, its transform, more images than run in one pass, and torch's features of them."""
+def reference(crop_px: int) -> tuple[Network, ImageTransform, np.ndarray, np.ndarray]:
+    """Return a network, its transform, more images than run in one pass, and torch's features of them."""
     torch.manual_seed(1)
-    model, transform = fold(resnet18().eval()), TRANSFORM.model_copy(update={"crop_px": crop_px})
+    model, transform = resnet18().eval(), TRANSFORM.model_copy(update={"crop_px": crop_px})
+    network = fold(to_arrays(model))
     pixels = np.random.default_rng(1).integers(0, 256, (runtime.IMAGES_PER_PASS + 3, crop_px, crop_px, 3), np.uint8)
-    with torch.inference_mode():
-        return model, transform, pixels, TorchRuntime(model, transform, 1)(pixels)
+    return network, transform, pixels, TorchRuntime(fold_model(model), transform, 1)(pixels)
 
 
 def compare_with_torch(crop_px: int, threads: int) -> None:
     """Fail if two passes, almost two passes or a small batch get other features than torch's."""
-    model, transform, pixels, expected = reference(crop_px)
-    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(model, transform), threads)
+    network, transform, pixels, expected = reference(crop_px)
+    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(network, transform), threads)
     for part in (slice(None), slice(1), slice(2, 5)):
         features = winograd(pixels[part])
         assert features.shape == expected[part].shape
@@ -87,8 +88,8 @@ def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str,
 
 def test_broken_weights_stay_visible() -> None:
     """NaN stays NaN, as in torch: no ReLU turns it into zero."""
-    model = fold(resnet18().eval())
+    model = resnet18().eval()
     with torch.no_grad():
         model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
-    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(model, TRANSFORM), 1)
-    assert winograd(np.zeros((1, 32, 32, 3), np.uint8)).isnan().all()
+    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(fold(to_arrays(model)), TRANSFORM), 1)
+    assert np.isnan(winograd(np.zeros((1, 32, 32, 3), np.uint8))).all()

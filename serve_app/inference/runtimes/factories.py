@@ -1,0 +1,40 @@
+"""What builds each CPU runtime. A runtime's library is imported when the runtime is built, and may be missing."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from serve_app.inference.network import Arrays, fold
+from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
+from serve_app.model_card import ImageTransform
+
+
+def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, RuntimeFactory]:
+    """Return a factory for each CPU runtime; graphs and packed weights are made once, at the first use.
+
+    The first one is the fastest on every CPU measured.
+    """
+
+    def build_torch(threads: int) -> Runtime:
+        from serve_app.inference.runtimes.folding import fold as fold_model
+        from serve_app.inference.runtimes.torch import TorchRuntime
+        from serve_app.inference.torch_model import to_model
+
+        return TorchRuntime(fold_model(to_model(arrays)), transform, threads)
+
+    @cache
+    def winograd() -> RuntimeFactory:
+        from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
+
+        packed = PackedNetwork(network(), transform)
+        return lambda threads: WinogradRuntime(packed, threads)
+
+    @cache  # any number of threads may call one OnnxRuntime, so the workers share it and its weights
+    def onnxruntime(threads: int) -> Runtime:
+        from serve_app.inference.runtimes.onnx_graph import to_onnx
+        from serve_app.inference.runtimes.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(to_onnx(network(), transform).SerializeToString(), threads)
+
+    network = cache(lambda: fold(arrays))
+    return {"winograd": lambda threads: winograd()(threads), "onnxruntime": onnxruntime, "torch": build_torch}
