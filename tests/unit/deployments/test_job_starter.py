@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -82,6 +83,15 @@ async def test_nothing_is_started_without_jobs() -> None:
     starter.start()
     await asyncio.sleep(100 * RETRY_S)
     assert attempts.times == [0]
+
+
+def test_the_actor_starts_on_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no CPU, so Ray would count a worker with the actor alone as idle, and end it."""
+    ray = MagicMock()
+    monkeypatch.setattr(job_actor, "ray", ray)
+    job_actor._wake_actor("jobs", 4)
+    options = ray.remote.return_value.options.call_args.kwargs
+    assert (options["num_cpus"], list(options["resources"])) == (0, ["node:__internal_head__"])
 
 
 def test_folder_that_cannot_be_swept_still_starts_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
