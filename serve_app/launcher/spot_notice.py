@@ -33,7 +33,7 @@ def main() -> None:
         while True:
             try:
                 if end := read_notice(metadata):
-                    own_ip = read(metadata, "local-ipv4").text
+                    own_ip = read(metadata, "local-ipv4").raise_for_status().text
                     drained |= drain(address, own_ip, end, drained)
             except Exception as error:  # of the metadata service or of Ray: the next look may succeed
                 say(f"{type(error).__name__}: {error}; looking again in {POLL_S} s")
@@ -53,13 +53,14 @@ def read(metadata: httpx2.Client, path: str) -> httpx2.Response:
 
 
 def drain(address: str, node_ip: str, end: datetime, drained: set[str]) -> set[str]:
-    """Drain the Ray nodes with an IP address, except those that were drained before; return the ids of the new ones.
+    """Drain the Ray nodes with an IP address, except those that were drained before; return the ids of all of them.
 
     Ray may start a second node on the instance when it has lost the first. Raises RuntimeError if Ray refuses.
     """
-    from ray._raylet import GcsClient  # heavy, and needed only when the end is near
-    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo
+    # Heavy, and needed only when the end is near. The modules are compiled or generated and carry no types.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 
     control_plane = GcsClient(address=address)
     nodes = control_plane.get_all_node_info(timeout=TIMEOUT_S).items()

@@ -93,7 +93,7 @@ def test_on_demand_nodes_hold_every_replica_and_one_more_during_an_update(config
         surge = math.ceil(replicas * deployment.get("max_surge_percent", 100) / 100)
         assert replicas + surge <= len(nodes) * deployment.get("max_replicas_per_node", math.inf)
         requests += [deployment["ray_actor_options"]] * (replicas + surge)
-    # The CPU replicas last: Ray keeps them off nodes with GPUs where it can.
+    # Where each replica lands is Ray's choice, which spreads them; this shows that there is a place for each.
     for request in sorted(requests, key=lambda request: -request.get("num_gpus", 0)):
         fits = [node for node in nodes if all(node[name] + 1e-9 >= amount for name, amount in request.items())]
         assert fits, f"no room for {request} in {nodes}"

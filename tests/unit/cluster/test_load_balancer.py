@@ -197,6 +197,20 @@ def test_the_way_back_is_a_move_and_not_a_launch(
     assert (aws.running, aws.lost) == ({OLD}, [])
 
 
+def test_kept_nodes_take_over_from_a_lost_head(
+    aws: FakeAws, update: Callable[..., None], settings_file: Path, settings: Settings
+) -> None:
+    """The new head is lost with its clients: `up` with the old image answers them within half a minute."""
+    update(aws, settings_file, keep_old=True)
+    aws.running.discard(NEW)
+    aws.sleep(100)
+    noticed = aws.now
+    old_image = settings.image.replace("0123456789ab", "aaaaaaaaaaaa")
+    update(aws, settings_file, overrides=[f"image={old_image}"], watch_min=0.5)
+    assert max(at for at, _ in aws.lost) - noticed <= 30
+    assert aws.targets(API) == aws.targets(PAGE) == {OLD: "healthy"}
+
+
 def test_a_page_that_is_no_longer_configured_loses_its_targets(
     aws: FakeAws, update: Callable[..., None], write_settings: WriteSettings
 ) -> None:
