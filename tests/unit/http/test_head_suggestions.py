@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_several_are_approved_with_one_fit(http: TestClient, head: dict[str, Any
     assert len(waiting(http)) == 3
     approved = approve(http, *ids).json()
     assert (approved["photos"], len(approved["versions"]), approved["suggestions"]) == (15, 2, 0)
+
+
+def test_an_approval_that_is_sent_twice_adds_one_example(http: TestClient, head: dict[str, Any]) -> None:
+    """The second one comes too late, or changes nothing."""
+    (id,) = suggest(http).json()["ids"]
+    with ThreadPoolExecutor(2) as threads:
+        statuses = sorted(threads.map(lambda _: approve(http, id).status_code, range(2)))
+    assert statuses in ([200, 200], [200, 404])
+    assert http.get(HEAD, headers=ALICE).json()["photos"] == 13
+    assert waiting(http) == []
 
 
 def test_the_owner_and_the_sender_may_reject(http: TestClient, service: LocalService, head: dict[str, Any]) -> None:
