@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_several_are_approved_with_one_fit(http: TestClient, head: dict[str, Any
     assert (approved["photos"], len(approved["versions"]), approved["suggestions"]) == (15, 2, 0)
 
 
+def test_an_approval_that_is_sent_twice_adds_one_example(http: TestClient, head: dict[str, Any]) -> None:
+    """The second one comes too late, or changes nothing."""
+    (id,) = suggest(http).json()["ids"]
+    with ThreadPoolExecutor(2) as threads:
+        statuses = sorted(threads.map(lambda _: approve(http, id).status_code, range(2)))
+    assert statuses in ([200, 200], [200, 404])
+    assert http.get(HEAD, headers=ALICE).json()["photos"] == 13
+    assert waiting(http) == []
+
+
 def test_the_owner_and_the_sender_may_reject(http: TestClient, service: LocalService, head: dict[str, Any]) -> None:
     """Nobody else; and nothing of it stays on disk."""
     limit(service, keep_photos=True)
@@ -172,7 +183,7 @@ def test_kept_photos(http: TestClient, service: LocalService, head: dict[str, An
     assert waiting(http)[0]["photo"] is None
     limit(service, keep_photos=True)
     suggest(http, THREE)
-    _, kept, *_ = waiting(http)
+    kept, *_ = (each for each in waiting(http) if each["photo"])
     assert http.get(kept["photo"], headers=ALICE).content in THREE[kept["class"]]
     small = http.get(kept["photo"], params={"thumbnail": True}, headers=ALICE)
     assert (small.headers["content-type"], small.content[:2]) == ("image/jpeg", b"\xff\xd8")
