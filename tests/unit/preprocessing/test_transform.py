@@ -21,7 +21,7 @@ from serve_app.errors import (
     UnsupportedImageError,
 )
 from serve_app.model_card import ImageTransform
-from serve_app.preprocessing.transform import preprocess
+from serve_app.preprocessing.transform import image_stats, preprocess
 from tests.support.photos import STORED, encode, make_picture
 from tests.support.weights import MEAN, STD
 
@@ -197,3 +197,14 @@ def test_broken_exif_does_not_cost_the_picture() -> None:
     buffer = io.BytesIO()
     make_picture().save(buffer, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
     assert preprocess(buffer.getvalue(), SQUARE, LIMIT).info.orientation == 1
+
+
+@pytest.mark.parametrize("side", [1, 2, 224, 1000])
+def test_stats_are_exact(side: int) -> None:
+    """Brightness, contrast and sharpness are those of floating-point numbers, also for the darkest and brightest."""
+    random = np.random.default_rng(side)
+    noise = random.integers(0, 256, (side, side, 3), np.uint8)
+    for pixels in (noise, np.zeros_like(noise), np.full_like(noise, 255)):
+        green = pixels[:, :, 1].astype(float)
+        sharpness = float(np.abs(np.diff(green, axis=1)).mean()) if side > 1 else 0.0
+        assert image_stats(pixels) == pytest.approx((green.mean(), green.std(), sharpness), rel=1e-12)
