@@ -219,12 +219,7 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
 
-        context = ray.init(
-            address="local",
-            dashboard_host=LOOPBACK,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        context = ray.init(address="local", dashboard_host=LOOPBACK, log_to_driver=False, logging_level=logging.ERROR)
         raise_on_signals()
         check_node_address(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call] # Ray leaves it so
         say("deploying ingress, preprocess and classify")
