@@ -81,12 +81,8 @@ def main(
             if chosen := serve_config.configured_weights(app):
                 say(describe_weights(WeightsConfig.model_validate(chosen).source))
         with contextlib.ExitStack() as stack:
-            data.create_folder()
-            os.environ.update(data.environment(config))
-            # The page starts beside Ray, which waits for its own processes more than it computes.
-            wait = page_port and stack.enter_context(page(f"http://{LOOPBACK}:{port}", page_port, host))
             api, dashboard = stack.enter_context(serving(config, port, host))
-            page_url = wait() if wait else "not started"
+            page_url = "not started" if page_port is None else stack.enter_context(page(api, page_port, host))
             say(f"ready in {time.monotonic() - started:.0f} s")
             typer.echo(
                 f"\n  page  {page_url}\n  API   {api}  (try {api}/docs)\n  data  {data.describe(config)}\n"
@@ -215,6 +211,8 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
     try:
         for name, value in ray_environment(Path(folder.name), host).items():
             os.environ.setdefault(name, value)
+        data.create_folder()
+        os.environ.update(data.environment(config))
         behind_haproxy = os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"  # replicas then listen on loopback only
         config["http_options"]["host"] = LOOPBACK if behind_haproxy else host
         import ray  # after the environment: Ray reads it on import
@@ -230,7 +228,7 @@ def serving(config: dict[str, Any], port: int, host: str = LOOPBACK) -> Iterator
             cluster.apply(config, DEPLOY_TIMEOUT_S)
         except DeployError as error:  # Ray waits for HAProxy, and does not say why it fails
             raise StartError(haproxy_failure() or str(error)) from None
-        api = f"http://{LOOPBACK}:{port}"
+        api = f"http://127.0.0.1:{port}"
         wait_until_ok(f"{api}/readyz", DEPLOY_TIMEOUT_S, "the API", haproxy_failure)
         try:
             yield api, dashboard

@@ -31,8 +31,8 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def page(api: str, port: int, host: str) -> Iterator[Callable[[], str]]:
-    """Run the Streamlit page against an API, which may start later: the page asks it when a browser comes.
+def page(api: str, port: int, host: str) -> Iterator[str]:
+    """Run the Streamlit page against an API.
 
     Args:
         api: Base URL of the API.
@@ -40,8 +40,10 @@ def page(api: str, port: int, host: str) -> Iterator[Callable[[], str]]:
         host: Address on which the page listens.
 
     Yields:
-        A function that waits until the page answers and returns its URL. It raises StartError if the page ended, or
-        did not answer in time.
+        The page's URL, once the page answers.
+
+    Raises:
+        StartError: The page ended, or did not answer in time.
     """
     say("starting the page")
     listen = [f"--server.address={host}", f"--server.port={port}"]
@@ -54,12 +56,9 @@ def page(api: str, port: int, host: str) -> Iterator[Callable[[], str]]:
         code = process.poll()
         return None if code is None else f"the page ended with exit code {code}; its output is above"
 
-    def wait() -> str:
-        wait_until_ok(f"{url}/_stcore/health", PAGE_TIMEOUT_S, "the page", failure)
-        return url
-
     try:
-        yield wait
+        wait_until_ok(f"{url}/_stcore/health", PAGE_TIMEOUT_S, "the page", failure)
+        yield url
     finally:
         end([psutil.Process(process.pid)] if process.poll() is None else [])
 
