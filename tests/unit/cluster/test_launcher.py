@@ -144,9 +144,9 @@ def test_no_replica_fits_on_the_head(config: dict[str, Any]) -> None:
 
 
 def test_the_largest_number_of_nodes_has_capacity_for_all_replicas_and_a_job(config: dict[str, Any]) -> None:
-    """The job's workers take no CPU for which a replica would wait; both types of workers have 8 vCPUs."""
+    """The job's workers take no CPU for which a replica would wait; all types of workers have 8 vCPUs."""
     groups = config["available_node_types"]
-    workers = {name: groups[name]["max_workers"] for name in ("gpu", "gpu-spot", "cpu-spot")}
+    workers = {name: groups[name]["max_workers"] for name in ("gpu", "cpu", "gpu-spot", "cpu-spot")}
     assert sum(workers.values()) == config["max_workers"]
     assert {groups[name]["node_config"]["InstanceType"].split(".")[1] for name in workers} == {"2xlarge"}
     assert Counter(cpu=8 * sum(workers.values()), gpu=workers["gpu"] + workers["gpu-spot"]) >= required_capacity("max")
