@@ -63,7 +63,7 @@ def stem_layer() -> Layer:
 
 
 def block_layers(stage: int, block: int) -> tuple[Layer, Layer, Layer | None]:
-    """Return both layers of a block, and that of its shortcut if the shortcut has one."""
+    """Return the two layers of a block and the layer of its shortcut; None where the shortcut passes its input on."""
     name, channels = f"{STAGES[stage]}.{block}", CHANNELS[stage]
     reduces = stage > 0 and block == 0
     inputs, stride = (CHANNELS[stage - 1], 2) if reduces else (channels, 1)

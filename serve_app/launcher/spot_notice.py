@@ -26,7 +26,7 @@ TIMEOUT_S = 10
 
 
 def main() -> None:
-    """Look for the notice until the instance ends, and drain each Ray node that runs on it meanwhile."""
+    """Poll for the notice until the instance ends. After the notice, drain each Ray node of the instance."""
     address, drained = sys.argv[1], set[str]()
     url = os.environ.get(METADATA_VARIABLE, METADATA)
     with httpx2.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as metadata:  # never through a proxy

@@ -9,10 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from serve_app.inference.network import BLOCKS, NORM_PARTS, STAGES, Arrays, Layer, block_layers, stem_layer
+from serve_app.inference.network import BLOCKS, EPSILON, NORM_PARTS, STAGES, Arrays, Layer, block_layers, stem_layer
 from serve_app.model_card import ImageTransform
-
-NORM_EPSILON = 1e-5  # torchvision's
 
 
 def reference_features(arrays: Arrays, transform: ImageTransform, pixels: np.ndarray) -> np.ndarray:
@@ -45,7 +43,7 @@ def _layer(arrays: Arrays, layer: Layer, x: np.ndarray) -> np.ndarray:
     windows = _windows(x, layer.shape[-1], layer.stride)
     y = windows.reshape(*windows.shape[:2], -1) @ weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
     scale, shift, mean, variance = (arrays[f"{layer.norm}.{part}"] for part in NORM_PARTS)
-    normalized: np.ndarray = (y - mean) / np.sqrt(variance + np.float32(NORM_EPSILON)) * scale + shift
+    normalized: np.ndarray = (y - mean) / np.sqrt(variance + EPSILON) * scale + shift
     return normalized
 
 
