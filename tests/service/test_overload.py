@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,7 +28,8 @@ from tests.support.polling import wait_for
 from tests.support.running import Running
 from tests.support.services import APPLY_TIMEOUT_S
 
-STORM_S, TIMES = 3, 8
+STORM_S, TIMES = 3, 5
+STORM_PHOTO = 800, 600  # px; of smaller ones, a fast machine answers so many that the storm takes all ports
 Configure = Callable[..., None]
 
 
@@ -65,31 +67,32 @@ def test_limits_are_live(running: Running, cluster: ServeApi, configure: Configu
 
 
 async def test_overload_is_refused_and_passes(running: Running, configure: Configure, tmp_path: Path) -> None:
-    """Eight times the load that it can take, each request with a second: most that are admitted are answered in time.
+    """Five times the load that it can take, each request with a second: most that are admitted are answered in time.
 
     Without the check before a group is sent (routing/variant.py), more images were late than answered in half of the
     trials. Health answers meanwhile; a later light load is all 200.
     """
     image = tmp_path / "a.jpg"
-    image.write_bytes(make_photo())
+    image.write_bytes(make_photo(width=STORM_PHOTO[0], height=STORM_PHOTO[1]))
     url = urlsplit(f"{running.api}/v1/classify")
-    full, storm, after = (Client(url, format_requests(url, [image], 1, None), 60) for _ in range(3))
-    await closed_loop(full, 64, time.perf_counter() + STORM_S)
-    configure(limits={"deadline_s": 1})
-    rate = TIMES * len(full.samples) / STORM_S
-    async with Watch(running.api, image.read_bytes()) as watch:
-        await open_loop(storm, rate, time.perf_counter() + 4 * STORM_S, seed=1)
-    counts = outcomes(storm)
-    assert counts.keys() <= {"200", "503", "504"}
-    assert counts.get("504", 0) < counts["200"] < counts["503"], counts
-    assert watch.health_ms
-    assert watch.without_retry_after == 0
-    configure(limits={})
-    wait_for(lambda: status(running)["admission"]["images"] == 0)
-    await closed_loop(after, 4, time.perf_counter() + STORM_S)
-    assert set(outcomes(after)) == {"200"}
-    for client in (full, storm, after):
-        client.close()
+    with ExitStack() as clients:
+        full, storm, after = (
+            clients.enter_context(closing(Client(url, format_requests(url, [image], 1, None), 60))) for _ in range(3)
+        )
+        await closed_loop(full, 64, time.perf_counter() + STORM_S)
+        configure(limits={"deadline_s": 1})
+        rate = TIMES * len(full.samples) / STORM_S
+        async with Watch(running.api, image.read_bytes()) as watch:
+            await open_loop(storm, rate, time.perf_counter() + 4 * STORM_S, seed=1)
+        counts = outcomes(storm)
+        assert counts.keys() <= {"200", "503", "504"}, counts
+        assert counts.get("504", 0) < counts["200"] < counts["503"], counts
+        assert watch.health_ms
+        assert watch.without_retry_after == 0
+        configure(limits={})
+        wait_for(lambda: status(running)["admission"]["images"] == 0)
+        await closed_loop(after, 4, time.perf_counter() + STORM_S)
+        assert set(outcomes(after)) == {"200"}, outcomes(after)
 
 
 @pytest.fixture

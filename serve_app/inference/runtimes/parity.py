@@ -1,7 +1,6 @@
 """Comparison of a runtime with plain NumPy on a few test images, each time that weights are loaded.
 
-``timing.rank_runtimes`` compares the runtimes that ``auto`` times. A restart, new weights and a runtime that the config
-names skip that measurement, so ``build_runtime`` compares in every case.
+``build_runtime`` compares whatever chose the runtime: the config, a measurement (timing.py) or an earlier start.
 """
 
 from __future__ import annotations
