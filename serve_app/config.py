@@ -1,10 +1,9 @@
 """Declare every setting of the service: its type, unit, default and meaning.
 
-``AppConfig`` is ``args:`` of an application in the Serve config file: a change restarts the
-application. ``ClassifierConfig`` and ``IngressConfig`` are ``user_config:`` of a deployment: a change
-takes effect within seconds and restarts nothing. Capacity (replicas, CPUs, GPUs, queue limits) belongs
-to Ray Serve's own ``deployments:`` keys. tests/support/settings_table.py writes docs/configuration.md
-from the declarations below.
+``AppConfig`` is ``args:`` of an application in the Serve config file: a change restarts the application.
+``ClassifierConfig`` and ``IngressConfig`` are ``user_config:`` of a deployment: a change takes effect within seconds
+and restarts nothing. Capacity (replicas, CPUs, GPUs, queue limits) belongs to Ray Serve's own ``deployments:`` keys.
+tests/support/settings_table.py writes docs/configuration.md from the declarations below.
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ class AppConfig(FrozenModel):
 
     weights: WeightsConfig = WeightsConfig()
     engine: EngineConfig = EngineConfig()
+    one_process: bool = Field(False, description="Whether the Classifier also decodes, without a Preprocessor.")
 
 
 class LimitsConfig(FrozenModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import ray
@@ -45,7 +46,7 @@ async def call(send: Callable[[], Awaitable[Value]], stage: str) -> Value:
         raise NotReadyError(f"the {stage} stage is not available; retry later") from error
 
 
-async def ping(handle: Handle, stage: str) -> ModelState:
+async def ping(handle: Handle | LocalHandle, stage: str) -> ModelState:
     """Ask another stage which model it serves; NotReadyError (503) if it does not answer within ``PING_TIMEOUT_S``."""
     try:
         async with asyncio.timeout(PING_TIMEOUT_S):
@@ -98,6 +99,14 @@ class HandleClient:
             except RayServeException:
                 raise NotReadyError(f"there is no application {self._application!r}") from None
         return self._other
+
+
+class LocalHandle:
+    """A stage of the same process with the interface of a handle: arguments and results are passed, not copied."""
+
+    def __init__(self, stage: Any) -> None:
+        self.remote: Callable[..., Awaitable[Any]] = stage.__call__
+        self.ping = SimpleNamespace(remote=stage.ping)
 
 
 def cores() -> int:

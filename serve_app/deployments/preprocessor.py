@@ -12,7 +12,7 @@ import numpy as np
 from ray import serve
 from ray.serve.metrics import Histogram
 
-from serve_app.deployments.handles import Handle, call, cores, ping
+from serve_app.deployments.handles import Handle, LocalHandle, call, cores, ping
 from serve_app.deployments.metrics import MILLISECONDS
 from serve_app.deployments.ray_internals import prepare_replica
 from serve_app.errors import NotReadyError, OverloadedError, ServiceError
@@ -44,7 +44,7 @@ class Preprocessor:
     It starts once a model takes its crops: a new version's Preprocessor gets no requests before its model is ready.
     """
 
-    async def __init__(self, classifier: Handle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
+    async def __init__(self, classifier: Handle | LocalHandle, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
         self._check_ray = prepare_replica()
         self._classifier, self._transform = classifier, transform
         self._cores = cores()

@@ -76,7 +76,7 @@ class Suggestions:
 
     def counts(self, heads: Collection[str] | None) -> Counter[str]:
         """Return the number of waiting suggestions by head, of some heads or of all."""
-        return Counter(head for head in heads or _names(self._folder) for _ in self._waiting(head))
+        return Counter(head for head in (_names(self._folder) if heads is None else heads) for _ in self._waiting(head))
 
     def photo(self, head: str, suggestion_id: str) -> bytes:
         """Return the kept photo of a suggestion.

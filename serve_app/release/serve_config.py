@@ -139,7 +139,9 @@ def configured_runtime(app: Config) -> str:
 
 def _check_settings(app: Config) -> None:
     args, deployments = BUILDERS[app["import_path"]]
-    _parse(args, app.get("args"), f"{app_name(app)}.args")
+    parsed = _parse(args, app.get("args"), f"{app_name(app)}.args")
+    if isinstance(parsed, AppConfig) and parsed.one_process:
+        deployments = tuple(name for name in deployments if name != "Preprocessor")
     for settings in app.get("deployments", ()):
         where = f"{app_name(app)}.{settings['name']}"
         if settings["name"] not in deployments:
@@ -159,8 +161,8 @@ def _check_variants(app: Config, config: Config) -> None:
             raise ConfigError(f"{app_name(app)}.Ingress.user_config.traffic: no variant {name}; {known}")
 
 
-def _parse(kind: type[FrozenModel], values: Any, where: str) -> None:
+def _parse(kind: type[FrozenModel], values: Any, where: str) -> FrozenModel:
     try:
-        parse(kind, values)
+        return parse(kind, values)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None

@@ -28,16 +28,14 @@ def tiny_as(version: str, folder: Path) -> dict[str, str | None]:
     return publish_copy(tiny(), folder / version, version, suffix=f" by {version}").model_dump()
 
 
-def variant(name: str, weights: object) -> Config:
+def variant(name: str, weights: object, one_process: bool) -> Config:
+    classifier = {"name": "Classifier", **CAPACITY, "user_config": {"max_batch_size": 8, "max_batch_wait_ms": 0}}
     return {
         "name": name,
         "route_prefix": None,
         "import_path": "serve_app.app:build_model",
-        "args": {"weights": weights, "engine": {"runtime": "onnxruntime"}},
-        "deployments": [
-            {"name": "Preprocessor", **CAPACITY},
-            {"name": "Classifier", **CAPACITY, "user_config": {"max_batch_size": 8, "max_batch_wait_ms": 0}},
-        ],
+        "args": {"weights": weights, "engine": {"runtime": "onnxruntime"}, "one_process": one_process},
+        "deployments": [classifier] if one_process else [{"name": "Preprocessor", **CAPACITY}, classifier],
     }
 
 
@@ -63,6 +61,10 @@ class Operator:
     def classify(self, **headers: str) -> httpx2.Response:
         return httpx2.post(f"{self.api}/v1/classify", content=make_photo(), headers=headers, timeout=60)
 
+    def scores(self, variant: str) -> list[float]:
+        (result,) = self.classify(**{"X-Model": variant}).json()["results"]
+        return [prediction["score"] for prediction in result["predictions"]]
+
     def version(self) -> str:
         """Return the version that answers a request without X-Model."""
         return self.classify().headers["x-model-version"]
@@ -70,9 +72,11 @@ class Operator:
 
 @pytest.fixture
 def operator(running: Running, cluster: ServeApi, tmp_path: Path) -> Operator:
-    """Operates the shared service, which has the variants blue and green besides its own for this test."""
+    """Operates the shared service, which has the variants blue, in one process, and green besides its own."""
     operator = Operator(running, cluster, tmp_path)
-    operator.config["applications"] += [variant(name, tiny_as(name, tmp_path)) for name in ("blue", "green")]
+    operator.config["applications"] += [
+        variant(name, tiny_as(name, tmp_path), one_process=name == "blue") for name in ("blue", "green")
+    ]
     operator.deploy()
     return operator
 
@@ -94,6 +98,7 @@ def test_variants_and_weights_change_without_a_failed_request(operator: Operator
         wait_for(lambda: {operator.version() for _ in range(10)} == {"blue", "green"})
 
         assert operator.classify(**{"X-Model": "green"}).headers["x-model-version"] == "green"
+        assert operator.scores("blue") == pytest.approx(operator.scores("green"), abs=1e-3)  # biases are rounded
         missing = operator.classify(**{"X-Model": "gren"})
         assert (missing.status_code, missing.json()["code"]) == (404, "unknown_model")
         first = {client: operator.classify(**{"X-Sticky": client}).json()["model"]["version"] for client in "abcdefgh"}

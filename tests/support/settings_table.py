@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from serve_app.config import (
     AdmissionConfig,
+    AppConfig,
     ClassifierConfig,
     EngineConfig,
     FeedbackConfig,
@@ -30,6 +31,7 @@ BEGIN = "<!-- Generated from serve_app/config.py by `python -m tests.support.set
 END = "<!-- End of the generated part. -->"
 # Heading of each table -> the settings in it
 SECTIONS: dict[str, type[FrozenModel]] = {
+    "`args`": AppConfig,
     "`args: {weights: …}`": WeightsConfig,
     "`args: {engine: …}`": EngineConfig,
     "`user_config` of the Classifier": ClassifierConfig,

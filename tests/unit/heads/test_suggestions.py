@@ -54,6 +54,7 @@ def test_a_suggestion_reads_as_it_was_written(store: HeadStore) -> None:
         assert getattr(read.example, name) == getattr(sent.example, name)
     assert store.suggested_photo("cups", sent.example.id) == b"a photo"
     assert store.suggestion_counts() == {"cups": 1}
+    assert not store.suggestion_counts([])
     assert store.entry("cups") == before
 
 

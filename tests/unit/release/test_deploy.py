@@ -116,6 +116,16 @@ def test_a_wrong_config_is_rejected_in_one_line(config: Config, stage: str, valu
     assert "\n" not in str(caught.value)
 
 
+def test_one_process_has_no_preprocessor(config: Config) -> None:
+    """Its entry in ``deployments`` would set something that does not exist."""
+    (app,) = config["applications"]
+    app["args"]["one_process"] = True
+    with pytest.raises(ConfigError, match=r"Preprocessor: no such deployment; .* has Ingress, Classifier, Teacher"):
+        check(config)
+    app["deployments"] = [each for each in app["deployments"] if each["name"] != "Preprocessor"]
+    check(config)
+
+
 def test_unusable_arguments_exit_with_2_and_change_nothing(tmp_path: Path) -> None:
     """A missing config, a missing image, an empty token file and an unreachable dashboard get one line each."""
     local = str(ROOT / "configs" / "local.yaml")

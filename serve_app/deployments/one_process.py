@@ -1,0 +1,34 @@
+"""Stages 2 and 3 in one process, for a service on one machine: ``args: {one_process: true}``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from serve_app.config import EngineConfig, WeightsConfig
+from serve_app.deployments.classifier import Classifier
+from serve_app.deployments.handles import LocalHandle
+from serve_app.deployments.preprocessor import Preprocessor
+from serve_app.model_card import ImageTransform
+
+PREPROCESSOR, CLASSIFIER = Preprocessor.func_or_class, Classifier.func_or_class  # type: ignore[attr-defined] # Ray's
+
+
+# Named Classifier, because its settings are those of the Classifier.
+@serve.deployment(name="Classifier", max_ongoing_requests=64, max_queued_requests=1024, user_config={})
+class OneProcess(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decorator hides the class
+    """A Preprocessor that calls the Classifier of its own process. Raises what the Classifier raises."""
+
+    async def __init__(self, weights: WeightsConfig, engine: EngineConfig, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
+        self._model = CLASSIFIER(weights, engine)
+        await super().__init__(LocalHandle(self._model), transform)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Apply other settings of the Classifier."""
+        await self._model.reconfigure(user_config)
+
+    async def check_health(self) -> None:
+        """Check both stages."""
+        await super().check_health()
+        await self._model.check_health()
