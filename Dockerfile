@@ -36,6 +36,7 @@ COPY frontend frontend
 COPY LICENSE .
 COPY serve_app/__init__.py serve_app/classification_metrics.py serve_app/csv_text.py serve_app/errors.py \
      serve_app/prediction_log_format.py serve_app/zip_entries.py serve_app/
+COPY serve_app/heads/__init__.py serve_app/heads/names.py serve_app/heads/
 COPY serve_app/preprocessing serve_app/preprocessing
 ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0
 USER ray

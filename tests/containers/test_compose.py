@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -16,10 +17,15 @@ import pytest
 from packaging.utils import canonicalize_name
 from playwright.sync_api import expect, sync_playwright
 
+from serve_app.exposure import PUBLISHED_ON
 from serve_app.launcher.environment import free_port
 from tests.support.browser import CHROMIUM, upload
+from tests.support.configs import changed, local, write
+from tests.support.constant_load import ConstantLoad
 from tests.support.paths import ROOT
 from tests.support.photos import make_photo
+from tests.support.polling import wait_for
+from tests.support.services import zipped
 
 PROJECT = "serve-app-test"
 IMAGES = {"api": "serve-app:test", "page": "serve-app-page:test"}
@@ -127,6 +133,8 @@ def test_only_pinned_packages_are_installed(images: None, image: str) -> None:
                         "classification_metrics",
                         "csv_text",
                         "errors",
+                        "heads/__init__",
+                        "heads/names",
                         "prediction_log_format",
                         "zip_entries",
                     )
@@ -217,7 +225,8 @@ def test_only_two_ports_are_published(stack: Stack) -> None:
 def test_the_service_starts_without_a_network(images: None) -> None:
     """With loopback only and no choice of weights, it becomes healthy with the demo model."""
     name = f"{PROJECT}-offline"
-    docker("run", "--detach", "--name", name, "--network", "none", "--shm-size", "2g", IMAGES["api"])
+    options = ("--network", "none", "--shm-size", "2g", "--env", f"{PUBLISHED_ON}=127.0.0.1")
+    docker("run", "--detach", "--name", name, *options, IMAGES["api"])
     try:
         deadline = time.monotonic() + 180
         while (health := docker("inspect", "--format", "{{.State.Health.Status}}", name)) != "healthy":
@@ -249,6 +258,60 @@ def test_a_second_container_joins_as_a_worker(images: None) -> None:
     finally:
         subprocess.run(["docker", "rm", "--force", head, worker], capture_output=True)
         docker("network", "rm", network)
+
+
+def test_log_votes_and_jobs_outlive_the_container(stack: Stack) -> None:
+    """The page's container sees rows and vote in the volume; they and a job's results are there in new containers."""
+
+    def find(files: str) -> str:
+        return stack.compose("exec", "--no-TTY", "page", "sh", "-c", f"find /data/{files}")
+
+    stored = ("predictions -name '[!.]*.parquet'", "feedback/votes -name '[!.]*.json'")
+    photo = make_photo()
+    with httpx2.Client(base_url=stack.api, timeout=60) as client:
+        image = client.post("/v1/classify", content=photo).json()
+        client.post("/v1/feedback", json={"request_id": image["id"], "correct": True}).raise_for_status()
+        zip_type = {"Content-Type": "application/zip"}
+        submitted = client.post("/v1/jobs", content=zipped({"a.jpg": photo}, copies=2), headers=zip_type)
+        assert submitted.status_code == 202, submitted.text
+        job = f"/v1/jobs/{submitted.json()['id']}"
+        wait_for(lambda: client.get(job).json()["status"] == "succeeded", what="the job's end")
+    for files in stored:
+        wait_for(partial(find, files), what=files)
+    recreate = ("--no-build", "--force-recreate", "--timeout", "60", "--wait", "--wait-timeout", "180")
+    stack.compose("up", *recreate)
+    assert all(find(files) for files in stored)
+    results = httpx2.get(f"{stack.api}{job}/results?format=jsonl", timeout=60)
+    assert [json.loads(row)["status"] for row in results.text.splitlines()] == ["ok", "ok"]
+
+
+def replicas(stack: Stack) -> dict[str, list[str]]:
+    """Deployment -> ids of its replicas."""
+    program = (
+        "import json; from serve_app.release.rollout import ServeApi\n"
+        "stages = ServeApi('http://127.0.0.1:8265').state()['applications']['classify']['deployments']\n"
+        "print(json.dumps({name: [each['replica_id'] for each in live['replicas']] for name, live in stages.items()}))"
+    )
+    ids: dict[str, list[str]] = json.loads(stack.compose("exec", "--no-TTY", "api", "python", "-c", program))
+    return ids
+
+
+def test_an_update_and_a_rollback_fail_no_request(stack: Stack, tmp_path: Path) -> None:
+    """`serve-app deploy` in the container replaces all replicas under ten requests per second, and once more back."""
+    update, stages = local(), ("Ingress", "Preprocessor", "Classifier")
+    for name in stages:
+        update = changed(update, name, ray_actor_options={"num_cpus": 0, "resources": {}})
+    copy = "import sys; open('/tmp/update.yaml', 'w').write(sys.argv[1])"
+    stack.compose("exec", "--no-TTY", "api", "python", "-c", copy, write(update, tmp_path).read_text())
+    before = replicas(stack)
+    with ConstantLoad(f"{stack.api}/v1/classify", make_photo(), rate=10).running() as load:
+        for file in ("/tmp/update.yaml", "configs/local.yaml"):
+            print(stack.compose("exec", "--no-TTY", "api", "python", "-m", "serve_app", "deploy", file))
+            after = replicas(stack)
+            assert not [name for name in stages if set(before[name]) & set(after[name])]
+            before = after
+    print(f"{len(load.outcomes)} requests, the slowest took {max(each.ms for each in load.outcomes):.0f} ms")
+    assert not load.failed()
 
 
 def ray_status(head: str) -> str:
