@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from serve_app.release.rollout import State
-from serve_app.release.serve_config import Config, app_name
+from serve_app.release.serve_config import BUILDERS, Config, app_name, built_deployments
 
 FIXED_AT_START = ("proxy_location", "http_options", "grpc_options")
 
@@ -74,8 +74,12 @@ def _plan_application(name: str, running: State, app: Config, config: Config) ->
         restart_keys = restart_keys or ["autoscaling policy or request router"]
     app_keys = [key for key in ("logging_config",) if not _contains(old.get(key), new.get(key))]
     old_settings, new_settings = ({d["name"]: d for d in file.get("deployments", ())} for file in (old, new))
-    changes = []
+    built = built_deployments(app) if app["import_path"] in BUILDERS else tuple(running["deployments"])
+    changes = [Change(f"{name}.{added}", Effect.ADDED) for added in built if added not in running["deployments"]]
     for deployment, live in running["deployments"].items():
+        if deployment not in built:
+            changes.append(Change(f"{name}.{deployment}", Effect.REMOVED))
+            continue
         before, after = old_settings.get(deployment, {}), new_settings.get(deployment, {})
         keys = sorted(key for key in {*before, *after} if _differs(before, after, live["deployment_config"], key))
         effects = [Effect.RESTART] * bool(restart_keys) + [effect_of(key) for key in keys + app_keys]

@@ -127,6 +127,15 @@ def user_config(app: Config, deployment: str) -> Config:
     return {}
 
 
+def built_deployments(app: Config) -> tuple[str, ...]:
+    """Return the deployments that one of our applications has; its ``args`` must be valid."""
+    args, deployments = BUILDERS[app["import_path"]]
+    parsed = parse(args, app.get("args"))
+    if isinstance(parsed, AppConfig) and parsed.one_process:
+        return tuple(name for name in deployments if name != "Preprocessor")
+    return deployments
+
+
 def configured_weights(app: Config) -> Any:
     """Return the weights that an application serves in the end: those of ``user_config`` win over ``args``."""
     return user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights")
@@ -138,10 +147,8 @@ def configured_runtime(app: Config) -> str:
 
 
 def _check_settings(app: Config) -> None:
-    args, deployments = BUILDERS[app["import_path"]]
-    parsed = _parse(args, app.get("args"), f"{app_name(app)}.args")
-    if isinstance(parsed, AppConfig) and parsed.one_process:
-        deployments = tuple(name for name in deployments if name != "Preprocessor")
+    _parse(BUILDERS[app["import_path"]][0], app.get("args"), f"{app_name(app)}.args")
+    deployments = built_deployments(app)
     for settings in app.get("deployments", ()):
         where = f"{app_name(app)}.{settings['name']}"
         if settings["name"] not in deployments:
@@ -161,8 +168,8 @@ def _check_variants(app: Config, config: Config) -> None:
             raise ConfigError(f"{app_name(app)}.Ingress.user_config.traffic: no variant {name}; {known}")
 
 
-def _parse(kind: type[FrozenModel], values: Any, where: str) -> FrozenModel:
+def _parse(kind: type[FrozenModel], values: Any, where: str) -> None:
     try:
-        return parse(kind, values)
+        parse(kind, values)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None

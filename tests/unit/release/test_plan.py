@@ -35,6 +35,18 @@ def test_a_changed_key_affects_its_deployment_only(config: Config, stage: str, v
     }
 
 
+def test_one_process_removes_the_preprocessor(config: Config) -> None:
+    """And the way back adds it."""
+    new = copy.deepcopy(config)
+    (app,) = new["applications"]
+    app["args"]["one_process"] = True
+    app["deployments"] = [each for each in app["deployments"] if each["name"] != "Preprocessor"]
+    for before, after, effect in ((config, new, Effect.REMOVED), (new, config, Effect.ADDED)):
+        effects = {each.where: each.effect for each in plan(state_of(before), after)}
+        assert effects.pop("classify.Preprocessor") == effect
+        assert set(effects.values()) == {Effect.RESTART}
+
+
 def test_args_restart_every_deployment(config: Config) -> None:
     """Each line says whether old replicas serve until new ones are up."""
     new = copy.deepcopy(config)
