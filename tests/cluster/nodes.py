@@ -30,9 +30,26 @@ class Node:
     """
 
     def __init__(
-        self, number: int, folder: Path, options: list[str], api_port: int, cpus: int = 4, redis: str | None = None
+        self,
+        number: int,
+        folder: Path,
+        options: list[str],
+        api_port: int,
+        cpus: int = 4,
+        redis: str | None = None,
+        token: str | None = TOKEN,
     ) -> None:
-        """Start a node; ``redis`` is the address of the Redis that keeps the state of Ray's control plane."""
+        """Start a node.
+
+        Args:
+            number: Last part of its address, and its name in the folder.
+            folder: For the files of all nodes.
+            options: Further options of `ray start`.
+            api_port: Where HAProxy listens on this node.
+            cpus: CPUs that it offers.
+            redis: Address of the Redis that keeps the state of Ray's control plane.
+            token: What it asks of every caller; None lets a test connect whose process imported Ray without one.
+        """
         self.host = f"127.0.0.{number}"
         files = folder / f"n{number}"
         files.mkdir(exist_ok=True)
@@ -43,7 +60,7 @@ class Node:
             *("--object-store-memory", str(OBJECT_STORE_BYTES)),
             *("--dashboard-agent-listen-port", str(free_port()), *options),
         ]
-        self._environment = environment(files, api_port) | (_survive_head(redis) if redis else {})
+        self._environment = environment(files, api_port, token) | (_survive_head(redis) if redis else {})
         self.start()
 
     def start(self) -> None:
@@ -76,13 +93,15 @@ class Head(Node):
         dashboard: URL of Ray's dashboard; `serve-app deploy` sends configs to it.
     """
 
-    def __init__(self, folder: Path, api_port: int, cpus: int = 4, redis: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, api_port: int, cpus: int = 4, redis: str | None = None, token: str | None = TOKEN
+    ) -> None:
         port, dashboard_port = free_port(), free_port()
         options = ["--head", "--port", str(port), "--dashboard-port", str(dashboard_port)]
         options += ["--ray-client-server-port", str(free_port()), "--temp-dir", str(folder / "r")]
         self._last_cluster = folder / "r" / "ray_current_cluster"
         self.address, self.dashboard = f"127.0.0.2:{port}", f"http://127.0.0.1:{dashboard_port}"
-        super().__init__(2, folder, options, api_port, cpus, redis)
+        super().__init__(2, folder, options, api_port, cpus, redis, token)
 
     def start(self) -> None:
         """Start the node and wait for its dashboard."""
@@ -99,16 +118,20 @@ class Head(Node):
         raise RuntimeError(f"Ray did not start within {START_TIMEOUT_S} s: {self.output.read_text()}")
 
 
-def environment(files: Path, api_port: int) -> dict[str, str]:
+def environment(files: Path, api_port: int, token: str | None) -> dict[str, str]:
     """configs/ray.env, and what two nodes on one machine may not share."""
     own = {
         "PYTHONPATH": str(ROOT),
         DATA_VARIABLE: str(files.parent / "data"),  # one for all nodes
         "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(api_port),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": TOKEN,
+        **token_mode(token),
     }  # the head keeps http_options.port
     return {**os.environ, **read_ray_env(), **haproxy_files_and_ports(files), **own}
+
+
+def token_mode(token: str | None) -> dict[str, str]:
+    """Return the variables of nodes, and of programs that call them."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
 
 
 def _survive_head(redis: str) -> dict[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import ray
@@ -28,13 +26,6 @@ IMAGES = 300
 TIMEOUT_S = 600  # on a busy machine, where the job only gets idle time
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with a short path: Ray creates sockets in it, whose paths are limited to about 100 characters."""
-    with TemporaryDirectory(prefix="j", ignore_cleanup_errors=True) as path:
-        yield Path(path)
-
-
 def actors(head: Head, class_name: str) -> set[tuple[str, str]]:
     """Return state and node of the actors of a class, those that have ended included."""
     hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -42,21 +33,19 @@ def actors(head: Head, class_name: str) -> set[tuple[str, str]]:
     return {(actor.state, hosts.get(actor.node_id, "")) for actor in found}
 
 
-def test_a_job_is_run_from_the_head_and_computed_on_workers(folder: Path) -> None:
+def test_a_job_is_run_from_the_head_and_computed_on_workers(folder: Path, nodes: list[Node]) -> None:
     """The head offers no CPU; nothing ends the actor there, as Ray would end it with an idle worker."""
     (folder / "photos").mkdir()
     for number in range(IMAGES):
         (folder / "photos" / f"{number}.jpg").write_bytes(make_photo(number))
     store = JobStore(folder / "jobs")
     job = submit_job(store, str(folder / "photos"))
-    head = Head(folder, free_port(), cpus=0)
-    nodes: list[Node] = [head]
-    try:
-        nodes.append(Node(3, folder, ["--address", head.address], free_port()))
-        ray.init(head.address, log_to_driver=False)
+    nodes.append(head := Head(folder, free_port(), cpus=0, token=None))
+    nodes.append(worker := Node(3, folder, ["--address", head.address], free_port(), token=None))
+    with ray.init(head.address, log_to_driver=False):
         last_s = time.monotonic() + START_TIMEOUT_S
         while len(ray.nodes()) < len(nodes):
-            assert time.monotonic() < last_s, nodes[1].output.read_text()
+            assert time.monotonic() < last_s, worker.output.read_text()
             time.sleep(0.5)
         asyncio.run(start_jobs(JobsConfig(folder=str(store.folder), workers=2)))
         last_s = time.monotonic() + TIMEOUT_S
@@ -66,8 +55,4 @@ def test_a_job_is_run_from_the_head_and_computed_on_workers(folder: Path) -> Non
         assert (state.status, state.progress.done, state.progress.failed) == ("succeeded", IMAGES, 0)
         assert actors(head, JobActor.__name__) == {("ALIVE", head.host)}
         workers = actors(head, "MapWorker(Map(DecodeAndPredict))")
-        assert {host for _, host in workers} == {nodes[1].host}
-    finally:
-        ray.shutdown()
-        for node in reversed(nodes):
-            node.kill()
+        assert {host for _, host in workers} == {worker.host}
