@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any
 
 import httpx2
-import yaml
 
 from benchmarks import machine
 from benchmarks.images import write_photos
 from benchmarks.measure import WARM_UP_S
 from benchmarks.report import table
-from benchmarks.systems import LOCAL, OURS, ours, running
+from benchmarks.systems import OURS, ours, running
 from benchmarks.weights import choose_weights
 from tests.support import load
+from tests.support.configs import changed, local, write
 from tests.support.http_client import image_files
 from tests.support.processes import end_on_signals
 
@@ -66,13 +66,7 @@ def main() -> None:
 
 def two_ingresses(folder: Path) -> Path:
     """Write configs/local.yaml with two replicas of the Ingress."""
-    config = yaml.safe_load(LOCAL.read_text())
-    for deployment in config["applications"][0]["deployments"]:
-        if deployment["name"] == "Ingress":
-            deployment["num_replicas"] = 2
-    path = folder / "two-ingresses.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write(changed(local(), "Ingress", num_replicas=2), folder)
 
 
 def teach(base: str, name: str, classes: dict[str, list[Path]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from serve_app.model_card import ImageTransform
 PREPROCESSOR, CLASSIFIER = Preprocessor.func_or_class, Classifier.func_or_class  # type: ignore[attr-defined] # Ray's
 
 
-# Named Classifier, because its settings are those of the Classifier.
+# It has the Classifier's name, because it takes the Classifier's settings.
 @serve.deployment(name="Classifier", max_ongoing_requests=64, max_queued_requests=1024, user_config={})
 class OneProcess(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decorator hides the class
     """A Preprocessor that calls the Classifier of its own process. Raises what the Classifier raises."""

@@ -23,7 +23,7 @@ from serve_app.model_card import ImageTransform
 
 log = logging.getLogger("serve_app")
 ROUNDS = 4
-LAST = "torch"
+LAST = "torch"  # not timed, see rank_runtimes
 DROP_RATIO = 1.5  # a runtime that takes this many times the best time so far is timed in one round only
 
 
@@ -59,13 +59,15 @@ def rank_runtimes(factories: Mapping[str, RuntimeFactory], crop_px: int, batch_s
             runtime = build(1)
             for sample in samples:  # a first call allocates its buffers
                 runtime(sample)
-            seconds[name] = _time_per_image(runtime, samples, 1)
-            if seconds[name] < DROP_RATIO * min(seconds.values()):
-                seconds[name] = min(seconds[name], _time_per_image(runtime, samples, ROUNDS - 1))
+            best = _time_per_image(runtime, samples, 1)
+            if best < DROP_RATIO * min(seconds.values(), default=best):
+                best = min(best, _time_per_image(runtime, samples, ROUNDS - 1))
         except ImportError as error:
             log.info("engine %s: cannot run here (%s)", name, error)
         except Exception as error:
             log.warning("engine %s: not used, it fails: %s", name, error)
+        else:
+            seconds[name] = best
     log.info("ms per image: %s", {name: round(s * 1000, 1) for name, s in seconds.items()})
     return [*sorted(seconds, key=lambda name: seconds[name]), *(name for name in factories if name == LAST)]
 

@@ -86,6 +86,17 @@ def test_auto_goes_on_without_a_runtime_that_cannot_be_built(clock: FakeClock, e
     assert timing.rank_runtimes(factories, 8, BATCHES) == ["winograd"]
 
 
+@pytest.mark.parametrize("calls", [0, 2, 4], ids=("first", "first round", "later rounds"))
+def test_a_runtime_that_fails_while_it_is_timed_is_not_ranked(clock: FakeClock, calls: int) -> None:
+    """Whether it fails in its first call or later."""
+    times = iter([0.01] * calls)
+    factories = {
+        "onnxruntime": lambda threads: FakeRuntime(clock, lambda images: next(times)),
+        "winograd": lambda threads: FakeRuntime(clock, lambda images: 0.02),
+    }
+    assert timing.rank_runtimes(factories, 8, BATCHES) == ["winograd"]
+
+
 def test_torch_comes_last_without_being_built(clock: FakeClock) -> None:
     """Importing it takes seconds of a start."""
     factories = {
