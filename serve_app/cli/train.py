@@ -22,8 +22,8 @@ DATA_HELP = """Folder with a sub-folder of images per class; or with train/, val
 sub-folders; or a CSV with the columns path and label."""
 WEIGHTS_HELP = """Weights to start from: imagenet, demo, a .safetensors file, or scratch for random ones. auto is
 imagenet if it can be downloaded, else demo. A file without a card (.json) is a backbone: torchvision's names, no fc."""
-RECIPE_HELP = """Recipe file (YAML): trains head and last stage on cached activations of the initial weights, with
-photos of several sources that a CSV maps to classes. DATA is the folder of these sources."""
+RECIPE_HELP = """Recipe file (YAML): trains a head on cached features of the initial weights, with photos of
+several sources that a CSV maps to classes. DATA is the folder of these sources."""
 
 
 def parse_schedule(text: str) -> tuple[tuple[int, int], ...]:

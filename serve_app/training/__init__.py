@@ -22,8 +22,8 @@ With a recipe file:
 
 transfer_recipe the file
 class_map    folders and archives of several sources -> photos with classes
-activations  photos -> outputs of a frozen backbone, cached on disk
-last_stage   outputs -> head and stage 4
+features     photos -> outputs of a frozen backbone, cached on disk
+head         features -> the last layer
 judge        accuracy on sources that were left out, temperature, threshold
 transfer     all of it: `serve-app train --recipe`
 """

@@ -43,7 +43,7 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     pixels = images.float().contiguous(memory_format=torch.channels_last)
     pixels = _sharpen(pixels, uniform(*options.sharpness, 1, 1, 1))
     if options.low_resolution:
-        pixels = _lose_detail(pixels, uniform(0, 1) < options.low_resolution, generator)
+        pixels = _lose_detail_of_some(pixels, uniform(0, 1) < options.low_resolution, generator)
 
     area = torch.exp(uniform(math.log(options.area[0]), math.log(options.area[1])))
     ratio = torch.exp(uniform(-math.log(options.aspect), math.log(options.aspect)))
@@ -78,12 +78,15 @@ def augment(images: Tensor, crop_px: int, options: Augmentation, generator: torc
     return crops.clamp_(0, 255).contiguous(memory_format=torch.channels_last)
 
 
-def _lose_detail(pixels: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Shrink the chosen images to a random share of their side and enlarge them again."""
-    side = pixels.shape[-1]
+def lose_detail(pixels: Tensor, px: int) -> Tensor:
+    """Shrink float images, (N, 3, S, S), to a side of ``px`` and enlarge them again."""
+    small = F.interpolate(pixels, px, mode="bilinear", antialias=True)
+    return F.interpolate(small, pixels.shape[-1], mode="bilinear", antialias=True)
+
+
+def _lose_detail_of_some(pixels: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
     share = torch.empty(1, device=pixels.device).uniform_(*DETAIL, generator=generator).item()
-    small = F.interpolate(pixels, max(1, round(side * share)), mode="bilinear", antialias=True)
-    coarse = F.interpolate(small, side, mode="bilinear", antialias=True)
+    coarse = lose_detail(pixels, max(1, round(pixels.shape[-1] * share)))
     return torch.where(chosen.view(-1, 1, 1, 1), coarse, pixels)
 
 

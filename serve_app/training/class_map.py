@@ -26,7 +26,6 @@ class Photo:
     source: str  # who took or collected it
     folder: str  # its folder in the map, which tells kinds of unknown photos apart
     label: str  # its class; empty if it is of none that the model learns
-    mapped: str  # its class in the map
 
 
 def list_photos(data: Path, class_map: Path, classes: Collection[str], unpacked: Path) -> list[Photo]:
@@ -53,22 +52,19 @@ def list_photos(data: Path, class_map: Path, classes: Collection[str], unpacked:
         if not found:
             raise DatasetError(f"{class_map}, line {number}: no images in {root}")
         known = label if label in classes else ""
-        photos += [Photo(path, source, f"{archive}/{folder}", known, label) for path in found]
+        photos += [Photo(path, source, f"{archive}/{folder}", known) for path in found]
     if missing := sorted({*classes} - {photo.label for photo in photos}):
         raise DatasetError(f"{class_map}: no photos of {', '.join(missing)}; add lines for them or drop the classes")
     return photos
 
 
-def limit_unknown(photos: Sequence[Photo], per_folder: int, whole: Collection[str], seed: int) -> list[Photo]:
-    """Keep every photo of a class, and a random few of each other folder, in the same order.
-
-    The classes of the map that ``whole`` names keep all their photos, though the model does not learn them.
-    """
+def limit_unknown(photos: Sequence[Photo], per_folder: int, seed: int) -> list[Photo]:
+    """Keep every photo of a class, and a random few of each other folder, in the same order."""
     kept: set[int] = set()
     seen: Counter[str] = Counter()
     for i in random.Random(seed).sample(range(len(photos)), len(photos)):
         seen[photos[i].folder] += 1
-        if photos[i].label or photos[i].mapped in whole or seen[photos[i].folder] <= per_folder:
+        if photos[i].label or seen[photos[i].folder] <= per_folder:
             kept.add(i)
     return [photo for i, photo in enumerate(photos) if i in kept]
 

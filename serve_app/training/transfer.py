@@ -1,4 +1,4 @@
-"""Train by a recipe file: a frozen backbone, a head and stage 4, judged by sources that were left out."""
+"""Train by a recipe file: a head on a frozen backbone, judged by sources that were left out."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from serve_app.errors import DatasetError
 from serve_app.files import create_folder
 from serve_app.inference.torch_model import publish, to_half
 from serve_app.model_card import ImageTransform
-from serve_app.training.activations import BATCH, Activations, compute_activations, normalize
 from serve_app.training.class_map import Photo, limit_unknown, list_photos
 from serve_app.training.data import ImageDataset, load_images
+from serve_app.training.features import BATCH, compute_features, normalize
+from serve_app.training.head import add_detail, make_targets, train_head
 from serve_app.training.initial import InitialWeights, load_initial_weights
 from serve_app.training.judge import Answers, Fold, calibrate_on, make_folds, measure
-from serve_app.training.last_stage import make_targets, pooled, train_head, tune_last_stage
 from serve_app.training.trainer import MEAN, STD
 from serve_app.training.transfer_recipe import TransferRecipe, load_recipe
 
-Trained = tuple[nn.Sequential, nn.Linear]  # stage 4 and head
 PHOTOS_COMPARED = 200  # by which half precision is measured
 IN_CARD = {"classes", "left_out", "licenses", "notes", "version"}  # fields of the recipe that the card has elsewhere
 
@@ -58,8 +57,7 @@ class Material:
     recipe: TransferRecipe
     photos: list[Photo]
     class_ids: Tensor  # int64, (N,): -1 is a photo of no class
-    activations: Activations
-    stage: nn.Sequential  # stage 4 of the initial weights
+    features: Tensor  # float16, (V, N, 512): of each view of each photo
     seed: int
 
 
@@ -73,7 +71,7 @@ class FoldOutcome:
 
 
 def train_by_recipe(options: TransferOptions) -> WeightsConfig:
-    """Train, judge and publish; what an interrupted run has computed of the activations is used again.
+    """Train, judge and publish; features that an interrupted run has computed are used again.
 
     Returns:
         The weights written to ``OUT/model.safetensors``, with their card beside them.
@@ -89,17 +87,17 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
         raise DatasetError("--recipe trains on the activations of other weights; --weights scratch has none")
     create_folder(options.out)
     photos = list_photos(options.data, recipe.class_map, recipe.classes, options.out / "unpacked")
-    photos = limit_unknown(photos, recipe.unknown_per_folder, recipe.unknown_classes, options.seed)
+    photos = limit_unknown(photos, recipe.unknown_per_folder, options.seed)
     dataset, photos = _load(photos, recipe, options.skip_broken)
     counts = Counter(photo.source for photo in photos if photo.label)
     unknown = sum(not photo.label for photo in photos)
     by_source = ", ".join(f"{source} {count}" for source, count in counts.most_common())
     tqdm.write(f"{counts.total()} photos of {len(recipe.classes)} classes ({by_source}), {unknown} of none")
-    cache = options.out / "activations"
-    augmentation, seed = recipe.augment_options(), options.seed
-    activations = compute_activations(init.model, dataset, recipe.views, augmentation, seed, cache, options.bf16)
+    coarse_px = recipe.small_photos.px if recipe.small_photos.sources else None
+    cache, augmentation, seed = options.out / "features", recipe.augment_options(), options.seed
+    features = compute_features(init.model, dataset, recipe.views, coarse_px, augmentation, seed, cache, options.bf16)
     class_ids = torch.where(dataset.targets < len(recipe.classes), dataset.targets, -1)
-    material = Material(recipe, photos, class_ids, activations, init.model.layer4, options.seed)
+    material = Material(recipe, photos, class_ids, features, options.seed)
     folds = make_folds(photos, recipe.judge.leave_out, options.seed)
     outcomes = [_run_fold(material, sources, fold) for sources, fold in zip(recipe.judge.leave_out, folds, strict=True)]
     card = _card(options, material, dataset, init)
@@ -129,9 +127,9 @@ def compare_half_precision(model: ResNet, pixels: Tensor) -> dict[str, float]:
 
 def _run_fold(material: Material, sources: Sequence[str], fold: Fold) -> FoldOutcome:
     """Train without some sources, and answer their photos."""
-    trained = _train(material, fold.training)
+    head = _train(material, fold.training)
     judged, same_source, unknown = (
-        _score(material, trained, rows) for rows in (fold.judged, fold.same_source, fold.unknown)
+        _score(material, head, rows) for rows in (fold.judged, fold.same_source, fold.unknown)
     )
     right = judged.scores.argmax(1) == material.class_ids.numpy()[judged.rows]
     tqdm.write(f"without {', '.join(sources)}: {right.mean():.3f} of its {len(right)} photos are right")
@@ -147,31 +145,39 @@ def _load(photos: list[Photo], recipe: TransferRecipe, skip_broken: bool) -> tup
     return dataset, [by_path[path] for path in dataset.paths]
 
 
-def _train(material: Material, rows: Tensor) -> Trained:
-    """Train head and stage 4 on some of the photos."""
-    recipe, class_ids, seed = material.recipe, material.class_ids, material.seed
+def _train(material: Material, rows: Tensor) -> nn.Linear:
+    """Train a head on some of the photos."""
+    recipe, class_ids = material.recipe, material.class_ids
     if not recipe.unknown_weight:
         rows = rows[class_ids[rows] >= 0]
-    smoothing, power = recipe.label_smoothing, recipe.class_weight_power
-    targets = make_targets(class_ids, rows, len(recipe.classes), smoothing, power, recipe.unknown_weight)
-    head = train_head(material.activations.features, rows, targets, recipe.head, seed)
-    return tune_last_stage(material.stage, head, material.activations.maps, rows, targets, recipe.last_stage, seed)
+    sources = sorted({photo.source for photo in material.photos})
+    targets = make_targets(
+        class_ids,
+        torch.tensor([sources.index(photo.source) for photo in material.photos]),
+        rows,
+        len(recipe.classes),
+        smoothing=recipe.label_smoothing,
+        power=recipe.class_weight_power,
+        unknown_weight=recipe.unknown_weight,
+        source_prior=recipe.source_prior,
+    )
+    features = material.features
+    if recipe.small_photos.sources:
+        small = torch.tensor([photo.source in recipe.small_photos.sources for photo in material.photos])
+        features = add_detail(features, small, rows)
+    return train_head(features, rows, targets, recipe.head, material.seed)
 
 
 @torch.inference_mode()
-def _score(material: Material, trained: Trained, rows: Tensor) -> Answers:
+def _score(material: Material, head: nn.Linear, rows: Tensor) -> Answers:
     """Return the scores of the center squares of some photos."""
-    stage, head = trained
-    scores = head(pooled(stage, material.activations.maps[0], rows)).softmax(1)
-    return Answers(scores.numpy(), rows.numpy())
+    return Answers(head(material.features[0, rows].float()).softmax(1).numpy(), rows.numpy())
 
 
-def _assemble(backbone: ResNet, trained: Trained) -> ResNet:
-    """Put stages 1 to 3 of the backbone, the trained stage 4 and the head together."""
-    stage, head = trained
+def _assemble(backbone: ResNet, head: nn.Linear) -> ResNet:
+    """Put backbone and head together."""
     model = resnet18(num_classes=head.out_features)
-    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith(("fc.", "layer4."))}
-    state |= {f"layer4.{name}": value for name, value in stage.state_dict().items()}
+    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith("fc.")}
     state |= {f"fc.{name}": value for name, value in head.state_dict().items()}
     model.load_state_dict(state)
     return model.eval()

@@ -1,4 +1,4 @@
-"""Read a recipe file: which classes a map's photos become, and how a head and the last stage are trained on them."""
+"""Read a recipe file: which classes a map's photos become, and how a head is trained on them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,11 @@ class HeadConfig(FrozenModel):
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of the features that a step ignores.")
 
 
-class LastStageConfig(FrozenModel):
-    """Training of stage 4 together with the head, on cached activations of stage 3; batch norms keep their values."""
+class SmallPhotosConfig(FrozenModel):
+    """Sources whose photos were enlarged; without care their classes would be those of blurred photos."""
 
-    epochs: int = Field(2, ge=0, description="Passes over all photos, one view of each; 0 leaves the stage as it is.")
-    batch: int = Field(64, gt=0, description="Views per step.")
-    peak_lr: float = Field(1e-4, gt=0, description="Highest learning rate of stage 4.")
-    head_lr: float = Field(5e-4, gt=0, description="Highest learning rate of the head.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of the features that a step ignores.")
+    sources: tuple[str, ...] = Field((), description="All photos of these sources are small.")
+    px: int = Field(64, gt=0, description="About their side; every photo gets one more view with this little detail.")
 
 
 class JudgeConfig(FrozenModel):
@@ -52,7 +48,7 @@ class TransferRecipe(FrozenModel):
     views: int = Field(3, ge=1, description="Views of each photo: its center square, and augmented ones.")
     augmentation: dict[str, Any] = Field(default_factory=dict, description="Overrides of Augmentation, by field.")
     head: HeadConfig = HeadConfig()
-    last_stage: LastStageConfig = LastStageConfig()
+    small_photos: SmallPhotosConfig = SmallPhotosConfig()
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Probability spread over all classes.")
     class_weight_power: float = Field(
         -0.5, le=0, description="A class of n photos weighs n to this power in the loss; 0 weighs photos equally."
@@ -60,8 +56,14 @@ class TransferRecipe(FrozenModel):
     unknown_weight: float = Field(
         0.0, ge=0, description="Weight of a photo of no class, which should get equal scores; 0 leaves them out."
     )
+    source_prior: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of log P(class | source) that training adds to the logits, so that the head need not learn "
+        "which classes a source has.",
+    )
     unknown_per_folder: int = Field(30, ge=0, description="Photos of no class to use from each of their folders.")
-    unknown_classes: tuple[str, ...] = Field((), description="Classes all of whose photos are used, as of no class.")
     judge: JudgeConfig = JudgeConfig()
     classes: dict[str, str] = Field(min_length=2, description="Description of each class; the map may have more.")
     left_out: dict[str, str] = Field(default_factory=dict, description="Classes of the map left out, with the reason.")

@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsUnavailableError
 from serve_app.inference import imagenet_download, weights
-from serve_app.inference.card import IMAGENET_CARD
+from serve_app.inference.card import IMAGENET_CARD, load_card
 from serve_app.inference.torch_model import load_model
 from serve_app.inference.weights import load_weights, sha256
 from serve_app.launcher import local
@@ -28,6 +28,7 @@ from serve_app.launcher.processes import StartError
 from serve_app.paths import torch_checkpoints
 from tests.support.paths import ROOT
 
+DEMO_CLASSES = len(load_card(WeightsConfig(source="demo")).labels)
 NAME = "resnet18-{}.pth"  # torchvision's; the digits are the first of the file's hash
 
 
@@ -152,7 +153,7 @@ def test_a_damaged_copy_is_made_again(
         (
             1,
             "no network\n",
-            ["ImageNet's weights are not available (no network)", "weights: demo, 123 everyday classes; "],
+            ["ImageNet's weights are not available (no network)", f"weights: demo, {DEMO_CLASSES} everyday classes; "],
         ),
     ],
 )

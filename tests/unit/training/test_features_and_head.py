@@ -1,4 +1,4 @@
-"""What a recipe trains on and with: cached activations of a backbone, the head, stage 4."""
+"""What a recipe trains on and with: cached features of a backbone, and the head."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
-from torchvision.models import resnet18
 
 from serve_app.config import WeightsConfig
 from serve_app.errors import WeightsError
 from serve_app.inference.torch_model import load_model, publish
-from serve_app.training import activations as activations_module
-from serve_app.training.activations import compute_activations
+from serve_app.training import features as features_module
 from serve_app.training.augment import Augmentation, augment
 from serve_app.training.data import ImageDataset, load_images
+from serve_app.training.features import compute_features
+from serve_app.training.head import Targets, add_detail, make_targets, train_head
 from serve_app.training.initial import load_initial_weights
-from serve_app.training.last_stage import make_targets, pooled, train_head, tune_last_stage
 from serve_app.training.transfer import compare_half_precision
-from serve_app.training.transfer_recipe import HeadConfig, LastStageConfig
+from serve_app.training.transfer_recipe import HeadConfig
 from tests.support.photos import encode, make_picture
 
 
@@ -37,14 +34,54 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     return load_images(files, ("even", "odd"), 32)
 
 
+def targets_of(class_ids: torch.Tensor, source_ids: torch.Tensor | None = None, **changes: float) -> Targets:
+    """Return the targets of photos of two classes that all train."""
+    options = {"smoothing": 0.1, "power": -0.5, "unknown_weight": 0.25, "source_prior": 0.0} | changes
+    sources = torch.zeros_like(class_ids) if source_ids is None else source_ids
+    return make_targets(class_ids, sources, torch.arange(len(class_ids)), 2, **options)
+
+
 def test_targets_weigh_classes_and_spread_the_unknown() -> None:
     """Of 9 and 1 photos the weights are 1 to 3 (n ** -0.5); photos of no class get equal scores."""
-    class_ids = torch.tensor([0] * 9 + [1] + [-1])
-    targets = make_targets(class_ids, torch.arange(11), 2, 0.1, -0.5, 0.25)
+    targets = targets_of(torch.tensor([0] * 9 + [1] + [-1]))
     assert targets.weights[9] / targets.weights[0] == pytest.approx(3)
     assert targets.weights[:10].mean() == pytest.approx(1)
     assert targets.weights[10] == 0.25
     assert targets.probabilities[[0, 9, 10]].flatten().tolist() == pytest.approx([0.95, 0.05, 0.05, 0.95, 0.5, 0.5])
+
+
+def test_what_a_source_says_about_the_class_is_not_learned() -> None:
+    """A source with 3 photos of class 0 and none of class 1 offsets the logits by the logarithms of 4/5 and 1/5."""
+    class_ids, source_ids = torch.tensor([0, 0, 0, 1, 0, -1]), torch.tensor([0, 0, 0, 1, 1, 0])
+    offsets = targets_of(class_ids, source_ids, source_prior=1.0).offsets
+    assert offsets[0].exp().tolist() == pytest.approx([0.8, 0.2])
+    assert offsets[3].exp().tolist() == pytest.approx([0.5, 0.5])
+    assert offsets[5].tolist() == [0, 0]
+    # Features that tell nothing but the source: without the offset the head takes it for the class.
+    many, sources = torch.tensor([0, 0, 0, 1, 0, 1] * 20), torch.tensor([0, 0, 0, 0, 1, 1] * 20)
+    features = torch.eye(2)[sources][None].half()
+    config = HeadConfig(epochs=40, batch=32, peak_lr=0.1, dropout=0.0, weight_decay=0.0)
+    leaning = [
+        train_head(features, torch.arange(120), targets_of(many, sources, source_prior=prior, power=0.0), config, 0)(
+            features[0, :1].float()
+        )
+        .softmax(1)[0, 0]
+        .item()
+        for prior in (0.0, 1.0)
+    ]
+    assert leaning[0] == pytest.approx(0.75, abs=0.05)
+    assert leaning[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_small_photos_get_the_features_of_sharp_ones() -> None:
+    """They move by what lost detail does to other photos that train; their coarse view stays, and so do the others."""
+    features = torch.randn(3, 4, 512).half()
+    small = torch.tensor([False, False, True, False])
+    moved = add_detail(features, small, torch.tensor([0, 1, 2]))
+    way = (features[0, :2].float() - features[2, :2].float()).mean(0)
+    assert torch.allclose(moved[:2, 2].float(), features[:2, 2].float() + way, atol=0.01)
+    assert torch.equal(moved[2], features[2])
+    assert torch.equal(moved[:, ~small], features[:, ~small])
 
 
 def test_the_head_takes_features_as_they_are() -> None:
@@ -54,29 +91,11 @@ def test_the_head_takes_features_as_they_are() -> None:
     features = torch.randn(1, 200, 4)
     features[0, :, 0] += 4 * class_ids
     features = features * torch.tensor([0.01, 1, 100, 0]) + torch.tensor([0.02, 0, -300, 1])
-    targets = make_targets(class_ids, torch.arange(200), 2, 0.1, -0.5, 0)
+    targets = targets_of(class_ids)
     head = train_head(features.half(), torch.arange(200), targets, HeadConfig(epochs=20, batch=32, peak_lr=0.05), 0)
     assert (head(features[0].half().float()).argmax(1) == class_ids).float().mean() > 0.9
     again = train_head(features.half(), torch.arange(200), targets, HeadConfig(epochs=20, batch=32, peak_lr=0.05), 0)
     assert torch.equal(head.weight, again.weight)
-
-
-def test_tuning_improves_stage_4_and_keeps_its_statistics() -> None:
-    """Weights of stage and head change, the loss falls, batch-norm statistics stay; the originals are untouched."""
-    torch.manual_seed(0)
-    stage, head = resnet18().eval().layer4, nn.Linear(512, 2)
-    before = {name: value.clone() for name, value in stage.state_dict().items()}
-    class_ids = torch.arange(32) % 2
-    maps = [(np.random.default_rng(0).random((32, 256, 4, 4)) + class_ids.numpy()[:, None, None, None]).astype("f2")]
-    rows, targets = torch.arange(32), make_targets(class_ids, torch.arange(32), 2, 0.0, 0.0, 0)
-    config = LastStageConfig(epochs=4, batch=8)
-    tuned, tuned_head = tune_last_stage(stage, head, maps, rows, targets, config, 0)
-    with torch.inference_mode():
-        old, new = (targets.loss(h(pooled(s, maps[0], rows))) for s, h in ((stage, head), (tuned, tuned_head)))
-    assert new < old - 0.1
-    for name, value in tuned.state_dict().items():
-        assert torch.equal(value, before[name]) == name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-        assert torch.equal(stage.state_dict()[name], before[name])
 
 
 def test_an_interrupted_cache_continues(
@@ -85,33 +104,32 @@ def test_an_interrupted_cache_continues(
     """What was computed before the interruption is not computed again, and the result is the same, bit for bit."""
     init = load_initial_weights(str(backbone))
     assert init is not None
-    monkeypatch.setattr(activations_module, "BATCH", 8)
-    monkeypatch.setattr(activations_module, "SAVE_EVERY", 1)
+    monkeypatch.setattr(features_module, "BATCH", 8)
+    monkeypatch.setattr(features_module, "SAVE_EVERY", 1)
     batches = 0
-    stages: Callable[..., Any] = activations_module._Stages.__call__
+    backbone_of: Callable[..., Any] = features_module._Backbone.__call__
 
-    def compute(folder: Path, fail_at: int = 0) -> Any:
-        def counted(self: Any, crops: torch.Tensor, mirrored: bool) -> Any:
+    def compute(folder: Path, fail_at: int = 0) -> torch.Tensor:
+        def counted(self: Any, crops: torch.Tensor) -> Any:
             nonlocal batches
             batches += 1
             if batches == fail_at:
                 raise KeyboardInterrupt
-            return stages(self, crops, mirrored)
+            return backbone_of(self, crops)
 
-        monkeypatch.setattr(activations_module._Stages, "__call__", counted)
-        return compute_activations(init.model, dataset, 2, Augmentation(), 0, folder, False)
+        monkeypatch.setattr(features_module._Backbone, "__call__", counted)
+        return compute_features(init.model, dataset, 2, 16, Augmentation(), 0, folder, False)
 
     whole = compute(tmp_path / "whole")
-    assert batches == 8
+    assert batches == 12
+    assert whole.shape == (3, 32, 512)
     batches = 0
     with pytest.raises(KeyboardInterrupt):
         compute(tmp_path / "cut", fail_at=6)
     batches = 0
-    resumed = compute(tmp_path / "cut")
-    assert batches == 3
-    assert torch.equal(whole.features, resumed.features)
-    assert all(np.array_equal(a, b) for a, b in zip(whole.maps, resumed.maps, strict=True))
-    assert not np.array_equal(whole.maps[0], whole.maps[1])
+    assert torch.equal(whole, compute(tmp_path / "cut"))
+    assert batches == 7
+    assert len({tuple(view.flatten()[:50].tolist()) for view in whole}) == 3
     batches = 0
     compute(tmp_path / "cut")
     assert batches == 0
