@@ -2,7 +2,7 @@
 
 Starts the service as `make run` does, without the page, with two Ingress replicas. Prints how long after the start of
 an upload of 20 photos per class every replica answers with the new head, and what requests lose while a head is fitted
-again every three seconds: pairs of loads without and with these fits.
+again every three seconds: pairs of loads without and with these fits, first full ones, then half of that rate.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,18 +94,22 @@ def teach(base: str, name: str, classes: dict[str, list[Path]]) -> dict[str, flo
 
 
 def compare(url: str, base: str, photos: Path, seconds: float) -> dict[str, Any]:
+    """Apply a full load, and one of half the images per second, each without and then with fits."""
+    full = pair(url, base, photos, seconds, clients=CLIENTS)
+    half = pair(url, base, photos, seconds, rate=full["without"]["images_per_s"] / 2)
+    return {"full": full, "half": half}
+
+
+def pair(url: str, base: str, photos: Path, seconds: float, **options: float) -> dict[str, Any]:
     """Apply a load without and then with fits."""
-    without = load.apply(url, photos, seconds=seconds, clients=CLIENTS)
+    without = load.apply(url, photos, seconds=seconds, **options)
     stop, fits = threading.Event(), list[float]()
     fitting = threading.Thread(target=fit_again, args=(base, stop, fits))
     fitting.start()
-    beside = load.apply(url, photos, seconds=seconds, clients=CLIENTS)
+    beside = load.apply(url, photos, seconds=seconds, **options)
     stop.set()
     fitting.join()
-    rates = without["images_per_s"], beside["images_per_s"]
-    return {"without": rates[0], "with": rates[1], "ratio": rates[1] / rates[0], "fits_s": fits} | {
-        "outcomes": beside["outcomes"]
-    }
+    return {"without": without, "with": beside, "fits_s": fits}
 
 
 def fit_again(base: str, stop: threading.Event, fits: list[float]) -> None:
@@ -122,17 +127,21 @@ def report(taught: list[dict[str, float]], rounds: list[dict[str, Any]]) -> str:
     """Return two tables."""
     head = ("head", "response s", "first answer s", "last answer without it s")
     rows = [(number, *(f"{value:.2f}" for value in each.values())) for number, each in enumerate(taught, 1)]
-    loads = [
-        (f"{each['without']:.1f}", f"{each['with']:.1f}", f"{each['ratio']:.3f}", len(each["fits_s"]))
-        for each in rounds
-    ]
-    ratio = median(each["ratio"] for each in rounds)
-    return (
-        table(head, rows)
-        + "\n"
-        + table(("images/s without", "with fits", "ratio", "fits"), loads)
-        + f"\nmedian ratio {ratio:.3f}\n"
+    return "\n".join(
+        [
+            table(head, rows),
+            compared("images/s of a full load", [each["full"] for each in rounds], lambda of: of["images_per_s"]),
+            compared("median ms at half of it", [each["half"] for each in rounds], lambda of: of["latency_ms"]["p50"]),
+        ]
     )
+
+
+def compared(title: str, pairs: list[dict[str, Any]], measure: Callable[[dict[str, Any]], float]) -> str:
+    """Return a table of pairs of loads, and the median of their ratios."""
+    figures = [(measure(each["without"]), measure(each["with"]), len(each["fits_s"])) for each in pairs]
+    rows = [(f"{without:.1f}", f"{beside:.1f}", f"{beside / without:.3f}", fits) for without, beside, fits in figures]
+    ratio = median(beside / without for without, beside, _ in figures)
+    return f"{table((title, 'with fits', 'ratio', 'fits'), rows)}\nmedian ratio {ratio:.3f}\n"
 
 
 if __name__ == "__main__":

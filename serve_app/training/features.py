@@ -98,8 +98,12 @@ class _Backbone:
     def features(self, pixels: Tensor, crop: Cropper, folder: Path, settings: dict[str, Any], title: str) -> Tensor:
         """Return the features of one view of all photos, float16, (N, 512)."""
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        stored, progress = _memmap(folder / f"{key}.npy", (len(pixels), WIDTH)), folder / f"{key}.json"
-        done = json.loads(progress.read_text())["rows"] if progress.exists() else 0
+        path, progress, shape = folder / f"{key}.npy", folder / f"{key}.json", (len(pixels), WIDTH)
+        stored, done = _open(path, shape), 0
+        if stored is None:
+            stored = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        elif progress.exists():
+            done = json.loads(progress.read_text())["rows"]
         with tqdm(total=len(pixels), initial=done, desc=title, unit=" photos") as bar:
             for number, start in enumerate(range(done, len(pixels), BATCH), 1):
                 part = pixels[start : start + BATCH]
@@ -117,16 +121,14 @@ def _augmented(options: Augmentation, seed: int, view: int, pixels: Tensor, row:
     return augment(pixels, pixels.shape[-1], options, generator)
 
 
-def _memmap(path: Path, shape: tuple[int, int]) -> np.memmap:
-    """Open an array on disk, or create it; one of another shape, left by a crash, is replaced."""
-    if path.exists():
-        try:
-            array: np.memmap = np.load(path, mmap_mode="r+")
-            if array.shape == shape:
-                return array
-        except ValueError:
-            pass
-    return np.lib.format.open_memmap(path, "w+", np.float16, shape)
+def _open(path: Path, shape: tuple[int, int]) -> np.memmap | None:
+    """Open an array on disk; None if there is none, or one that a crash left incomplete."""
+    try:
+        np.load(path, mmap_mode="r")  # raises ValueError for a file that was cut; r+ would lengthen it
+        array: np.memmap = np.load(path, mmap_mode="r+")
+    except (FileNotFoundError, ValueError):
+        return None
+    return array if array.shape == shape else None
 
 
 def _digest(model: ResNet) -> str:

@@ -80,9 +80,9 @@ def add_detail(features: Tensor, small: Tensor, rows: Tensor) -> Tensor:
         small: bool, (N,).
         rows: int64, (n,): the photos that train.
     """
-    sharp = rows[~small[rows]]
-    moved = features.clone()
-    moved[:-1, small] += (features[0, sharp].float() - features[-1, sharp].float()).mean(0).half()
+    sharp, moved = rows[~small[rows]], features.clone()
+    if len(sharp):
+        moved[:-1, small] += (features[0, sharp].float() - features[-1, sharp].float()).mean(0).half()
     return moved
 
 

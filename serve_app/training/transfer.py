@@ -88,6 +88,7 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
     create_folder(options.out)
     photos = list_photos(options.data, recipe.class_map, recipe.classes, options.out / "unpacked")
     photos = limit_unknown(photos, recipe.unknown_per_folder, options.seed)
+    _check_small_photos(recipe, {photo.source for photo in photos})
     dataset, photos = _load(photos, recipe, options.skip_broken)
     counts = Counter(photo.source for photo in photos if photo.label)
     unknown = sum(not photo.label for photo in photos)
@@ -134,6 +135,15 @@ def _run_fold(material: Material, sources: Sequence[str], fold: Fold) -> FoldOut
     right = judged.scores.argmax(1) == material.class_ids.numpy()[judged.rows]
     tqdm.write(f"without {', '.join(sources)}: {right.mean():.3f} of its {len(right)} photos are right")
     return FoldOutcome(judged, same_source, unknown)
+
+
+def _check_small_photos(recipe: TransferRecipe, sources: set[str]) -> None:
+    if wrong := sorted({*recipe.small_photos.sources} - sources):
+        raise DatasetError(f"small_photos: the map has no source {', '.join(wrong)}, but {', '.join(sorted(sources))}")
+    if sources <= {*recipe.small_photos.sources}:
+        raise DatasetError(
+            "small_photos: all sources are small; only other photos can show what detail does to features"
+        )
 
 
 def _load(photos: list[Photo], recipe: TransferRecipe, skip_broken: bool) -> tuple[ImageDataset, list[Photo]]:

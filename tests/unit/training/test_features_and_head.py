@@ -82,6 +82,7 @@ def test_small_photos_get_the_features_of_sharp_ones() -> None:
     assert torch.allclose(moved[:2, 2].float(), features[:2, 2].float() + way, atol=0.01)
     assert torch.equal(moved[2], features[2])
     assert torch.equal(moved[:, ~small], features[:, ~small])
+    assert torch.equal(add_detail(features, small, torch.tensor([2])), features)  # no sharp photo shows the way
 
 
 def test_the_head_takes_features_as_they_are() -> None:
@@ -101,7 +102,7 @@ def test_the_head_takes_features_as_they_are() -> None:
 def test_an_interrupted_cache_continues(
     dataset: ImageDataset, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was computed before the interruption is not computed again, and the result is the same, bit for bit."""
+    """Only what is missing, or in a file that was cut, is computed again; the result is the same, bit for bit."""
     init = load_initial_weights(str(backbone))
     assert init is not None
     monkeypatch.setattr(features_module, "BATCH", 8)
@@ -133,6 +134,11 @@ def test_an_interrupted_cache_continues(
     batches = 0
     compute(tmp_path / "cut")
     assert batches == 0
+    arrays = sorted((tmp_path / "cut").glob("*.npy"))
+    arrays[0].unlink()
+    arrays[1].write_bytes(arrays[1].read_bytes()[:1000])
+    assert torch.equal(whole, compute(tmp_path / "cut"))
+    assert batches == 8
 
 
 def test_white_backgrounds_and_low_resolution_are_drawn(dataset: ImageDataset) -> None:

@@ -127,6 +127,20 @@ def test_options_that_the_recipe_decides_are_refused(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("sources", "message"),
+    [(["far", "fra"], "the map has no source fra, but far, near"), (["far", "near"], "all sources are small")],
+)
+def test_small_photos_are_those_of_some_sources(
+    data: Path, backbone: Path, tmp_path: Path, sources: list[str], message: str
+) -> None:
+    recipe = write_recipe(tmp_path, class_map=str(data / "map.csv"), small_photos={"sources": sources})
+    arguments = ["train", str(data), str(tmp_path), "--recipe", str(recipe), "--weights", str(backbone)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert f"small_photos: {message}" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"classes": {"green": "only one"}}, r"recipe\.yaml: classes: .*at least 2"),
