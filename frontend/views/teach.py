@@ -104,6 +104,7 @@ def _show_head(client: ApiClient, heads: HeadsClient, name: str, served: Json, l
     st.caption(f"A head with {classes}, taught with {report['photos']} photos. Keep this page's link to find it again.")
     if head["status"] == "backbone_changed":
         st.warning(BACKBONE_CHANGED, icon=":material/published_with_changes:")
+    show_suggestions(heads, head)
     if head["mine"]:
         draft = get_draft(head)
         left, right = st.columns([3, 2], gap="large")
@@ -117,7 +118,6 @@ def _show_head(client: ApiClient, heads: HeadsClient, name: str, served: Json, l
         show_accuracy(report)
         if head["status"] == "ready":
             show_try(heads, head, served)
-    show_suggestions(heads, head)
     show_doubtful_photos(heads, head)
     show_photos_to_add(heads, head)
     details, programs, export, settings = st.tabs(["How good is it", "Use it in a program", "Export", "Settings"])
