@@ -27,9 +27,13 @@ NEEDS_CHROMIUM = pytest.mark.skipif(
 
 
 def upload(page: Page, *files: Path | FilePayload, into: Locator | None = None) -> None:
-    """Choose files in the page's first file uploader, or another one, once the script has ended."""
+    """Choose files in the page's first uploader that can be seen, or another one, once the script has ended.
+
+    Uploaders of other tabs are in the page, too, sometimes before the one of the open tab.
+    """
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    uploader = into or page.get_by_test_id("stFileUploaderDropzoneInput").first
+    seen = page.get_by_test_id("stFileUploader").filter(visible=True).first
+    uploader = into or seen.get_by_test_id("stFileUploaderDropzoneInput")
     send(page, lambda: uploader.set_input_files(files))  # type: ignore[arg-type] # its type says one kind at a time
 
 
