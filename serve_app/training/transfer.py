@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18
@@ -57,6 +58,8 @@ class Material:
     recipe: TransferRecipe
     photos: list[Photo]
     class_ids: Tensor  # int64, (N,): -1 is a photo of no class
+    source_ids: Tensor  # int64, (N,)
+    small: Tensor  # bool, (N,): photos of sources whose photos were enlarged
     features: Tensor  # float16, (V, N, 512): of each view of each photo
     seed: int
 
@@ -98,7 +101,9 @@ def train_by_recipe(options: TransferOptions) -> WeightsConfig:
     cache, augmentation, seed = options.out / "features", recipe.augment_options(), options.seed
     features = compute_features(init.model, dataset, recipe.views, coarse_px, augmentation, seed, cache, options.bf16)
     class_ids = torch.where(dataset.targets < len(recipe.classes), dataset.targets, -1)
-    material = Material(recipe, photos, class_ids, features, options.seed)
+    source_ids = torch.from_numpy(np.unique([photo.source for photo in photos], return_inverse=True)[1])
+    small = torch.tensor([photo.source in recipe.small_photos.sources for photo in photos])
+    material = Material(recipe, photos, class_ids, source_ids, small, features, options.seed)
     folds = make_folds(photos, recipe.judge.leave_out, options.seed)
     outcomes = [_run_fold(material, sources, fold) for sources, fold in zip(recipe.judge.leave_out, folds, strict=True)]
     card = _card(options, material, dataset, init)
@@ -160,10 +165,9 @@ def _train(material: Material, rows: Tensor) -> nn.Linear:
     recipe, class_ids = material.recipe, material.class_ids
     if not recipe.unknown_weight:
         rows = rows[class_ids[rows] >= 0]
-    sources = sorted({photo.source for photo in material.photos})
     targets = make_targets(
         class_ids,
-        torch.tensor([sources.index(photo.source) for photo in material.photos]),
+        material.source_ids,
         rows,
         len(recipe.classes),
         smoothing=recipe.label_smoothing,
@@ -173,8 +177,7 @@ def _train(material: Material, rows: Tensor) -> nn.Linear:
     )
     features = material.features
     if recipe.small_photos.sources:
-        small = torch.tensor([photo.source in recipe.small_photos.sources for photo in material.photos])
-        features = add_detail(features, small, rows)
+        features = add_detail(features, material.small, rows)
     return train_head(features, rows, targets, recipe.head, material.seed)
 
 
