@@ -20,17 +20,23 @@ from numba import njit
 from torchvision.models import resnet18
 
 from serve_app.inference.network import fold
+from serve_app.inference.runtimes.amx import runtime as amx
+from serve_app.inference.runtimes.amx import tiles
+from serve_app.inference.runtimes.base import Runtime
+from serve_app.inference.runtimes.compiled.llvm import NO_LOWER_BOUND
+from serve_app.inference.runtimes.compiled.plan import aligned_zeros, map_sides
 from serve_app.inference.runtimes.folding import fold as fold_model
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.runtimes.winograd import kernels
-from serve_app.inference.runtimes.winograd.kernels import NO_LOWER_BOUND, PANEL, product
+from serve_app.inference.runtimes.winograd.product import MAX_ROWS, PANEL, product
 from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 
 BATCH_SIZES = (1, 4, 8)
-ROWS, DEPTH = 4 * kernels.MAX_ROWS, 128  # a product whose factors and sums stay in the first-level cache
+ROWS, DEPTH = 4 * MAX_ROWS, 128  # a product whose factors and sums stay in the first-level cache
 PRODUCTS = 20_000
+TAPS = 9
 
 
 @njit(nogil=True)
@@ -41,25 +47,54 @@ def _repeat_product(times: int, a: np.ndarray, b: np.ndarray, bias: np.ndarray, 
         product((a_address, depth, 1, depth, 0, b_address, bias_address, NO_LOWER_BOUND, c_address, PANEL, rows))
 
 
-def multiply_adds_per_s(rounds: int) -> float:
-    """Measure the micro-kernel when it never waits for memory; the best round counts."""
+@njit(nogil=True)
+def _repeat_tile_product(
+    times: int, shapes: np.ndarray, inputs: np.ndarray, weights: np.ndarray, offsets: np.ndarray, sums: np.ndarray
+) -> None:
+    a, b = inputs.ctypes.data, inputs.ctypes.data + tiles.TILE_BYTES
+    tiles.set_tile_shapes((shapes.ctypes.data,))
+    for _ in range(times):
+        addresses = (offsets.ctypes.data, weights.ctypes.data, sums.ctypes.data)
+        tiles.multiply_9_taps((a, b, tiles.ROW_BYTES, 2 * tiles.TILE_BYTES, 0, 1, *addresses))
+    tiles.release_tiles(())
+
+
+def winograd_floor(network: PackedNetwork, rounds: int) -> tuple[int, float]:
+    """Return the multiply-adds of one image, including tiles that reach beyond the edge of a feature map.
+
+    With them, those that the micro-kernel does per second when it never waits for memory; the best round counts.
+    """
     random = np.random.default_rng(0)
     a, b = random.random((ROWS, DEPTH), np.float32), random.random((DEPTH, PANEL), np.float32)
     bias, c = np.zeros(PANEL, np.float32), np.empty((ROWS, PANEL), np.float32)
     _repeat_product(1, a, b, bias, c)
     seconds = min(_time(_repeat_product, PRODUCTS, a, b, bias, c) for _ in range(rounds))
-    return ROWS * DEPTH * PANEL * PRODUCTS / seconds
-
-
-def multiply_adds(network: PackedNetwork) -> int:
-    """Count the multiply-adds of one image, including tiles that reach beyond the edge of a feature map."""
-    stem_side, total = math.ceil(network.crop_px / 2), 0
-    for layer in network.layers:
-        side = stem_side if layer.kind == kernels.STEM else math.ceil(stem_side / (2 << layer.target[0]))
-        if layer.kind == kernels.WINOGRAD:
+    sides, count = map_sides(network.crop_px), 0
+    for packed in network.layers:
+        side = math.ceil(network.crop_px / 2) if packed.kind == kernels.STEM else sides[packed.layer.target[0]]
+        if packed.kind == kernels.WINOGRAD:
             side = math.ceil(side / kernels.OUTPUT_TILE)
-        total += layer.weight.size * side**2  # each weight is used once per output pixel, or once per tile
-    return total
+        count += packed.weight.size * side**2  # each weight is used once per output pixel, or once per tile
+    return count, ROWS * DEPTH * PANEL * PRODUCTS / seconds
+
+
+def amx_floor(runtime: amx.AmxRuntime, rounds: int) -> tuple[int, float]:
+    """Return the multiply-adds of one image, three of bfloat16 for each of float32, including rows that are dropped.
+
+    With them, those that the matrix unit does per second when it never waits for memory; the best round counts.
+    """
+    inputs, weights, sums = (
+        aligned_zeros((size,), np.uint8) for size in (4 * tiles.TILE_BYTES, 9 * tiles.STEP_BYTES, tiles.SUMS_BYTES)
+    )
+    arguments = (runtime._plan.tile_shapes, inputs, weights, np.zeros(TAPS, np.int64), sums)
+    _repeat_tile_product(1, *arguments)
+    seconds = min(_time(_repeat_tile_product, PRODUCTS, *arguments) for _ in range(rounds))
+    per_step = 3 * 2 * tiles.TILE_ROWS * tiles.DEPTH * tiles.PANEL  # of two row tiles
+    steps = 0
+    for number, conv in enumerate(runtime._plan.convolutions):
+        row_tiles = conv["row_tiles"] * (1 if number else runtime._plan.stem_side)
+        steps += row_tiles * conv["panels"] * conv["steps"] * conv["taps"] / 2
+    return int(steps * per_step), TAPS * per_step * PRODUCTS / seconds
 
 
 def _time(function: Callable[..., object], *arguments: object) -> float:
@@ -72,29 +107,43 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crop-px", type=int, default=224, help="side of the images")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds in which both runtimes take turns")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds in which the runtimes take turns")
     options = parser.parse_args()
     transform = ImageTransform(
         resize_px=options.crop_px, crop_px=options.crop_px, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
     torch.manual_seed(0)
     model = resnet18().eval()
-    network = PackedNetwork(fold(to_arrays(model)), transform)
-    runtimes = {"winograd": WinogradRuntime(network, 1), "torch": TorchRuntime(fold_model(model), transform, 1)}
-    count, rate = multiply_adds(network), multiply_adds_per_s(options.rounds)
-    least_ms = count / rate * 1000
-    print(f"{count / 1e6:.1f} million multiply-adds per image; the micro-kernel does {rate / 1e9:.1f} billion per s")
-    print(f"least: {least_ms:.1f} ms per image; median (best) ms per image of {options.rounds} rounds:")
+    network = fold(to_arrays(model))
+    packed = PackedNetwork(network, transform)
+    runtimes: dict[str, Runtime] = {"winograd": WinogradRuntime(packed, 1)}
+    floors = {"winograd": winograd_floor(packed, options.rounds)}
+    try:
+        matrix_unit = amx.AmxRuntime(amx.PackedNetwork(network, transform), 1)
+    except ImportError as error:
+        print(f"amx: not measured, {error}")
+    else:
+        runtimes["amx"], floors["amx"] = matrix_unit, amx_floor(matrix_unit, options.rounds)
+    runtimes["torch"] = TorchRuntime(fold_model(model), transform, 1)
+    least_ms = {}
+    for name, (count, rate) in floors.items():
+        least_ms[name] = count / rate * 1000
+        print(
+            f"{name}: {count / 1e6:.1f} million multiply-adds per image, the core does {rate / 1e9:.1f} billion per s; "
+            f"least {least_ms[name]:.1f} ms"
+        )
+    print(f"median (best) ms per image of {options.rounds} rounds; x is the ratio to the least:")
     for size in BATCH_SIZES:
         pixels = np.random.default_rng(size).integers(0, 256, (size, options.crop_px, options.crop_px, 3), np.uint8)
         times: dict[str, list[float]] = {name: [] for name in runtimes}
         for _ in range(options.rounds + 1):
             for name, runtime in runtimes.items():
                 times[name].append(_time(runtime, pixels) * 1000 / size)
-        shown = ", ".join(f"{name} {statistics.median(ms[1:]):.1f} ({min(ms[1:]):.1f})" for name, ms in times.items())
-        ratio = statistics.median(times["winograd"][1:]) / least_ms
-        checksum = hashlib.sha256(np.ascontiguousarray(runtimes["winograd"](pixels))).hexdigest()[:16]
-        print(f"batch {size}: {shown}, {ratio:.2f} x least; features {checksum}")
+        for name, ms in times.items():
+            median = statistics.median(ms[1:])
+            ratio = f" {median / least_ms[name]:.2f} x," if name in least_ms else ""
+            checksum = hashlib.sha256(np.ascontiguousarray(runtimes[name](pixels))).hexdigest()[:16]
+            print(f"batch {size}: {name} {median:.1f} ({min(ms[1:]):.1f}),{ratio} features {checksum}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class WeightsConfig(FrozenModel):
 class EngineConfig(FrozenModel):
     """How the model runs. A plain string sets ``runtime`` alone."""
 
-    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd"] = Field(
+    runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "amx"] = Field(
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(

@@ -15,6 +15,8 @@ A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, f
 - base.py: the interface of a runtime
 - parallel.py: distributes batches over one runtime per core
 - torch.py, onnxruntime.py: runtimes that call a library
-- winograd/: the runtime with convolutions of this project, for CPUs with AVX2 or AVX-512
+- amx/: the runtime with convolutions of this project for CPUs with a matrix unit, Intel's AMX
+- winograd/: the same for CPUs with AVX2 or AVX-512
+- compiled/: what these two share
 - cuda/: the runtime for NVIDIA GPUs
 """

@@ -12,11 +12,10 @@ from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.torch_model import load_model
 from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, Explain
+from tests.support.runtimes import CPU_RUNTIMES
 
-RUNTIMES = ("torch", "onnxruntime", "winograd")
 
-
-@pytest.fixture(scope="module", params=RUNTIMES)
+@pytest.fixture(scope="module", params=CPU_RUNTIMES)
 def engine(weights: WeightsConfig, request: pytest.FixtureRequest) -> ResNetEngine:
     return ResNetEngine(*load_weights(weights), EngineConfig(runtime=request.param))
 
@@ -49,7 +48,7 @@ def test_a_batch_equals_singles(engine: ResNetEngine) -> None:
     for together, item in zip(engine.classify(batch), batch, strict=True):
         (single,) = engine.classify([item])
         scores = [by_class(each.class_ids, each.scores) for each in (together, single)]
-        assert np.abs(scores[0] - scores[1]).max() <= (0 if engine.runtime == "winograd" else 1e-4)
+        assert np.abs(scores[0] - scores[1]).max() <= (0 if engine.runtime in ("winograd", "amx") else 1e-4)
 
 
 def test_map_adds_up(engine: ResNetEngine) -> None:

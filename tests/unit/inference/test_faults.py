@@ -25,6 +25,7 @@ from serve_app.inference.torch_model import publish
 from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
+from tests.support.runtimes import AMX
 
 ONNX = EngineConfig(runtime="onnxruntime")
 NAN, INF = math.nan, math.inf
@@ -171,7 +172,7 @@ def test_a_gpu_that_fails_later_is_detected(weights: WeightsConfig) -> None:
         engine.classify(items(3))
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "winograd"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "winograd", AMX])
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [("conv1.weight", NAN), ("layer3.0.conv2.weight", INF), ("fc.weight", NAN), ("fc.bias", INF)],

@@ -12,6 +12,7 @@ import pytest
 from serve_app.config import WeightsConfig
 from serve_app.paths import CACHE_VARIABLE
 from tests.support.paths import ROOT
+from tests.support.runtimes import AMX
 from tests.support.weights import publish_random
 
 NEVER = {"duckdb", "onnx", "ray.data", "ray.train", "serve_app.training", "sklearn", "streamlit"}
@@ -69,7 +70,7 @@ def test_no_other_stage_loads_a_model_library(program: str) -> None:
     assert loaded(program) & (NEVER | TORCH | {"onnxruntime", "numba"}) == set()
 
 
-@pytest.mark.parametrize("runtime", ["auto", "winograd"])
+@pytest.mark.parametrize("runtime", ["auto", "winograd", AMX])
 def test_the_model_loads_its_own_runtime_only(
     weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
@@ -80,7 +81,7 @@ def test_the_model_loads_its_own_runtime_only(
     second = publish_random(tmp_path, seed=1, version="second")
     modules = loaded(CLASSIFY, weights.model_dump_json(), second.model_dump_json(), runtime)
     assert modules & TORCH == set()
-    if runtime == "winograd":
+    if runtime != "auto":
         assert modules & (NEVER | {"onnxruntime"}) == set()
 
 

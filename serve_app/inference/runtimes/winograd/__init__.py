@@ -1,8 +1,7 @@
-"""Run the network with convolutions of this project, compiled for the vector units of the CPU at hand.
+"""Run the network with convolutions of this project on the vector units of the CPU.
 
-A batch of uint8 pixels goes in, (N, H, W, 3). The last feature map comes out, float32 (N, 512, h, w).
-
-- runtime.py: packs the weights, plans the order of the convolutions and runs a batch
+- runtime.py: packs the weights, lays out the feature maps and runs a batch
 - kernels.py: the convolutions, in LLVM IR and numba
-- README.md: layouts, methods, the least possible time, and how to test and time a change
+- product.py: their innermost loop, in LLVM IR
+- README.md: methods, layouts, the least possible time
 """

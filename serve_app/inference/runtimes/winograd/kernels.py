@@ -1,38 +1,43 @@
 """Convolutions of a ResNet, compiled at the first call for the vector units of this CPU.
 
-README.md in this folder describes the layouts and the methods. The innermost loops are written in LLVM IR, because
-compilers do not find good vector code for them. The loops around them are compiled by numba. No function here holds
-Python's global interpreter lock.
+README.md in this folder describes the layouts and the methods. No function here holds Python's global interpreter lock.
 
-Pointers are addresses in bytes; strides and offsets count floats. Everything is in one file because numba decides by
-the file of ``run`` whether the machine code in its cache is still valid.
+Pointers are addresses in bytes; strides and offsets count floats.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding, ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from llvmlite import ir
 
-# LLVM's own view of the CPU, which numba compiles for as well.
-CPU_FEATURES = binding.get_host_cpu_features()
+from serve_app.inference.runtimes.compiled.llvm import (
+    CPU_FEATURES,
+    I64,
+    NO_LOWER_BOUND,
+    VECTOR,
+    VECTOR_FLOATS,
+    ZERO,
+    Routine,
+    Vector,
+    barrier,
+    for_each_vector,
+    jit_cached,
+    jit_inlined,
+    load,
+    numba_intrinsic,
+    offset,
+    part_bounds,
+    store,
+)
+from serve_app.inference.runtimes.winograd.product import PANEL, product
+
 SUPPORTED = bool(CPU_FEATURES.get("avx2") and CPU_FEATURES.get("fma"))
-AVX512 = bool(CPU_FEATURES.get("avx512f"))
-VECTOR_FLOATS = 16 if AVX512 else 8
-PANEL = 2 * VECTOR_FLOATS  # output channels whose weights are stored together
-MAX_ROWS = 8 if AVX512 else 6  # of a micro-kernel: two sums per row leave registers for the factors
 OUTPUT_TILE, INPUT_TILE = 4, 6  # sides of the tiles of Winograd's F(4 x 4, 3 x 3)
 TILES_PER_BLOCK = 32  # tiles that a Winograd convolution transforms at a time, so that they stay in the core's cache
 STEM, DIRECT, WINOGRAD = range(3)
-CACHE_LINE_FLOATS = 16
-SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offers its core to others
 
 # One convolution from feature maps x to feature maps y. The maps of image n begin n strides after the address. "y_side"
 # is the width of y without border and filling, "window" the side of a direct convolution's window, and "add" says
@@ -40,22 +45,6 @@ SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offer
 MAPS = [f"{maps}{field}" for maps in "xy" for field in ("", "_stride", "_width", "_channels")]
 FIELDS = ("kind", "weight", "bias", *MAPS, "y_side", "window", "add", "relu")
 CONVOLUTION = np.dtype([(name, np.int64) for name in FIELDS])
-
-F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-VECTOR, POINTER = ir.VectorType(F32, VECTOR_FLOATS), F32.as_pointer()
-ARGUMENT_TYPES = {"p": POINTER, "i": I64, "f": F32}
-NO_LOWER_BOUND, ZERO = np.float32(-np.inf), np.float32(0)
-
-
-def jit_cached(function: Callable[..., Any]) -> Any:
-    """Compile at the first call; later processes reuse the machine code if numba finds a folder for it."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's home is writable
-        return njit(nogil=True)(function)
-
-
-jit_inlined = njit(nogil=True, inline="always")
 
 
 class Scratch(NamedTuple):
@@ -65,174 +54,6 @@ class Scratch(NamedTuple):
     ring: np.ndarray  # (3, ceil(S / 2) + 2, 64), the last three rows of the stem's convolution, with a border
     tiles: np.ndarray  # (36 * tiles * channels), transformed input tiles of the largest Winograd convolution
     products: np.ndarray  # the same size, tiles times transformed filters
-
-
-class Vector:
-    """A vector value of the code that is being written, with the arithmetic of a number, element by element."""
-
-    def __init__(self, code: ir.IRBuilder, value: ir.Value) -> None:
-        self.code, self.value = code, value
-
-    def __add__(self, other: Vector) -> Vector:
-        return Vector(self.code, self.code.fadd(self.value, other.value, flags=("contract",)))
-
-    def __sub__(self, other: Vector) -> Vector:
-        return Vector(self.code, self.code.fsub(self.value, other.value, flags=("contract",)))
-
-    def __rmul__(self, factor: float) -> Vector:
-        factors = ir.Constant(VECTOR, [float(factor)] * VECTOR_FLOATS)
-        return Vector(self.code, self.code.fmul(factors, self.value, flags=("contract",)))
-
-    def maximum(self, other: Vector) -> Vector:
-        """Take the larger of two elements; NaN in this vector stays NaN."""
-        smaller = self.code.fcmp_ordered("<", self.value, other.value)
-        return Vector(self.code, self.code.select(smaller, other.value, self.value))
-
-
-def load(code: ir.IRBuilder, pointer: ir.Value) -> Vector:
-    """Read a vector from any address."""
-    value = code.load(code.bitcast(pointer, VECTOR.as_pointer()))
-    value.align = 4
-    return Vector(code, value)
-
-
-def store(vector: Vector, pointer: ir.Value) -> None:
-    """Write a vector to any address."""
-    code = vector.code
-    code.store(vector.value, code.bitcast(pointer, VECTOR.as_pointer())).align = 4
-
-
-def splat(code: ir.IRBuilder, value: ir.Value) -> Vector:
-    """Copy a float into every element of a vector."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = code.insert_element(undefined, value, ir.Constant(I32, 0))
-    mask = ir.Constant(ir.VectorType(I32, VECTOR_FLOATS), [0] * VECTOR_FLOATS)
-    return Vector(code, code.shuffle_vector(first, undefined, mask))
-
-
-def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
-    """Return a * b + c, rounded once."""
-    name, module = f"llvm.fma.v{VECTOR_FLOATS}f32", a.code.module
-    function = cgutils.get_or_insert_function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
-    return a.code.call(function, [a.value, b.value, c])
-
-
-def prefetch(code: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Bring a cache line into the core's second-level cache."""
-    name, address = "llvm.prefetch.p0i8", ir.IntType(8).as_pointer()
-    function_type = ir.FunctionType(ir.VoidType(), [address, I32, I32, I32])
-    function = cgutils.get_or_insert_function(code.module, function_type, name)
-    read, second_level, data = (ir.Constant(I32, option) for option in (0, 2, 1))
-    code.call(function, [code.bitcast(pointer, address), read, second_level, data])
-
-
-def offset(code: ir.IRBuilder, pointer: ir.Value, stride: ir.Value | int, index: ir.Value | int = 1) -> ir.Value:
-    """Return ``pointer + stride * index``, both in floats."""
-    stride, index = (ir.Constant(I64, v) if isinstance(v, int) else v for v in (stride, index))
-    return code.gep(pointer, [code.mul(stride, index)])
-
-
-@contextmanager
-def for_each_vector(code: ir.IRBuilder, channels: ir.Value) -> Iterator[Callable[[ir.Value], ir.Value]]:
-    """Write a loop over vectors of channels; yields a function from the first channel's pointer to the vector's."""
-    with cgutils.for_range(code, code.udiv(channels, ir.Constant(I64, VECTOR_FLOATS)), intp=I64) as loop:
-        yield lambda pointer: offset(code, pointer, VECTOR_FLOATS, loop.index)
-
-
-class Routine:
-    """A function in LLVM IR, which is written once into each module that calls it.
-
-    Args:
-        arguments: One letter per argument: p, a pointer to floats; i, an int64; f, a float32.
-        write: Gets the builder, the arguments and the constants, and writes the body.
-        constants: Values that are known when the body is written.
-    """
-
-    def __init__(self, arguments: str, write: Callable[..., None], *constants: int) -> None:
-        self.arguments, self._write, self._constants = arguments, write, constants
-        self._name = "_".join([write.__name__, *map(str, constants)])
-
-    def __call__(self, code: ir.IRBuilder, values: Sequence[ir.Value]) -> None:
-        """Write a call."""
-        if self._name not in code.module.globals:
-            argument_types = [ARGUMENT_TYPES[letter] for letter in self.arguments]
-            function = ir.Function(code.module, ir.FunctionType(ir.VoidType(), argument_types), self._name)
-            function.linkage = "internal"
-            function.attributes.add("noinline")
-            body = ir.IRBuilder(function.append_basic_block())
-            self._write(body, *function.args, *self._constants)
-            body.ret_void()
-        code.call(code.module.globals[self._name], values)
-
-
-class Product(NamedTuple):
-    """The matrix product c = max(bias + a b, lower_bound), one panel wide: all its arguments except the rows of a."""
-
-    a: ir.Value  # each row consists of segments, each of which is contiguous
-    a_row_stride: ir.Value
-    segments: ir.Value  # of a row
-    segment_floats: ir.Value
-    segment_stride: ir.Value
-    b: ir.Value  # one row of the panel for each float of a row of a
-    bias: ir.Value  # one row of the panel
-    lower_bound: ir.Value  # float32: 0 for ReLU, -inf without
-    c: ir.Value
-    c_row_stride: ir.Value
-
-
-PRODUCT_ARGUMENTS = "piiiippfpi"
-
-
-def write_micro_kernel(code: ir.IRBuilder, *arguments: Any) -> None:
-    """Multiply a few rows of a, whose number is the last argument, by a panel; the sums stay in registers."""
-    args, rows = Product(*arguments[:-1]), arguments[-1]
-    sums = [[cgutils.alloca_once(code, VECTOR) for _ in range(2)] for _ in range(rows)]
-    for row_sums in sums:
-        for half, total in enumerate(row_sums):
-            code.store(load(code, offset(code, args.bias, VECTOR_FLOATS * half)).value, total)
-    b_pointer = cgutils.alloca_once_value(code, args.b)
-    panel_floats = code.mul(code.mul(args.segments, args.segment_floats), ir.Constant(I64, PANEL))
-    with cgutils.for_range(code, args.segments, intp=I64) as segment:
-        a_segment = offset(code, args.a, args.segment_stride, segment.index)
-        with cgutils.for_range(code, args.segment_floats, intp=I64) as column:
-            b_row = code.load(b_pointer)
-            # Prefetch the next panel. With few rows the kernel waits for memory in any case.
-            for line in range(0, PANEL if rows > MAX_ROWS // 2 else 0, CACHE_LINE_FLOATS):
-                prefetch(code, offset(code, offset(code, b_row, panel_floats), line))
-            factors = [load(code, offset(code, b_row, VECTOR_FLOATS * half)) for half in range(2)]
-            for row, row_sums in enumerate(sums):
-                a_column = offset(code, a_segment, column.index)
-                factor = splat(code, code.load(offset(code, a_column, args.a_row_stride, row)))
-                for half, total in enumerate(row_sums):
-                    code.store(multiply_add(factor, factors[half], code.load(total)), total)
-            code.store(offset(code, b_row, PANEL), b_pointer)
-    lower_bound = splat(code, args.lower_bound)
-    for row, row_sums in enumerate(sums):
-        for half, total in enumerate(row_sums):
-            c_row = offset(code, args.c, args.c_row_stride, row)
-            store(Vector(code, code.load(total)).maximum(lower_bound), offset(code, c_row, VECTOR_FLOATS * half))
-
-
-MICRO_KERNELS = [Routine(PRODUCT_ARGUMENTS, write_micro_kernel, rows) for rows in range(1, MAX_ROWS + 1)]
-
-
-def write_product(code: ir.IRBuilder, *arguments: ir.Value) -> None:
-    """Multiply any number of rows of a, the last argument, in parts whose sizes differ by at most one row."""
-    args, rows = Product(*arguments[:-1]), arguments[-1]
-    parts = code.udiv(code.add(rows, ir.Constant(I64, MAX_ROWS - 1)), ir.Constant(I64, MAX_ROWS))
-    with cgutils.for_range(code, parts, intp=I64) as part:
-        begin = code.udiv(code.mul(rows, part.index), parts)
-        end = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(I64, 1))), parts)
-        a, c = offset(code, args.a, args.a_row_stride, begin), offset(code, args.c, args.c_row_stride, begin)
-        after_switch = code.append_basic_block()
-        switch = code.switch(code.sub(end, begin), after_switch)
-        for kernel_rows, micro_kernel in enumerate(MICRO_KERNELS, 1):
-            block = code.append_basic_block()
-            switch.add_case(ir.Constant(I64, kernel_rows), block)
-            code.position_at_end(block)
-            micro_kernel(code, args._replace(a=a, c=c))
-            code.branch(after_switch)
-        code.position_at_end(after_switch)
 
 
 def input_transform_1d(d: Sequence[Vector]) -> list[Vector]:
@@ -306,54 +127,10 @@ def write_max_pool(
         store(maximum, at(out))
 
 
-def write_barrier(code: ir.IRBuilder, counter: ir.Value, threads: ir.Value) -> None:
-    """Wait until all threads have come here; the counter is an int64 that starts at 0 and is never reset."""
-    counter = code.bitcast(counter, I64.as_pointer())
-    one = ir.Constant(I64, 1)
-    arrived_before = code.atomic_rmw("add", counter, one, "seq_cst")
-    target = code.mul(code.add(code.udiv(arrived_before, threads), one), threads)
-    spins = cgutils.alloca_once_value(code, ir.Constant(I64, 0))
-    waiting, after = code.append_basic_block(), code.append_basic_block()
-    code.branch(waiting)
-    code.position_at_end(waiting)
-    if hasattr(os, "sched_yield"):
-        spun = code.add(code.load(spins), one)
-        code.store(spun, spins)
-        with code.if_then(code.icmp_signed(">", spun, ir.Constant(I64, SPINS_BEFORE_YIELD)), likely=False):
-            code.call(cgutils.get_or_insert_function(code.module, ir.FunctionType(I32, []), "sched_yield"), [])
-    all_arrived = code.icmp_signed(">=", code.load_atomic(counter, "seq_cst", 8), target)
-    code.cbranch(all_arrived, after, waiting)
-    code.position_at_end(after)
-
-
-def numba_intrinsic(routine: Routine) -> Callable[..., Any]:
-    """Make a routine callable from numba, with one tuple of its arguments; a pointer is an address."""
-
-    def define(context: Any, values: Any) -> Any:
-        argument_types = [types.float32 if letter == "f" else types.int64 for letter in routine.arguments]
-
-        def write(context: Any, code: ir.IRBuilder, signature: Any, values: Sequence[ir.Value]) -> ir.Value:
-            arguments = zip(routine.arguments, cgutils.unpack_tuple(code, values[0]), strict=True)
-            routine(code, [code.inttoptr(value, POINTER) if letter == "p" else value for letter, value in arguments])
-            return context.get_dummy_value()
-
-        return types.void(types.Tuple(argument_types)), write
-
-    return intrinsic(define)
-
-
-product = numba_intrinsic(Routine(f"{PRODUCT_ARGUMENTS}i", write_product))
 input_transform = numba_intrinsic(Routine("piipi", write_input_transform))
 output_transform = numba_intrinsic(Routine("piippiiii", write_output_transform, 0))
 output_transform_add = numba_intrinsic(Routine("piippiiii", write_output_transform, 1))
 max_pool = numba_intrinsic(Routine("pppip", write_max_pool))
-barrier = numba_intrinsic(Routine("pi", write_barrier))
-
-
-@jit_inlined
-def part_bounds(count: int, part: int, parts: int) -> tuple[int, int]:
-    """Split a range into parts of nearly the same size; return begin and end of one part."""
-    return count * part // parts, count * (part + 1) // parts
 
 
 @jit_inlined

@@ -23,11 +23,12 @@ from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
+from tests.support.runtimes import CPU_RUNTIMES
 
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "winograd"])
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 def test_concurrent_batches_get_their_own_results(weights: WeightsConfig, runtime: Any) -> None:
     """Batches of changing size from three threads on three cores get the results that each gets alone."""
     engine = ResNetEngine(*load_weights(weights), EngineConfig(runtime=runtime), cores=3)

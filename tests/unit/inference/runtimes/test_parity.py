@@ -17,6 +17,7 @@ from serve_app.inference.runtimes import int8, select
 from serve_app.inference.runtimes.parity import TOLERANCES, Reference, make_test_images, relative_error
 from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest
+from tests.support.runtimes import AMX, amx_permitted
 from tests.support.weights import publish_random
 
 INT8 = EngineConfig(precision="int8")
@@ -67,7 +68,7 @@ def break_runtime(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], chang
     monkeypatch.setattr(select, "runtime_factories", factories)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "winograd"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "winograd", AMX])
 @pytest.mark.parametrize("case", WRONG)
 def test_a_named_runtime_that_is_wrong_fails_the_start(
     weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch, runtime: Any, case: str
@@ -88,7 +89,7 @@ def test_auto_takes_the_next_runtime(weights: WeightsConfig, monkeypatch: pytest
 
 
 def test_auto_times_on_when_a_runtime_crashes(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    break_runtime(monkeypatch, ("onnxruntime", "winograd"), fail)
+    break_runtime(monkeypatch, ("onnxruntime", "winograd", "amx"), fail)
     assert ResNetEngine(*load_weights(weights), EngineConfig(precision="fp32")).runtime == "torch"
 
 
@@ -124,7 +125,8 @@ real_pad = int8.pad
 
 def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None:
     """A tenth of the tolerance in float32, two thirds in int8, so that rounding never refuses a sound runtime."""
-    for spec, runtimes in ((weights, ("onnxruntime", "winograd")), (DEMO, ("onnxruntime", "winograd", "int8"))):
+    float32 = ["onnxruntime", "winograd"] + ["amx"] * amx_permitted()
+    for spec, runtimes in ((weights, float32), (DEMO, [*float32, "int8"])):
         for name in runtimes:
             arrays, card = load_weights(spec)
             reference = Reference(arrays, card.transform)

@@ -14,12 +14,14 @@ from serve_app.errors import EngineError
 from serve_app.inference.child import ChildError
 from serve_app.inference.engine import ResNetEngine
 from serve_app.inference.runtimes import select, timing
+from serve_app.inference.runtimes.amx import tiles
 from serve_app.inference.runtimes.cuda import runtime as cuda
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.torch_model import to_model
 from serve_app.inference.weights import load_weights
 from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
+from tests.support.runtimes import amx_permitted, needs_amx
 
 BATCHES = (1, 8)
 
@@ -155,6 +157,25 @@ def test_a_cpu_without_avx2_is_one_sentence(weights: WeightsConfig, monkeypatch:
         ResNetEngine(*load_weights(weights), EngineConfig(runtime="winograd"))
 
 
+def test_a_cpu_without_amx_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The amx runtime names what it needs, and ``auto`` does without it."""
+    monkeypatch.setattr(tiles, "SUPPORTED", False)
+    with pytest.raises(EngineError, match=r"engine amx: cannot run here \(this CPU has no AMX with bfloat16\)"):
+        ResNetEngine(*load_weights(weights), EngineConfig(runtime="amx"))
+    monkeypatch.setattr(select, "rank_in_child", lambda *_: ["amx", "onnxruntime"])
+    assert select.build_runtime(*load_weights(weights), EngineConfig(precision="fp32"), 1).name == "onnxruntime"
+
+
+@needs_amx
+def test_a_system_that_does_not_permit_amx_is_one_sentence(
+    weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux refuses the request, as a sandbox that filters system calls does."""
+    monkeypatch.setattr(tiles, "TILE_DATA", 63)  # no feature of any CPU
+    with pytest.raises(EngineError, match=r"engine amx: cannot run here \(the system does not permit AMX\)"):
+        ResNetEngine(*load_weights(weights), EngineConfig(runtime="amx"))
+
+
 def test_building_beside_requests_pauses_as_long_as_it_took(
     weights: WeightsConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +202,7 @@ def test_without_a_measurement_our_kernels_come_first(
 
     monkeypatch.setattr(timing, "run_child", crash)
     arrays, card = load_weights(weights)
-    assert timing.rank_in_child(arrays, card.transform, BATCHES)[0] == "winograd"
+    assert timing.rank_in_child(arrays, card.transform, BATCHES)[:2] == ["amx", "winograd"]
     assert "the runtimes could not be timed (exit code -4)" in caplog.text
 
 
@@ -189,4 +210,4 @@ def test_the_process_ranks_the_runtimes(weights: WeightsConfig) -> None:
     """All that are installed, each once, torch at the end."""
     arrays, card = load_weights(weights)
     *measured, last = timing.rank_in_child(arrays, card.transform, (1,))
-    assert (sorted(measured), last) == (["onnxruntime", "winograd"], "torch")
+    assert (sorted(measured), last) == (["amx"] * amx_permitted() + ["onnxruntime", "winograd"], "torch")

@@ -1,12 +1,14 @@
-"""winograd/: the same features as torch, for every shape, thread count and vector width."""
+"""Our kernels, amx/ and winograd/: the same features as torch, for every shape, thread count and vector width."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,28 @@ import torch
 from torchvision.models import resnet18
 
 from serve_app.inference.network import Network, fold
+from serve_app.inference.runtimes.amx import runtime as amx
+from serve_app.inference.runtimes.base import Runtime
+from serve_app.inference.runtimes.compiled.llvm import jit_cached
+from serve_app.inference.runtimes.compiled.plan import IMAGES_PER_PASS
 from serve_app.inference.runtimes.folding import fold as fold_model
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.runtimes.winograd import kernels, runtime
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
+from tests.support.runtimes import AMX
 
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+TOLERANCES = {"winograd": 1e-5, "amx": 5e-5}  # of a feature, relative to the largest one
 
 pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neither AVX2 nor AVX-512")
+
+
+def build(name: str, network: Network, transform: ImageTransform, threads: int) -> Runtime:
+    if name == "amx":
+        return amx.AmxRuntime(amx.PackedNetwork(network, transform), threads)
+    return runtime.WinogradRuntime(runtime.PackedNetwork(network, transform), threads)
 
 
 @cache
@@ -33,25 +47,26 @@ def reference(crop_px: int) -> tuple[Network, ImageTransform, np.ndarray, np.nda
     torch.manual_seed(1)
     model, transform = resnet18().eval(), TRANSFORM.model_copy(update={"crop_px": crop_px})
     network = fold(to_arrays(model))
-    pixels = np.random.default_rng(1).integers(0, 256, (runtime.IMAGES_PER_PASS + 3, crop_px, crop_px, 3), np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES_PER_PASS + 3, crop_px, crop_px, 3), np.uint8)
     return network, transform, pixels, TorchRuntime(fold_model(model), transform, 1)(pixels)
 
 
-def compare_with_torch(crop_px: int, threads: int) -> None:
+def compare_with_torch(name: str, crop_px: int, threads: int) -> None:
     """Fail if two passes, almost two passes or a small batch get other features than torch's."""
     network, transform, pixels, expected = reference(crop_px)
-    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(network, transform), threads)
-    for part in (slice(None), slice(1), slice(2, 5)):
-        features = winograd(pixels[part])
+    compiled = build(name, network, transform, threads)
+    for part in (slice(None), slice(1), slice(2, 5), slice(None)):
+        features = compiled(pixels[part])
         assert features.shape == expected[part].shape
-        np.testing.assert_allclose(features, expected[part], atol=1e-5 * float(expected.max()))
+        np.testing.assert_allclose(features, expected[part], atol=TOLERANCES[name] * float(expected.max()))
 
 
+@pytest.mark.parametrize("name", ["winograd", AMX])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
-def test_features_are_torchs(crop_px: int, threads: int) -> None:
+def test_features_are_torchs(name: str, crop_px: int, threads: int) -> None:
     """Feature maps may be smaller than a tile, a multiple of it, or in between."""
-    compare_with_torch(crop_px, threads)
+    compare_with_torch(name, crop_px, threads)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +78,12 @@ def compiled_anew() -> dict[str, Any]:
         "features = binding.get_host_cpu_features()\n"
         "features['avx512f'] = False\n"
         "binding.get_host_cpu_features = lambda: features\n"
+        "from serve_app.inference.runtimes.compiled import llvm\n"
         "from serve_app.inference.runtimes.winograd import kernels\n"
-        "from tests.unit.inference.runtimes.test_winograd import compare_with_torch\n"
+        "from tests.unit.inference.runtimes.test_compiled import compare_with_torch\n"
         "for threads in (1, 2):\n"
-        "    compare_with_torch(96, threads)\n"
-        "print(json.dumps({'floats': kernels.VECTOR_FLOATS, 'cache': kernels.run.stats.cache_path}))\n"
+        "    compare_with_torch('winograd', 96, threads)\n"
+        "print(json.dumps({'floats': llvm.VECTOR_FLOATS, 'cache': kernels.run.stats.cache_path}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
     process = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -86,10 +102,30 @@ def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str,
     assert compiled_anew["cache"] is None
 
 
-def test_broken_weights_stay_visible() -> None:
+@pytest.mark.parametrize("name", ["winograd", AMX])
+def test_broken_weights_stay_visible(name: str) -> None:
     """NaN stays NaN, as in torch: no ReLU turns it into zero."""
     model = resnet18().eval()
     with torch.no_grad():
         model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
-    winograd = runtime.WinogradRuntime(runtime.PackedNetwork(fold(to_arrays(model)), TRANSFORM), 1)
-    assert np.isnan(winograd(np.zeros((1, 32, 32, 3), np.uint8))).all()
+    broken = build(name, fold(to_arrays(model)), TRANSFORM, 1)
+    assert np.isnan(broken(np.zeros((1, 32, 32, 3), np.uint8))).all()
+
+
+def test_a_change_beside_a_function_discards_its_machine_code(tmp_path: Path) -> None:
+    """Numba would look at the function's own file only."""
+
+    def name_of_code() -> str:
+        spec = importlib.util.spec_from_file_location("cached", tmp_path / "cached.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return str(jit_cached(module.function).stats.cache_path) + module.function.__qualname__
+
+    (tmp_path / "cached.py").write_text("def function():\n    return 1\n")
+    (tmp_path / "beside.py").write_text("FACTOR = 1\n")
+    first = name_of_code()
+    assert name_of_code() == first
+    (tmp_path / "beside.py").write_text("FACTOR = 2\n")
+    assert name_of_code() != first

@@ -1,0 +1,101 @@
+"""The product of a few rows by a panel of weights, in LLVM IR: nearly all of the arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from serve_app.inference.runtimes.compiled.llvm import (
+    AVX512,
+    CACHE_LINE_FLOATS,
+    I64,
+    VECTOR,
+    VECTOR_FLOATS,
+    Routine,
+    Vector,
+    load,
+    multiply_add,
+    numba_intrinsic,
+    offset,
+    prefetch,
+    splat,
+    store,
+)
+
+PANEL = 2 * VECTOR_FLOATS  # output channels whose weights are stored together
+MAX_ROWS = 8 if AVX512 else 6  # of a micro-kernel: two sums per row leave registers for the factors
+
+
+class Product(NamedTuple):
+    """The matrix product c = max(bias + a b, lower_bound), one panel wide: all its arguments except the rows of a."""
+
+    a: ir.Value  # each row consists of segments, each of which is contiguous
+    a_row_stride: ir.Value
+    segments: ir.Value  # of a row
+    segment_floats: ir.Value
+    segment_stride: ir.Value
+    b: ir.Value  # one row of the panel for each float of a row of a
+    bias: ir.Value  # one row of the panel
+    lower_bound: ir.Value  # float32: 0 for ReLU, -inf without
+    c: ir.Value
+    c_row_stride: ir.Value
+
+
+PRODUCT_ARGUMENTS = "piiiippfpi"
+
+
+def write_micro_kernel(code: ir.IRBuilder, *arguments: Any) -> None:
+    """Multiply a few rows of a, whose number is the last argument, by a panel; the sums stay in registers."""
+    args, rows = Product(*arguments[:-1]), arguments[-1]
+    sums = [[cgutils.alloca_once(code, VECTOR) for _ in range(2)] for _ in range(rows)]
+    for row_sums in sums:
+        for half, total in enumerate(row_sums):
+            code.store(load(code, offset(code, args.bias, VECTOR_FLOATS * half)).value, total)
+    b_pointer = cgutils.alloca_once_value(code, args.b)
+    panel_floats = code.mul(code.mul(args.segments, args.segment_floats), ir.Constant(I64, PANEL))
+    with cgutils.for_range(code, args.segments, intp=I64) as segment:
+        a_segment = offset(code, args.a, args.segment_stride, segment.index)
+        with cgutils.for_range(code, args.segment_floats, intp=I64) as column:
+            b_row = code.load(b_pointer)
+            # Prefetch the next panel. With few rows the kernel waits for memory in any case.
+            for line in range(0, PANEL if rows > MAX_ROWS // 2 else 0, CACHE_LINE_FLOATS):
+                prefetch(code, offset(code, offset(code, b_row, panel_floats), line))
+            factors = [load(code, offset(code, b_row, VECTOR_FLOATS * half)) for half in range(2)]
+            for row, row_sums in enumerate(sums):
+                a_column = offset(code, a_segment, column.index)
+                factor = splat(code, code.load(offset(code, a_column, args.a_row_stride, row)))
+                for half, total in enumerate(row_sums):
+                    code.store(multiply_add(factor, factors[half], code.load(total)), total)
+            code.store(offset(code, b_row, PANEL), b_pointer)
+    lower_bound = splat(code, args.lower_bound)
+    for row, row_sums in enumerate(sums):
+        for half, total in enumerate(row_sums):
+            c_row = offset(code, args.c, args.c_row_stride, row)
+            store(Vector(code, code.load(total)).maximum(lower_bound), offset(code, c_row, VECTOR_FLOATS * half))
+
+
+MICRO_KERNELS = [Routine(PRODUCT_ARGUMENTS, write_micro_kernel, rows) for rows in range(1, MAX_ROWS + 1)]
+
+
+def write_product(code: ir.IRBuilder, *arguments: ir.Value) -> None:
+    """Multiply any number of rows of a, the last argument, in parts whose sizes differ by at most one row."""
+    args, rows = Product(*arguments[:-1]), arguments[-1]
+    parts = code.udiv(code.add(rows, ir.Constant(I64, MAX_ROWS - 1)), ir.Constant(I64, MAX_ROWS))
+    with cgutils.for_range(code, parts, intp=I64) as part:
+        begin = code.udiv(code.mul(rows, part.index), parts)
+        end = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(I64, 1))), parts)
+        a, c = offset(code, args.a, args.a_row_stride, begin), offset(code, args.c, args.c_row_stride, begin)
+        after_switch = code.append_basic_block()
+        switch = code.switch(code.sub(end, begin), after_switch)
+        for kernel_rows, micro_kernel in enumerate(MICRO_KERNELS, 1):
+            block = code.append_basic_block()
+            switch.add_case(ir.Constant(I64, kernel_rows), block)
+            code.position_at_end(block)
+            micro_kernel(code, args._replace(a=a, c=c))
+            code.branch(after_switch)
+        code.position_at_end(after_switch)
+
+
+product = numba_intrinsic(Routine(f"{PRODUCT_ARGUMENTS}i", write_product))
