@@ -37,6 +37,7 @@ BATCH_SIZES = (1, 4, 8)
 ROWS, DEPTH = 4 * MAX_ROWS, 128  # a product whose factors and sums stay in the first-level cache
 PRODUCTS = 20_000
 TAPS = 9
+MULTIPLY_ADDS = 2 * tiles.TILE_ROWS * tiles.DEPTH * tiles.PANEL  # of a panel and two row tiles, for one tap and step
 
 
 @njit(nogil=True)
@@ -79,22 +80,24 @@ def winograd_floor(network: PackedNetwork, rounds: int) -> tuple[int, float]:
 
 
 def amx_floor(runtime: amx.AmxRuntime, rounds: int) -> tuple[int, float]:
-    """Return the multiply-adds of one image, three of bfloat16 for each of float32, including rows that are dropped.
+    """Return the multiply-adds of one image in bfloat16, including rows that are dropped; float32 takes three for one.
 
     With them, those that the matrix unit does per second when it never waits for memory; the best round counts.
     """
     inputs, weights, sums = (
-        aligned_zeros((size,), np.uint8) for size in (4 * tiles.TILE_BYTES, 9 * tiles.STEP_BYTES, tiles.SUMS_BYTES)
+        aligned_zeros((size,), np.uint8)
+        for size in (4 * tiles.TILE_BYTES, TAPS * 2 * tiles.HALF_STEP_BYTES, tiles.SUMS_BYTES)
     )
     arguments = (runtime._plan.tile_shapes, inputs, weights, np.zeros(TAPS, np.int64), sums)
     _repeat_tile_product(1, *arguments)
     seconds = min(_time(_repeat_tile_product, PRODUCTS, *arguments) for _ in range(rounds))
-    per_step = 3 * 2 * tiles.TILE_ROWS * tiles.DEPTH * tiles.PANEL  # of two row tiles
+    rate = TAPS * 3 * MULTIPLY_ADDS * PRODUCTS / seconds
     steps = 0
     for number, conv in enumerate(runtime._plan.convolutions):
         row_tiles = conv["row_tiles"] * (1 if number else runtime._plan.stem_side)
         steps += row_tiles * conv["panels"] * conv["steps"] * conv["taps"] / 2
-    return int(steps * per_step), TAPS * per_step * PRODUCTS / seconds
+    products = 3 if runtime._plan.halves == tiles.FLOAT32 else 1
+    return int(steps * products * MULTIPLY_ADDS), rate
 
 
 def _time(function: Callable[..., object], *arguments: object) -> float:
@@ -119,11 +122,11 @@ def main() -> None:
     runtimes: dict[str, Runtime] = {"winograd": WinogradRuntime(packed, 1)}
     floors = {"winograd": winograd_floor(packed, options.rounds)}
     try:
-        matrix_unit = amx.AmxRuntime(amx.PackedNetwork(network, transform), 1)
+        for bfloat16 in (False, True):
+            matrix_unit = amx.AmxRuntime(amx.PackedNetwork(network, transform, bfloat16), 1)
+            runtimes[matrix_unit.name], floors[matrix_unit.name] = matrix_unit, amx_floor(matrix_unit, options.rounds)
     except ImportError as error:
         print(f"amx: not measured, {error}")
-    else:
-        runtimes["amx"], floors["amx"] = matrix_unit, amx_floor(matrix_unit, options.rounds)
     runtimes["torch"] = TorchRuntime(fold_model(model), transform, 1)
     least_ms = {}
     for name, (count, rate) in floors.items():

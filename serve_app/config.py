@@ -38,7 +38,7 @@ class EngineConfig(FrozenModel):
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
-        "auto", description="Number format of the model's arithmetic; `auto` is fp16 on a GPU and fp32 on a CPU."
+        "auto", description="Number format; `auto` is fp16 on a GPU and fp32 on a CPU. On a CPU, bf16 needs AMX."
     )
 
     @model_validator(mode="before")

@@ -31,7 +31,8 @@ class HotSwapModel:
         self._initial, self._cores = weights, cores
         self.weights, self.engine = weights, _load(weights, config, cores)
         # The runtime that was fastest at the start stays: a measurement under load could choose another one.
-        runtime = config.runtime if config.precision == "int8" else self.engine.runtime
+        # Its name may end with the precision.
+        runtime = config.runtime if config.precision == "int8" else self.engine.runtime.partition(" ")[0]
         self.config = EngineConfig.model_validate({"runtime": runtime, "precision": config.precision})
 
     def classify(self, requests: Requests) -> list[ClassifyResult]:

@@ -12,7 +12,7 @@ class Runtime(Protocol):
     """Runs a ResNet-18 up to its last feature map; pooling and the last layer are in ``inference.head``.
 
     Attributes:
-        name: Shown in ``/v1/status`` and in the logs.
+        name: Shown in the logs; its first word, which a config may name, also in ``/v1/status``.
         workers: Batches that may run at the same time, each called from its own thread.
     """
 

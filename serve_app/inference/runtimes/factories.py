@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
-from serve_app.inference.network import Arrays, fold
+from serve_app.inference.network import Arrays, Network, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
 from serve_app.model_card import ImageTransform
+
+if TYPE_CHECKING:
+    from serve_app.inference.runtimes.amx.runtime import PackedNetwork
 
 
 def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, RuntimeFactory]:
@@ -21,13 +26,6 @@ def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, Ru
         from serve_app.inference.torch_model import to_model
 
         return TorchRuntime(fold_model(to_model(arrays)), transform, threads)
-
-    @cache
-    def amx() -> RuntimeFactory:
-        from serve_app.inference.runtimes.amx.runtime import AmxRuntime, PackedNetwork
-
-        packed = PackedNetwork(network(), transform)
-        return lambda threads: AmxRuntime(packed, threads)
 
     @cache
     def winograd() -> RuntimeFactory:
@@ -45,8 +43,25 @@ def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, Ru
 
     network = cache(lambda: fold(arrays))
     return {
-        "amx": lambda threads: amx()(threads),
+        "amx": amx_factory(network, transform, bfloat16=False),
         "winograd": lambda threads: winograd()(threads),
         "onnxruntime": onnxruntime,
         "torch": build_torch,
     }
+
+
+def amx_factory(network: Callable[[], Network], transform: ImageTransform, bfloat16: bool) -> RuntimeFactory:
+    """Return a factory for the runtime on the CPU's matrix unit, in float32 or bfloat16."""
+
+    @cache
+    def packed() -> PackedNetwork:
+        from serve_app.inference.runtimes.amx.runtime import PackedNetwork
+
+        return PackedNetwork(network(), transform, bfloat16)
+
+    def build(threads: int) -> Runtime:
+        from serve_app.inference.runtimes.amx.runtime import AmxRuntime
+
+        return AmxRuntime(packed(), threads)
+
+    return build

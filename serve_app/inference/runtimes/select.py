@@ -15,7 +15,7 @@ from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
 from serve_app.inference.network import Arrays, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
-from serve_app.inference.runtimes.factories import runtime_factories
+from serve_app.inference.runtimes.factories import amx_factory, runtime_factories
 from serve_app.inference.runtimes.gpu import gpu_available
 from serve_app.inference.runtimes.int8 import int8_factory
 from serve_app.inference.runtimes.onnx_graph import to_onnx
@@ -102,10 +102,12 @@ def _build_cuda(arrays: Arrays, card: ModelCard, config: EngineConfig) -> Runtim
 
 def _cpu_candidates(arrays: Arrays, card: ModelCard, config: EngineConfig) -> dict[str, RuntimeFactory]:
     """Return the CPU runtimes from which ``auto`` chooses, or only the one that a config names."""
-    if config.precision in ("fp16", "bf16"):
-        raise EngineError(
-            f"engine {config.runtime}: precision {config.precision} needs a GPU; on a CPU use fp32, int8 or auto"
-        )
+    if config.precision == "fp16":
+        raise EngineError(f"engine {config.runtime}: precision fp16 needs a GPU; on a CPU use fp32, bf16, int8 or auto")
+    if config.precision == "bf16":
+        if config.runtime not in ("auto", "amx"):
+            raise EngineError(f"engine {config.runtime}: on a CPU, precision bf16 needs the runtime amx or auto")
+        return {"amx": amx_factory(lambda: fold(arrays), card.transform, bfloat16=True)}
     if config.precision == "int8":
         return {"onnxruntime": int8_factory(to_onnx(fold(arrays), card.transform), card, config.runtime)}
     factories = runtime_factories(arrays, card.transform)

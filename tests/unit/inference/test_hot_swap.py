@@ -12,6 +12,7 @@ from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.inference.hot_swap import HotSwapModel
 from serve_app.messages import ClassifyRequest
+from tests.support.runtimes import needs_amx
 from tests.support.weights import LABELS, publish_random
 
 OTHER = ("gnu", "hen", "ibis", "jay")
@@ -98,3 +99,13 @@ def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, 
     model.change(ClassifierConfig(weights=other))
     with pytest.raises(InvalidParameterError, match="explain_class: 5 is not a class id; the largest is 3"):
         model.classify([item])
+
+
+@needs_amx
+def test_bfloat16_stays(weights: WeightsConfig, other: WeightsConfig) -> None:
+    """The settings in effect name the runtime that `auto` took, and new weights run in it too."""
+    model = HotSwapModel(weights, EngineConfig(precision="bf16"), 1)
+    assert model.config == EngineConfig(runtime="amx", precision="bf16")
+    model.change(ClassifierConfig(weights=other))
+    assert model.engine.runtime == "amx bf16"
+    assert words(model) <= set(OTHER)

@@ -179,7 +179,7 @@ def test_a_calibration_of_another_graph_is_refused(quantized: WeightsConfig) -> 
         ("winograd", "int8", "engine winograd: has no int8"),
         ("cuda", "int8", "int8 runs on CPUs only"),
         ("onnxruntime", "fp16", "fp16 needs a GPU"),
-        ("torch", "bf16", "bf16 needs a GPU"),
+        ("torch", "bf16", "bf16 needs the runtime amx or auto"),
     ],
 )
 def test_an_unavailable_precision_is_one_sentence(

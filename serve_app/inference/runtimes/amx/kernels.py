@@ -13,10 +13,11 @@ import numpy as np
 
 from serve_app.inference.runtimes.amx.tiles import (
     ADD,
+    FLOAT32,
+    HALF_STEP_BYTES,
     PANEL,
     REPLACE,
     ROW_BYTES,
-    STEP_BYTES,
     SUMS_BYTES,
     TILE_BYTES,
     finish_add,
@@ -25,8 +26,11 @@ from serve_app.inference.runtimes.amx.tiles import (
     join,
     max_pool,
     multiply_1_tap,
+    multiply_1_tap_bf16,
     multiply_7_taps,
+    multiply_7_taps_bf16,
     multiply_9_taps,
+    multiply_9_taps_bf16,
     release_tiles,
     set_tile_shapes,
     split,
@@ -61,6 +65,7 @@ class Plan(NamedTuple):
     row_tiles: np.ndarray  # int64, (tiles, 3): offsets in x and y, and a bit for each row that is an output
     taps: np.ndarray  # int64: offset in x of each pixel of a window
     normalization: np.ndarray  # float32, (2, 3 S): factors of a row of pixels, and what is added after that
+    halves: int  # FLOAT32 or BFLOAT16
     side: int  # of the first stage's feature maps
     stem_side: int  # of the stem's result before it is pooled
 
@@ -72,6 +77,24 @@ class Scratch(NamedTuple):
     image: np.ndarray  # uint16, (2, S + 6, 3 (S + 6) and a few), the image with a border: high and low halves
     ring: np.ndarray  # float32, (3, panels, C + 2, PANEL), the last three rows of the stem's result, with a border
     sums: np.ndarray  # float32, (2, 2 TILE_ROWS, PANEL): of a pair of tiles, and a place for what nothing reads
+
+
+@jit_inlined
+def multiply(halves: int, taps: int, factors: Any) -> None:
+    """Call the routine for these factors and this number of taps; see ``write_multiply``."""
+    if halves == FLOAT32:
+        if taps == 9:
+            multiply_9_taps(factors)
+        elif taps == 1:
+            multiply_1_tap(factors)
+        else:
+            multiply_7_taps(factors)
+    elif taps == 9:
+        multiply_9_taps_bf16(factors)
+    elif taps == 1:
+        multiply_1_tap_bf16(factors)
+    else:
+        multiply_7_taps_bf16(factors)
 
 
 @jit_inlined
@@ -94,19 +117,14 @@ def convolve(plan: Plan, conv: Any, x: int, y: int, count: int, scratch: Scratch
     for item in range(items + 1):
         if item < items:
             panel, pair = begin_panel + item // part_pairs, begin_pair + item % part_pairs
-            weight = conv.weight + panel * conv.steps * conv.taps * STEP_BYTES
+            weight = conv.weight + panel * conv.steps * conv.taps * plan.halves * HALF_STEP_BYTES
             first, second = 2 * pair, min(2 * pair + 1, tiles - 1)
             first_image, second_image = first // conv.row_tiles, second // conv.row_tiles
             first_tile, second_tile = first - first_image * conv.row_tiles, second - second_image * conv.row_tiles
             first_row = x + first_image * conv.x_image + row_tiles[conv.first_row_tile + first_tile, 0]
             second_row = x + second_image * conv.x_image + row_tiles[conv.first_row_tile + second_tile, 0]
             factors = (first_row, second_row, *distances, conv.steps, taps, weight, sums + SUMS_BYTES)
-            if conv.taps == 9:
-                multiply_9_taps(factors)
-            elif conv.taps == 1:
-                multiply_1_tap(factors)
-            else:
-                multiply_7_taps(factors)
+            multiply(plan.halves, conv.taps, factors)
         if item > 0:
             panel, pair = begin_panel + (item - 1) // part_pairs, begin_pair + (item - 1) % part_pairs
             bias = conv.bias + 4 * PANEL * panel

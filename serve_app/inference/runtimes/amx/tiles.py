@@ -37,7 +37,8 @@ TILE_BYTES = TILE_ROWS * ROW_BYTES
 DEPTH = 32  # bfloat16 in a row of a tile: input channels that one instruction multiplies
 PANEL = 32  # output channels that are computed together: two tiles of sums
 SUMS_BYTES = 4 * TILE_BYTES  # of a pair of row tiles
-STEP_BYTES = 4 * TILE_BYTES  # weights of a panel for DEPTH inputs: two tiles of high halves, two of low halves
+HALF_STEP_BYTES = 2 * TILE_BYTES  # a panel's weights for DEPTH inputs: two tiles of high halves; low halves follow
+BFLOAT16, FLOAT32 = 1, 2  # halves of each factor of a product
 REPLACE, ADD, FLOATS = range(3)  # what becomes of a result: y is replaced, or increased, or replaced by float32
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # Linux on x86-64: a system call and its arguments
 
@@ -97,10 +98,12 @@ def write_multiply(code: ir.IRBuilder, *arguments: Any) -> None:
     is left out, low times low, is 2^-16 of the product at most. Tiles 0 and 1 hold the sums of the first row tile, 2
     and 3 those of the second; 4 and 5 hold inputs, 6 and 7 weights.
 
-    The loop over the taps, the last argument, is unrolled. Each of its ends stores a tile that a later one replaces: on
+    The last argument says whether products are of float32 or of bfloat16, which leaves out the low halves.
+
+    The loop over the taps, the argument before it, is unrolled. Each of its ends stores a tile that nothing reads: on
     the CPU measured, storing the first tile after more than eleven taps costs 0.25 us, as much as five taps.
     """
-    a, b, window, low, step_distance, steps, tap_offsets, weight, dump, taps = arguments
+    a, b, window, low, step_distance, steps, tap_offsets, weight, dump, taps, halves = arguments
     inputs = [code.bitcast(pointer, BYTES) for pointer in (a, b)]
     weight, row = code.bitcast(weight, BYTES), ir.Constant(I64, ROW_BYTES)
     tap_offsets = code.bitcast(tap_offsets, I64.as_pointer())
@@ -123,17 +126,19 @@ def write_multiply(code: ir.IRBuilder, *arguments: Any) -> None:
         tile_instruction(code, "tilezero", total)
     with cgutils.for_range(code, steps, intp=I64) as step:
         channels = code.mul(step.index, step_distance)
-        step_weight = code.gep(weight, [code.mul(step.index, ir.Constant(I64, taps * STEP_BYTES))])
+        step_weight = code.gep(weight, [code.mul(step.index, ir.Constant(I64, taps * halves * HALF_STEP_BYTES))])
         for tap, tap_offset in enumerate(offsets):
             high = code.add(tap_offset, channels)
-            tap_weight = code.gep(step_weight, [ir.Constant(I64, tap * STEP_BYTES)])
+            tap_weight = code.gep(step_weight, [ir.Constant(I64, tap * halves * HALF_STEP_BYTES)])
             load_weights(tap_weight, 0)
-            load_inputs(code.add(high, low))
-            multiply_tiles()
+            if halves == FLOAT32:
+                load_inputs(code.add(high, low))
+                multiply_tiles()
             load_inputs(high)
             multiply_tiles()
-            load_weights(tap_weight, 2)
-            multiply_tiles()
+            if halves == FLOAT32:
+                load_weights(tap_weight, 2)
+                multiply_tiles()
         store_sums(code, dump, 0)
 
 
@@ -211,7 +216,10 @@ store_all_sums = numba_intrinsic(Routine("p", write_store_sums))
 set_tile_shapes = numba_intrinsic(Routine("p", write_set_tile_shapes))
 release_tiles = numba_intrinsic(Routine("", write_release_tiles))
 multiply_1_tap, multiply_7_taps, multiply_9_taps = (
-    numba_intrinsic(Routine("ppiiiippp", write_multiply, taps)) for taps in (1, 7, 9)
+    numba_intrinsic(Routine("ppiiiippp", write_multiply, taps, FLOAT32)) for taps in (1, 7, 9)
+)
+multiply_1_tap_bf16, multiply_7_taps_bf16, multiply_9_taps_bf16 = (
+    numba_intrinsic(Routine("ppiiiippp", write_multiply, taps, BFLOAT16)) for taps in (1, 7, 9)
 )
 finish_replace, finish_add, finish_floats = (
     numba_intrinsic(Routine("pipfpii", write_finish, result)) for result in (REPLACE, ADD, FLOATS)

@@ -27,17 +27,17 @@ from serve_app.inference.runtimes.winograd import kernels, runtime
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
-from tests.support.runtimes import AMX
+from tests.support.runtimes import AMX, needs_amx
 
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-TOLERANCES = {"winograd": 1e-5, "amx": 5e-5}  # of a feature, relative to the largest one
+TOLERANCES = {"winograd": 1e-5, "amx": 5e-5, "amx bf16": 0.02}  # of a feature, relative to the largest one
 
 pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neither AVX2 nor AVX-512")
 
 
 def build(name: str, network: Network, transform: ImageTransform, threads: int) -> Runtime:
-    if name == "amx":
-        return amx.AmxRuntime(amx.PackedNetwork(network, transform), threads)
+    if name in ("amx", "amx bf16"):
+        return amx.AmxRuntime(amx.PackedNetwork(network, transform, bfloat16=name == "amx bf16"), threads)
     return runtime.WinogradRuntime(runtime.PackedNetwork(network, transform), threads)
 
 
@@ -61,7 +61,7 @@ def compare_with_torch(name: str, crop_px: int, threads: int) -> None:
         np.testing.assert_allclose(features, expected[part], atol=TOLERANCES[name] * float(expected.max()))
 
 
-@pytest.mark.parametrize("name", ["winograd", AMX])
+@pytest.mark.parametrize("name", ["winograd", AMX, pytest.param("amx bf16", marks=needs_amx)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
 def test_features_are_torchs(name: str, crop_px: int, threads: int) -> None:

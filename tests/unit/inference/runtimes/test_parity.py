@@ -124,13 +124,15 @@ real_pad = int8.pad
 
 
 def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None:
-    """A tenth of the tolerance in float32, two thirds in int8, so that rounding never refuses a sound runtime."""
+    """A tenth of the tolerance in floating point, two thirds in int8: rounding never refuses a sound runtime."""
     float32 = ["onnxruntime", "winograd"] + ["amx"] * amx_permitted()
-    for spec, runtimes in ((weights, float32), (DEMO, [*float32, "int8"])):
+    bfloat16 = ["bf16"] * amx_permitted()
+    for spec, runtimes in ((weights, [*float32, *bfloat16]), (DEMO, [*float32, *bfloat16, "int8"])):
         for name in runtimes:
             arrays, card = load_weights(spec)
             reference = Reference(arrays, card.transform)
-            config = INT8 if name == "int8" else EngineConfig.model_validate({"runtime": name})
+            key = "precision" if name in ("int8", "bf16") else "runtime"
+            config = EngineConfig.model_validate({key: name})
             runtime = select.build_runtime(arrays, card, config, 1)
             error = relative_error(runtime(reference._images), reference._features)
             assert error < TOLERANCES[runtime.name] * (2 / 3 if name == "int8" else 0.1)

@@ -166,6 +166,14 @@ def test_a_cpu_without_amx_is_one_sentence(weights: WeightsConfig, monkeypatch: 
     assert select.build_runtime(*load_weights(weights), EngineConfig(precision="fp32"), 1).name == "onnxruntime"
 
 
+def test_bf16_without_amx_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, bfloat16 has one runtime."""
+    monkeypatch.setattr(tiles, "SUPPORTED", False)
+    monkeypatch.setattr(select, "gpu_available", lambda: False)
+    with pytest.raises(EngineError, match=r"engine amx: cannot run here \(this CPU has no AMX with bfloat16\)"):
+        ResNetEngine(*load_weights(weights), EngineConfig(precision="bf16"))
+
+
 @needs_amx
 def test_a_system_that_does_not_permit_amx_is_one_sentence(
     weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch
