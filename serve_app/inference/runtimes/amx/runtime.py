@@ -99,7 +99,7 @@ class FeatureMaps(NamedTuple):
 
 
 class AmxRuntime(CompiledRuntime):
-    """Runs a packed network on some threads, with feature maps of its own, 20 MB at 224 px."""
+    """Runs a packed network on some threads, with feature maps of its own, 13 MB at 224 px."""
 
     def __init__(self, network: PackedNetwork, threads: int) -> None:
         self.name = "amx bf16" if network.halves == BFLOAT16 else "amx"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.torch_model import to_model
 from serve_app.inference.weights import load_weights
+from serve_app.paths import CACHE_VARIABLE
 from tests.support.cuda_on_cpu import cuda_runtime_on_cpu
 from tests.support.runtimes import amx_permitted, needs_amx
 
@@ -157,8 +159,11 @@ def test_a_cpu_without_avx2_is_one_sentence(weights: WeightsConfig, monkeypatch:
         ResNetEngine(*load_weights(weights), EngineConfig(runtime="winograd"))
 
 
-def test_a_cpu_without_amx_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_amx_is_one_sentence(
+    weights: WeightsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The amx runtime names what it needs, and ``auto`` does without it."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # no choice of an earlier start
     monkeypatch.setattr(tiles, "SUPPORTED", False)
     with pytest.raises(EngineError, match=r"engine amx: cannot run here \(this CPU has no AMX with bfloat16\)"):
         ResNetEngine(*load_weights(weights), EngineConfig(runtime="amx"))
