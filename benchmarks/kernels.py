@@ -56,7 +56,7 @@ def _repeat_tile_product(
     tiles.set_tile_shapes((shapes.ctypes.data,))
     for _ in range(times):
         addresses = (offsets.ctypes.data, weights.ctypes.data, sums.ctypes.data)
-        tiles.multiply_9_taps((a, b, tiles.ROW_BYTES, 2 * tiles.TILE_BYTES, 0, 1, *addresses))
+        tiles.multiply_float32((a, b, tiles.ROW_BYTES, 2 * tiles.TILE_BYTES, 0, 1, *addresses, TAPS))
     tiles.release_tiles(())
 
 

@@ -12,25 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve_app.inference.runtimes.amx.tiles import (
-    ADD,
     FLOAT32,
     HALF_STEP_BYTES,
     PANEL,
-    REPLACE,
     ROW_BYTES,
     SUMS_BYTES,
     TILE_BYTES,
-    finish_add,
-    finish_floats,
-    finish_replace,
+    finish,
     join,
     max_pool,
-    multiply_1_tap,
-    multiply_1_tap_bf16,
-    multiply_7_taps,
-    multiply_7_taps_bf16,
-    multiply_9_taps,
-    multiply_9_taps_bf16,
+    multiply_bfloat16,
+    multiply_float32,
     release_tiles,
     set_tile_shapes,
     split,
@@ -80,21 +72,9 @@ class Scratch(NamedTuple):
 
 
 @jit_inlined
-def multiply(halves: int, taps: int, factors: Any) -> None:
-    """Call the routine for these factors and this number of taps; see ``write_multiply``."""
-    if halves == FLOAT32:
-        if taps == 9:
-            multiply_9_taps(factors)
-        elif taps == 1:
-            multiply_1_tap(factors)
-        else:
-            multiply_7_taps(factors)
-    elif taps == 9:
-        multiply_9_taps_bf16(factors)
-    elif taps == 1:
-        multiply_1_tap_bf16(factors)
-    else:
-        multiply_7_taps_bf16(factors)
+def place_of(conv: Any, number: int) -> tuple[int, int]:
+    """Return the image of a batch's row tile, and the row tile's place in the table."""
+    return number // conv.row_tiles, conv.first_row_tile + number % conv.row_tiles
 
 
 @jit_inlined
@@ -118,27 +98,24 @@ def convolve(plan: Plan, conv: Any, x: int, y: int, count: int, scratch: Scratch
         if item < items:
             panel, pair = begin_panel + item // part_pairs, begin_pair + item % part_pairs
             weight = conv.weight + panel * conv.steps * conv.taps * plan.halves * HALF_STEP_BYTES
-            first, second = 2 * pair, min(2 * pair + 1, tiles - 1)
-            first_image, second_image = first // conv.row_tiles, second // conv.row_tiles
-            first_tile, second_tile = first - first_image * conv.row_tiles, second - second_image * conv.row_tiles
-            first_row = x + first_image * conv.x_image + row_tiles[conv.first_row_tile + first_tile, 0]
-            second_row = x + second_image * conv.x_image + row_tiles[conv.first_row_tile + second_tile, 0]
-            factors = (first_row, second_row, *distances, conv.steps, taps, weight, sums + SUMS_BYTES)
-            multiply(plan.halves, conv.taps, factors)
+            first_image, first_tile = place_of(conv, 2 * pair)
+            second_image, second_tile = place_of(conv, min(2 * pair + 1, tiles - 1))
+            first = x + first_image * conv.x_image + row_tiles[first_tile, 0]
+            second = x + second_image * conv.x_image + row_tiles[second_tile, 0]
+            factors = (first, second, *distances, conv.steps, taps, weight, sums + SUMS_BYTES, conv.taps)
+            if plan.halves == FLOAT32:
+                multiply_float32(factors)
+            else:
+                multiply_bfloat16(factors)
         if item > 0:
             panel, pair = begin_panel + (item - 1) // part_pairs, begin_pair + (item - 1) % part_pairs
             bias = conv.bias + 4 * PANEL * panel
             for number in range(2 * pair, min(2 * pair + 2, tiles)):
-                image = number // conv.row_tiles
-                tile = conv.first_row_tile + number - image * conv.row_tiles
+                image, tile = place_of(conv, number)
                 target = y + image * conv.y_image + panel * conv.y_step + row_tiles[tile, 1]
-                results = (sums + number % 2 * 2 * TILE_BYTES, row_tiles[tile, 2], bias, lower_bound)
-                if conv.result == REPLACE:
-                    finish_replace((*results, target, conv.y_pixel // 4, conv.y_low // 4))
-                elif conv.result == ADD:
-                    finish_add((*results, target, conv.y_pixel // 4, conv.y_low // 4))
-                else:
-                    finish_floats((*results, target, conv.y_pixel // 4, conv.y_low // 4))
+                source, outputs = sums + number % 2 * 2 * TILE_BYTES, row_tiles[tile, 2]
+                pixel, low = conv.y_pixel // 4, conv.y_low // 4
+                finish((source, outputs, bias, lower_bound, target, pixel, low, conv.result))
         if item < items:
             store_all_sums((sums,))
 

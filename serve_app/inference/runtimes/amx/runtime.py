@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -139,17 +139,14 @@ class AmxRuntime(CompiledRuntime):
                 row |= {"y_step": y.step}
                 reach = range(-conv.padding, conv.padding + 1)
                 taps += [dy * x.row + dx * ROW_BYTES for dy in reach for dx in reach]
-                row_tiles += _row_tiles(x, y, conv.stride)
+                row_tiles += _map_tiles(x, y, conv.stride)
             else:  # the stem reads the image and writes float32 rows, which are pooled
                 image, ring = self._scratch[0].image.strides, self._scratch[0].ring.strides
                 window = layer.conv.stride * kernels.PIXEL_BYTES
                 row |= {"x_window": window, "x_low": image[0], "steps": 1, "result": FLOATS}
                 row |= {"y_pixel": ring[2], "y_step": ring[1]}
                 taps += [dy * image[1] for dy in range(layer.conv.window)]
-                row_tiles += [
-                    (begin * window, begin * ring[2], _bits(begin + i < stem_side for i in range(TILE_ROWS)))
-                    for begin in range(0, stem_side, TILE_ROWS)
-                ]
+                row_tiles += _row_tiles([True] * stem_side, window, ring[2])
             row |= {"taps": len(taps) - row["first_tap"], "row_tiles": len(row_tiles) - row["first_row_tile"]}
             convolutions.append(tuple(row.get(name, 0) for name in kernels.FIELDS))
         tables = np.array(convolutions, kernels.CONVOLUTION), np.array(row_tiles, np.int64), np.array(taps, np.int64)
@@ -176,32 +173,28 @@ def _feature_maps(place: Maps, side: int) -> FeatureMaps:
     return FeatureMaps(halves, side, map_images(place))
 
 
-def _row_tiles(x: FeatureMaps, y: FeatureMaps, stride: int) -> list[RowTile]:
+def _map_tiles(x: FeatureMaps, y: FeatureMaps, stride: int) -> list[RowTile]:
     """List the row tiles of one image.
 
     With a stride of 1, windows are one pixel from each other across the ends of rows too. The rows of a tile then run
     over the border, and what is computed there is dropped. Else each row of pixels has tiles of its own.
     """
+    inside = [True] * y.side
     if stride == 1:
-        inside = [True] * y.side + [False]
-        outputs = inside * y.side + [False] * TILE_ROWS
-        return [
-            (begin * ROW_BYTES, begin * ROW_BYTES, _bits(outputs[begin : begin + TILE_ROWS]))
-            for begin in range(0, y.side * len(inside), TILE_ROWS)
-        ]
+        return _row_tiles([*inside, False] * y.side, ROW_BYTES, ROW_BYTES)
     return [
-        (
-            stride * (row * x.row + begin * ROW_BYTES),
-            row * y.row + begin * ROW_BYTES,
-            _bits(begin + i < y.side for i in range(TILE_ROWS)),
-        )
+        (stride * row * x.row + begin_x, row * y.row + begin_y, outputs)
         for row in range(y.side)
-        for begin in range(0, y.side, TILE_ROWS)
+        for begin_x, begin_y, outputs in _row_tiles(inside, stride * ROW_BYTES, ROW_BYTES)
     ]
 
 
-def _bits(values: Iterable[bool]) -> int:
-    return sum(value << i for i, value in enumerate(values))
+def _row_tiles(outputs: Sequence[bool], x_window: int, y_pixel: int) -> list[RowTile]:
+    """List the row tiles of windows at the same distance, each of which is an output or not."""
+    return [
+        (begin * x_window, begin * y_pixel, sum(bit << i for i, bit in enumerate(outputs[begin : begin + TILE_ROWS])))
+        for begin in range(0, len(outputs), TILE_ROWS)
+    ]
 
 
 def _pack(layer: Layer, halves: int) -> np.ndarray:
@@ -217,9 +210,10 @@ def _pack(layer: Layer, halves: int) -> np.ndarray:
         by_tap = np.pad(by_tap, ((0, 0), (0, DEPTH - window * inputs), (0, 0)))
     tiles = by_tap.reshape(len(by_tap), -1, DEPTH // 2, 2, outputs // PANEL, 2, PANEL // 2)
     tiles = tiles.transpose(4, 1, 0, 5, 2, 6, 3)
-    high = _to_half(tiles)
-    low = _to_half(tiles - _to_float(high))
-    return aligned_copy(np.stack([high, low][:halves], 3))
+    packed = [_to_half(tiles)]
+    if halves == FLOAT32:
+        packed.append(_to_half(tiles - _to_float(packed[0])))
+    return aligned_copy(np.stack(packed, 3))
 
 
 def _to_half(values: np.ndarray) -> np.ndarray:

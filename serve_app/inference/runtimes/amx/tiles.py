@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -23,6 +24,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     VECTOR_FLOATS,
     Routine,
     Vector,
+    call_one,
     for_each_vector,
     load,
     numba_intrinsic,
@@ -39,6 +41,7 @@ PANEL = 32  # output channels that are computed together: two tiles of sums
 SUMS_BYTES = 4 * TILE_BYTES  # of a pair of row tiles
 HALF_STEP_BYTES = 2 * TILE_BYTES  # a panel's weights for DEPTH inputs: two tiles of high halves; low halves follow
 BFLOAT16, FLOAT32 = 1, 2  # halves of each factor of a product
+TAPS = (1, 7, 9)  # pixels of the window of a shortcut, rows of that of the stem, pixels of all others
 REPLACE, ADD, FLOATS = range(3)  # what becomes of a result: y is replaced, or increased, or replaced by float32
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # Linux on x86-64: a system call and its arguments
 
@@ -142,6 +145,12 @@ def write_multiply(code: ir.IRBuilder, *arguments: Any) -> None:
         store_sums(code, dump, 0)
 
 
+def write_multiply_taps(code: ir.IRBuilder, *arguments: Any) -> None:
+    """Multiply as above; the argument before the last is the number of taps."""
+    *factors, taps, halves = arguments
+    call_one(code, {n: Routine("ppiiiippp", write_multiply, n, halves) for n in TAPS}, taps, factors)
+
+
 def store_halves(vector: Vector, pointer: ir.Value, low: ir.Value) -> None:
     """Write a vector as two of bfloat16, whose sum it is up to 2^-17 of it; the second comes ``low`` floats later."""
     code = vector.code
@@ -189,15 +198,19 @@ def write_finish(code: ir.IRBuilder, *arguments: Any) -> None:
                     store_halves(value, target, low)
 
 
+def write_finish_as(code: ir.IRBuilder, *arguments: ir.Value) -> None:
+    """Finish as the last argument, REPLACE, ADD or FLOATS, says."""
+    *sums, result = arguments
+    kinds = {kind: Routine("pipfpii", write_finish, kind) for kind in (REPLACE, ADD, FLOATS)}
+    call_one(code, kinds, result, sums)
+
+
 def write_max_pool(code: ir.IRBuilder, *arguments: ir.Value) -> None:
     """Take the maximum of three pixels of each of three rows of float32, and write it as halves."""
     *rows, y, low = arguments
     with for_each_vector(code, ir.Constant(I64, PANEL)) as at:
         pixels = (offset(code, row, PANEL, pixel) for row in rows for pixel in range(3))
-        maximum, *others = (load(code, at(pixel)) for pixel in pixels)
-        for other in others:
-            maximum = maximum.maximum(other)
-        store_halves(maximum, at(y, HALF_VECTOR), low)
+        store_halves(reduce(Vector.maximum, (load(code, at(pixel)) for pixel in pixels)), at(y, HALF_VECTOR), low)
 
 
 def write_split(code: ir.IRBuilder, x: ir.Value, floats: ir.Value, y: ir.Value, low: ir.Value) -> None:
@@ -215,15 +228,10 @@ def write_join(code: ir.IRBuilder, x: ir.Value, low: ir.Value, floats: ir.Value,
 store_all_sums = numba_intrinsic(Routine("p", write_store_sums))
 set_tile_shapes = numba_intrinsic(Routine("p", write_set_tile_shapes))
 release_tiles = numba_intrinsic(Routine("", write_release_tiles))
-multiply_1_tap, multiply_7_taps, multiply_9_taps = (
-    numba_intrinsic(Routine("ppiiiippp", write_multiply, taps, FLOAT32)) for taps in (1, 7, 9)
+multiply_float32, multiply_bfloat16 = (
+    numba_intrinsic(Routine("ppiiiipppi", write_multiply_taps, halves)) for halves in (FLOAT32, BFLOAT16)
 )
-multiply_1_tap_bf16, multiply_7_taps_bf16, multiply_9_taps_bf16 = (
-    numba_intrinsic(Routine("ppiiiippp", write_multiply, taps, BFLOAT16)) for taps in (1, 7, 9)
-)
-finish_replace, finish_add, finish_floats = (
-    numba_intrinsic(Routine("pipfpii", write_finish, result)) for result in (REPLACE, ADD, FLOATS)
-)
+finish = numba_intrinsic(Routine("pipfpiii", write_finish_as))
 max_pool = numba_intrinsic(Routine("ppppi", write_max_pool))
 split = numba_intrinsic(Routine("pipi", write_split))
 join = numba_intrinsic(Routine("piip", write_join))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ def jit_cached(function: Callable[..., Any]) -> Any:
     """Compile at the first call; later processes reuse the machine code if numba finds a folder for it.
 
     numba looks for changes only in the file of the function. So the name under which it keeps the code contains a
-    digest of that file's folder and of this file.
+    digest of that file's folder and of this one.
     """
-    sources = [Path(__file__), *sorted(Path(function.__code__.co_filename).parent.glob("*.py"))]
+    folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
+    sources = [source for folder in folders for source in sorted(folder.glob("*.py"))]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     function.__qualname__ = f"{function.__name__}_{digest}"
     try:
@@ -149,6 +150,19 @@ class Routine:
             self._write(body, *function.args, *self._constants)
             body.ret_void()
         code.call(code.module.globals[self._name], values)
+
+
+def call_one(code: ir.IRBuilder, routines: Mapping[int, Routine], key: ir.Value, values: Sequence[ir.Value]) -> None:
+    """Write a call of the routine with this key; where none has it, nothing is called."""
+    after = code.append_basic_block()
+    switch = code.switch(key, after)
+    for number, routine in routines.items():
+        block = code.append_basic_block()
+        switch.add_case(ir.Constant(I64, number), block)
+        code.position_at_end(block)
+        routine(code, values)
+        code.branch(after)
+    code.position_at_end(after)
 
 
 def write_barrier(code: ir.IRBuilder, counter: ir.Value, threads: ir.Value) -> None:

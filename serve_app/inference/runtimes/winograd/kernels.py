@@ -8,6 +8,7 @@ Pointers are addresses in bytes; strides and offsets count floats.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,12 +120,8 @@ def write_max_pool(
 ) -> None:
     """Take the maximum of three pixels of each of three rows."""
     with for_each_vector(code, channels) as at:
-        maximum, *others = (
-            load(code, offset(code, at(row), channels, pixel)) for row in (above, middle, below) for pixel in range(3)
-        )
-        for other in others:
-            maximum = maximum.maximum(other)
-        store(maximum, at(out))
+        pixels = (offset(code, at(row), channels, pixel) for row in (above, middle, below) for pixel in range(3))
+        store(reduce(Vector.maximum, (load(code, pixel) for pixel in pixels)), at(out))
 
 
 input_transform = numba_intrinsic(Routine("piipi", write_input_transform))

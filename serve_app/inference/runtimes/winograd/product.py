@@ -15,6 +15,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     VECTOR_FLOATS,
     Routine,
     Vector,
+    call_one,
     load,
     multiply_add,
     numba_intrinsic,
@@ -76,7 +77,7 @@ def write_micro_kernel(code: ir.IRBuilder, *arguments: Any) -> None:
             store(Vector(code, code.load(total)).maximum(lower_bound), offset(code, c_row, VECTOR_FLOATS * half))
 
 
-MICRO_KERNELS = [Routine(PRODUCT_ARGUMENTS, write_micro_kernel, rows) for rows in range(1, MAX_ROWS + 1)]
+MICRO_KERNELS = {rows: Routine(PRODUCT_ARGUMENTS, write_micro_kernel, rows) for rows in range(1, MAX_ROWS + 1)}
 
 
 def write_product(code: ir.IRBuilder, *arguments: ir.Value) -> None:
@@ -87,15 +88,7 @@ def write_product(code: ir.IRBuilder, *arguments: ir.Value) -> None:
         begin = code.udiv(code.mul(rows, part.index), parts)
         end = code.udiv(code.mul(rows, code.add(part.index, ir.Constant(I64, 1))), parts)
         a, c = offset(code, args.a, args.a_row_stride, begin), offset(code, args.c, args.c_row_stride, begin)
-        after_switch = code.append_basic_block()
-        switch = code.switch(code.sub(end, begin), after_switch)
-        for kernel_rows, micro_kernel in enumerate(MICRO_KERNELS, 1):
-            block = code.append_basic_block()
-            switch.add_case(ir.Constant(I64, kernel_rows), block)
-            code.position_at_end(block)
-            micro_kernel(code, args._replace(a=a, c=c))
-            code.branch(after_switch)
-        code.position_at_end(after_switch)
+        call_one(code, MICRO_KERNELS, code.sub(end, begin), args._replace(a=a, c=c))
 
 
 product = numba_intrinsic(Routine(f"{PRODUCT_ARGUMENTS}i", write_product))
