@@ -94,7 +94,7 @@ def amx_floor(runtime: amx.AmxRuntime, rounds: int) -> tuple[int, float]:
     rate = TAPS * 3 * MULTIPLY_ADDS * PRODUCTS / seconds
     steps = 0
     for number, conv in enumerate(runtime._plan.convolutions):
-        row_tiles = conv["row_tiles"] * (1 if number else runtime._plan.stem_side)
+        row_tiles = conv["row_tiles"] * (1 if number else math.ceil(runtime._network.crop_px / 2))
         steps += row_tiles * conv["panels"] * conv["steps"] * conv["taps"] / 2
     products = 3 if runtime._plan.halves == tiles.FLOAT32 else 1
     return int(steps * products * MULTIPLY_ADDS), rate

@@ -36,6 +36,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     jit_inlined,
     part_bounds,
 )
+from serve_app.inference.runtimes.compiled.stem import BORDER, needed_rows, normalize_row, pooled_rows
 
 PAIRS_PER_THREAD = 8  # threads share the pairs of tiles from here on, else the panels
 PIXEL_BYTES = 6  # of an image: three halves
@@ -59,7 +60,6 @@ class Plan(NamedTuple):
     normalization: np.ndarray  # float32, (2, 3 S): factors of a row of pixels, and what is added after that
     halves: int  # FLOAT32 or BFLOAT16
     side: int  # of the first stage's feature maps
-    stem_side: int  # of the stem's result before it is pooled
 
 
 class Scratch(NamedTuple):
@@ -127,24 +127,22 @@ def convolve_stem(pixels: np.ndarray, plan: Plan, number: int, scratch: Scratch,
     Max-pooling follows each row of the convolution while that row is in the cache. Threads share the output rows.
     """
     conv, pooled, normalization = plan.convolutions[0], plan.convolutions[1], plan.normalization
-    side, conv_side, row = len(pixels), plan.stem_side, scratch.row
+    side, conv_side, row = len(pixels), (len(pixels) + 1) // 2, scratch.row
     image, ring = scratch.image.ctypes.data, scratch.ring.ctypes.data
     image_row, image_low = 2 * scratch.image.shape[2], 2 * scratch.image.shape[1] * scratch.image.shape[2]
     ring_row = conv.panels * conv.y_step
     begin, end = part_bounds(plan.side, thread, threads)
-    convolved = max(2 * begin - 1, 0)
-    for y in range(max(2 * convolved - 3, 0), min(2 * min(2 * end, conv_side) + 2, side)):
-        source = pixels[y].reshape(3 * side)
-        for x in range(3 * side):
-            row[x] = np.float32(source[x]) * normalization[0, x] + normalization[1, x]
-        split((row.ctypes.data, len(row), image + (y + 3) * image_row + 3 * PIXEL_BYTES, image_low // 4))
+    convolved, begin_row, end_row = needed_rows(begin, end, conv_side, side)
+    for y in range(begin_row, end_row):
+        normalize_row(pixels[y].reshape(3 * side), normalization, row)
+        target = image + (y + BORDER) * image_row + BORDER * PIXEL_BYTES
+        split((row.ctypes.data, len(row), target, image_low // 4))
     for y in range(begin, end):
         while convolved < min(2 * y + 2, conv_side):
             windows = image + 2 * convolved * image_row
             convolve(plan, conv, windows, ring + convolved % 3 * ring_row + conv.y_pixel, 1, scratch, 0, 1)
             convolved += 1
-        above, middle = ring + max(2 * y - 1, 0) % 3 * ring_row, ring + 2 * y % 3 * ring_row
-        below = ring + min(2 * y + 1, conv_side - 1) % 3 * ring_row
+        above, middle, below = pooled_rows(ring, ring_row, y, conv_side)
         for panel in range(conv.panels):
             out = pooled.x + number * pooled.x_image + y * pooled.y_row + panel * pooled.x_step
             for x in range(plan.side):

@@ -34,9 +34,10 @@ from serve_app.inference.runtimes.compiled.plan import (
     map_sides,
     row_normalization,
 )
+from serve_app.inference.runtimes.compiled.stem import BORDER
 from serve_app.model_card import ImageTransform
 
-STEM_BORDER, STEM_CHANNELS = 3, 64
+STEM_CHANNELS = 64
 RowTile = tuple[int, int, int]  # see ``Plan``
 
 
@@ -111,9 +112,7 @@ class AmxRuntime(CompiledRuntime):
         self._scratch = [_scratch(crop_px, stem_side) for _ in range(threads)]
         shapes = np.zeros(64, np.uint8)  # of LDTILECFG: palette 1; bytes in a row and rows of each of eight tiles
         shapes[0], shapes[16:32], shapes[48:56] = 1, np.array([ROW_BYTES] * 8, np.uint16).view(np.uint8), TILE_ROWS
-        self._plan = kernels.Plan(
-            shapes, *self._tables(stem_side), network.normalization, network.halves, sides[0], stem_side
-        )
+        self._plan = kernels.Plan(shapes, *self._tables(stem_side), network.normalization, network.halves, sides[0])
         self(np.zeros((1, crop_px, crop_px, 3), np.uint8))  # compiles the kernels if none are cached
 
     def _forward(self, pixels: np.ndarray, features: np.ndarray) -> None:
@@ -154,7 +153,7 @@ class AmxRuntime(CompiledRuntime):
 
 
 def _scratch(crop_px: int, stem_side: int) -> kernels.Scratch:
-    padded = crop_px + 2 * STEM_BORDER
+    padded = crop_px + 2 * BORDER
     # A row of the image is longer than its pixels: vectors end there, and a row tile reads 2 TILE_ROWS windows.
     image_row = DEPTH * math.ceil((3 * (padded + 2 * 2 * TILE_ROWS) + DEPTH) / DEPTH)
     return kernels.Scratch(

@@ -33,6 +33,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     part_bounds,
     store,
 )
+from serve_app.inference.runtimes.compiled.stem import BORDER, needed_rows, normalize_row, pooled_rows
 from serve_app.inference.runtimes.winograd.product import PANEL, product
 
 SUPPORTED = bool(CPU_FEATURES.get("avx2") and CPU_FEATURES.get("fma"))
@@ -140,25 +141,23 @@ def convolve_stem(
     """
     image, ring = scratch.image, scratch.ring
     side, image_row = len(pixels), image.shape[1] * 3
-    conv_side, ring_row = (side + 1) // 2, ring.shape[1] * ring.shape[2]
+    conv_side, ring_row = (side + 1) // 2, 4 * ring.shape[1] * ring.shape[2]
     begin, end = part_bounds(conv.y_side, thread, threads)
-    convolved = max(2 * begin - 1, 0)
-    for y in range(max(2 * convolved - 3, 0), min(2 * min(2 * end, conv_side) + 2, side)):
-        source, target = pixels[y].reshape(3 * side), image[y + 3, 3 : 3 + side].reshape(3 * side)
-        for x in range(3 * side):
-            target[x] = np.float32(source[x]) * normalization[0, x] + normalization[1, x]
+    convolved, begin_row, end_row = needed_rows(begin, end, conv_side, side)
+    for y in range(begin_row, end_row):
+        target = image[y + BORDER, BORDER : BORDER + side].reshape(3 * side)
+        normalize_row(pixels[y].reshape(3 * side), normalization, target)
     image_start, ring_start = image.ctypes.data, ring.ctypes.data
     y_start = conv.y + 4 * (number * conv.y_stride + conv.y_width * conv.y_channels)
     for y in range(begin, end):
         while convolved < min(2 * y + 2, conv_side):
             for panel in range(0, conv.y_channels, PANEL):
                 weight, bias = conv.weight + 4 * panel * 7 * 21, conv.bias + 4 * panel
-                conv_row = ring_start + 4 * (convolved % 3 * ring_row + conv.y_channels + panel)
+                conv_row = ring_start + convolved % 3 * ring_row + 4 * (conv.y_channels + panel)
                 window = image_start + 4 * 2 * convolved * image_row
                 product((window, 6, 7, 21, image_row, weight, bias, ZERO, conv_row, conv.y_channels, conv_side))
             convolved += 1
-        above, middle = ring_start + 4 * (max(2 * y - 1, 0) % 3 * ring_row), ring_start + 4 * (2 * y % 3 * ring_row)
-        below = ring_start + 4 * (min(2 * y + 1, conv_side - 1) % 3 * ring_row)
+        above, middle, below = pooled_rows(ring_start, ring_row, y, conv_side)
         for x in range(conv.y_side):
             from_left = 4 * 2 * x * conv.y_channels
             out = y_start + 4 * ((y * conv.y_width + x + 1) * conv.y_channels)
