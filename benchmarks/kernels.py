@@ -30,6 +30,7 @@ from serve_app.inference.runtimes.torch import TorchRuntime
 from serve_app.inference.runtimes.winograd import kernels
 from serve_app.inference.runtimes.winograd.product import MAX_ROWS, PANEL, product
 from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
+from serve_app.inference.runtimes.winograd.transforms import OUTPUT_TILE
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 
@@ -41,11 +42,12 @@ MULTIPLY_ADDS = 2 * tiles.TILE_ROWS * tiles.DEPTH * tiles.PANEL  # of a panel an
 
 
 @njit(nogil=True)
-def _repeat_product(times: int, a: np.ndarray, b: np.ndarray, bias: np.ndarray, c: np.ndarray) -> None:
+def _repeat_product(times: int, packing: int, a: np.ndarray, b: np.ndarray, bias: np.ndarray, c: np.ndarray) -> None:
     a_address, b_address, bias_address, c_address = a.ctypes.data, b.ctypes.data, bias.ctypes.data, c.ctypes.data
     rows, depth = a.shape
     for _ in range(times):
-        product((a_address, depth, 1, depth, 0, b_address, bias_address, NO_LOWER_BOUND, c_address, PANEL, rows))
+        windows = (a_address, depth, 1, depth, 0, bias_address, 0)
+        product((packing, *windows, b_address, bias_address, bias_address, NO_LOWER_BOUND, c_address, PANEL, rows))
 
 
 @njit(nogil=True)
@@ -68,15 +70,15 @@ def winograd_floor(network: PackedNetwork, rounds: int) -> tuple[int, float]:
     random = np.random.default_rng(0)
     a, b = random.random((ROWS, DEPTH), np.float32), random.random((DEPTH, PANEL), np.float32)
     bias, c = np.zeros(PANEL, np.float32), np.empty((ROWS, PANEL), np.float32)
-    _repeat_product(1, a, b, bias, c)
-    seconds = min(_time(_repeat_product, PRODUCTS, a, b, bias, c) for _ in range(rounds))
+    _repeat_product(1, network.packing, a, b, bias, c)
+    seconds = min(_time(_repeat_product, PRODUCTS, network.packing, a, b, bias, c) for _ in range(rounds))
     sides, count = map_sides(network.crop_px), 0
     for packed in network.layers:
         side = math.ceil(network.crop_px / 2) if packed.kind == kernels.STEM else sides[packed.layer.target[0]]
         if packed.kind == kernels.WINOGRAD:
-            side = math.ceil(side / kernels.OUTPUT_TILE)
+            side = math.ceil(side / OUTPUT_TILE)
         count += packed.weight.size * side**2  # each weight is used once per output pixel, or once per tile
-    return count, ROWS * DEPTH * PANEL * PRODUCTS / seconds
+    return count, ROWS * DEPTH * PANEL * network.packing * PRODUCTS / seconds
 
 
 def amx_floor(runtime: amx.AmxRuntime, rounds: int) -> tuple[int, float]:
@@ -118,15 +120,18 @@ def main() -> None:
     torch.manual_seed(0)
     model = resnet18().eval()
     network = fold(to_arrays(model))
-    packed = PackedNetwork(network, transform)
-    runtimes: dict[str, Runtime] = {"winograd": WinogradRuntime(packed, 1)}
-    floors = {"winograd": winograd_floor(packed, options.rounds)}
+    runtimes: dict[str, Runtime] = {}
+    floors: dict[str, tuple[int, float]] = {}
     try:
+        for int16 in (False, True):
+            packed = PackedNetwork(network, transform, int16)
+            vector_unit = WinogradRuntime(packed, 1)
+            runtimes[vector_unit.name], floors[vector_unit.name] = vector_unit, winograd_floor(packed, options.rounds)
         for bfloat16 in (False, True):
             matrix_unit = amx.AmxRuntime(amx.PackedNetwork(network, transform, bfloat16), 1)
             runtimes[matrix_unit.name], floors[matrix_unit.name] = matrix_unit, amx_floor(matrix_unit, options.rounds)
     except ImportError as error:
-        print(f"amx: not measured, {error}")
+        print(f"not measured: {error}")
     runtimes["torch"] = TorchRuntime(fold_model(model), transform, 1)
     least_ms = {}
     for name, (count, rate) in floors.items():

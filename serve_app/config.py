@@ -37,8 +37,8 @@ class EngineConfig(FrozenModel):
     runtime: Literal["auto", "cuda", "torch", "onnxruntime", "winograd", "amx"] = Field(
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
-    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
-        "auto", description="Number format; `auto` is fp16 on a GPU and fp32 on a CPU. On a CPU, bf16 needs AMX."
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int16", "int8"] = Field(
+        "auto", description="Number format (docs/models.md); `auto` is fp16 on a GPU and fp32 on a CPU."
     )
 
     @model_validator(mode="before")

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 from serve_app.inference.network import Arrays, Network, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
 from serve_app.model_card import ImageTransform
-
-if TYPE_CHECKING:
-    from serve_app.inference.runtimes.amx.runtime import PackedNetwork
 
 
 def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, RuntimeFactory]:
@@ -27,13 +23,6 @@ def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, Ru
 
         return TorchRuntime(fold_model(to_model(arrays)), transform, threads)
 
-    @cache
-    def winograd() -> RuntimeFactory:
-        from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
-
-        packed = PackedNetwork(network(), transform)
-        return lambda threads: WinogradRuntime(packed, threads)
-
     @cache  # any number of threads may call one OnnxRuntime, so the workers share it and its weights
     def onnxruntime(threads: int) -> Runtime:
         from serve_app.inference.runtimes.onnx_graph import to_onnx
@@ -44,7 +33,7 @@ def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, Ru
     network = cache(lambda: fold(arrays))
     return {
         "amx": amx_factory(network, transform, bfloat16=False),
-        "winograd": lambda threads: winograd()(threads),
+        "winograd": winograd_factory(network, transform, int16=False),
         "onnxruntime": onnxruntime,
         "torch": build_torch,
     }
@@ -54,14 +43,23 @@ def amx_factory(network: Callable[[], Network], transform: ImageTransform, bfloa
     """Return a factory for the runtime on the CPU's matrix unit, in float32 or bfloat16."""
 
     @cache
-    def packed() -> PackedNetwork:
-        from serve_app.inference.runtimes.amx.runtime import PackedNetwork
+    def packed_factory() -> RuntimeFactory:
+        from serve_app.inference.runtimes.amx.runtime import AmxRuntime, PackedNetwork
 
-        return PackedNetwork(network(), transform, bfloat16)
+        packed = PackedNetwork(network(), transform, bfloat16)
+        return lambda threads: AmxRuntime(packed, threads)
 
-    def build(threads: int) -> Runtime:
-        from serve_app.inference.runtimes.amx.runtime import AmxRuntime
+    return lambda threads: packed_factory()(threads)
 
-        return AmxRuntime(packed(), threads)
 
-    return build
+def winograd_factory(network: Callable[[], Network], transform: ImageTransform, int16: bool) -> RuntimeFactory:
+    """Return a factory for the runtime on vector units, in float32 or int16."""
+
+    @cache
+    def packed_factory() -> RuntimeFactory:
+        from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
+
+        packed = PackedNetwork(network(), transform, int16)
+        return lambda threads: WinogradRuntime(packed, threads)
+
+    return lambda threads: packed_factory()(threads)

@@ -15,7 +15,7 @@ from serve_app.config import EngineConfig
 from serve_app.errors import EngineError
 from serve_app.inference.network import Arrays, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
-from serve_app.inference.runtimes.factories import amx_factory, runtime_factories
+from serve_app.inference.runtimes.factories import amx_factory, runtime_factories, winograd_factory
 from serve_app.inference.runtimes.gpu import gpu_available
 from serve_app.inference.runtimes.int8 import int8_factory
 from serve_app.inference.runtimes.onnx_graph import to_onnx
@@ -55,7 +55,8 @@ def build_runtime(
         EngineError: The weights are broken, this machine cannot run that runtime or precision, or its features differ.
     """
     reference = Reference(arrays, card.transform)
-    if config.runtime == "cuda" or (config.runtime == "auto" and config.precision != "int8" and gpu_available()):
+    cpu_only = config.precision in ("int8", "int16")
+    if config.runtime == "cuda" or (config.runtime == "auto" and not cpu_only and gpu_available()):
         return _build_cuda(arrays, card, config)
     candidates = _cpu_candidates(arrays, card, config)
     remembered = RememberedChoice(card, cores, batch_sizes)
@@ -103,11 +104,17 @@ def _build_cuda(arrays: Arrays, card: ModelCard, config: EngineConfig) -> Runtim
 def _cpu_candidates(arrays: Arrays, card: ModelCard, config: EngineConfig) -> dict[str, RuntimeFactory]:
     """Return the CPU runtimes from which ``auto`` chooses, or only the one that a config names."""
     if config.precision == "fp16":
-        raise EngineError(f"engine {config.runtime}: precision fp16 needs a GPU; on a CPU use fp32, bf16, int8 or auto")
+        raise EngineError(
+            f"engine {config.runtime}: precision fp16 needs a GPU; on a CPU use fp32, bf16, int16, int8 or auto"
+        )
     if config.precision == "bf16":
         if config.runtime not in ("auto", "amx"):
             raise EngineError(f"engine {config.runtime}: on a CPU, precision bf16 needs the runtime amx or auto")
         return {"amx": amx_factory(lambda: fold(arrays), card.transform, bfloat16=True)}
+    if config.precision == "int16":
+        if config.runtime not in ("auto", "winograd"):
+            raise EngineError(f"engine {config.runtime}: precision int16 needs the runtime winograd or auto")
+        return {"winograd": winograd_factory(lambda: fold(arrays), card.transform, int16=True)}
     if config.precision == "int8":
         return {"onnxruntime": int8_factory(to_onnx(fold(arrays), card.transform), card, config.runtime)}
     factories = runtime_factories(arrays, card.transform)

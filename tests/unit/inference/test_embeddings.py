@@ -25,12 +25,20 @@ from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, Features
 from serve_app.preprocessing.transform import preprocess
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
-from tests.support.runtimes import CPU_RUNTIMES, needs_amx
+from tests.support.runtimes import CPU_RUNTIMES, needs_amx, needs_vnni
 
 Classify = Callable[[Sequence[ClassifyRequest[np.ndarray]]], Sequence[ClassifyResult]]
 DEMO = WeightsConfig(source="demo")
 # Largest L2 norm of an embedding's error over that of the embedding; docs/api.md states these tolerances.
-TOLERANCES = {"torch": 1e-5, "onnxruntime": 1e-5, "winograd": 1e-5, "amx": 1e-4, "bf16": 0.02, "int8": 0.2}
+TOLERANCES = {
+    "torch": 1e-5,
+    "onnxruntime": 1e-5,
+    "winograd": 1e-5,
+    "amx": 1e-4,
+    "int16": 0.005,
+    "bf16": 0.02,
+    "int8": 0.2,
+}
 CUDA_TOLERANCES = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.05}
 
 
@@ -76,10 +84,13 @@ def relative(actual: np.ndarray | None, expected: np.ndarray) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("runtime", [*CPU_RUNTIMES, pytest.param("bf16", marks=needs_amx), "int8"])
+@pytest.mark.parametrize(
+    "runtime",
+    [*CPU_RUNTIMES, pytest.param("int16", marks=needs_vnni), pytest.param("bf16", marks=needs_amx), "int8"],
+)
 def test_embeddings_are_torchvisions(runtime: str, crops: list[np.ndarray], maps: Tensor) -> None:
     """On real photos, the embedding of each runtime is within the tolerance that docs/api.md states."""
-    config = {"precision" if runtime in ("int8", "bf16") else "runtime": runtime}
+    config = {"precision" if runtime in ("int8", "int16", "bf16") else "runtime": runtime}
     engine = ResNetEngine(*load_weights(DEMO), EngineConfig.model_validate(config))
     results = engine.classify([ClassifyRequest(crop, 1, features="pooled") for crop in crops])
     for result, expected in zip(results, maps.mean((2, 3)).numpy(), strict=True):

@@ -12,7 +12,7 @@ from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.inference.hot_swap import HotSwapModel
 from serve_app.messages import ClassifyRequest
-from tests.support.runtimes import needs_amx
+from tests.support.runtimes import needs_amx, needs_vnni
 from tests.support.weights import LABELS, publish_random
 
 OTHER = ("gnu", "hen", "ibis", "jay")
@@ -101,11 +101,14 @@ def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, 
         model.classify([item])
 
 
-@needs_amx
-def test_bfloat16_stays(weights: WeightsConfig, other: WeightsConfig) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "precision"),
+    [pytest.param("amx", "bf16", marks=needs_amx), pytest.param("winograd", "int16", marks=needs_vnni)],
+)
+def test_the_precision_stays(weights: WeightsConfig, other: WeightsConfig, runtime: str, precision: str) -> None:
     """The settings in effect name the runtime that `auto` took, and new weights run in it too."""
-    model = HotSwapModel(weights, EngineConfig(precision="bf16"), 1)
-    assert model.config == EngineConfig(runtime="amx", precision="bf16")
+    model = HotSwapModel(weights, EngineConfig.model_validate({"precision": precision}), 1)
+    assert model.config == EngineConfig.model_validate({"runtime": runtime, "precision": precision})
     model.change(ClassifierConfig(weights=other))
-    assert model.engine.runtime == "amx bf16"
+    assert model.engine.runtime == f"{runtime} {precision}"
     assert words(model) <= set(OTHER)

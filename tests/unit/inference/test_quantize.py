@@ -180,6 +180,8 @@ def test_a_calibration_of_another_graph_is_refused(quantized: WeightsConfig) -> 
         ("cuda", "int8", "int8 runs on CPUs only"),
         ("onnxruntime", "fp16", "fp16 needs a GPU"),
         ("torch", "bf16", "bf16 needs the runtime amx or auto"),
+        ("amx", "int16", "engine amx: precision int16 needs the runtime winograd or auto"),
+        ("cuda", "int16", "int16 runs on CPUs only"),
     ],
 )
 def test_an_unavailable_precision_is_one_sentence(

@@ -22,12 +22,14 @@ from numba.extending import intrinsic
 # LLVM's own view of the CPU, which numba compiles for as well.
 CPU_FEATURES = binding.get_host_cpu_features()
 AVX512 = bool(CPU_FEATURES.get("avx512f"))
+AVX512_VNNI = AVX512 and bool(CPU_FEATURES.get("avx512vnni"))
 VECTOR_FLOATS = 16 if AVX512 else 8
 CACHE_LINE_FLOATS = 16
 SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offers its core to others
 
 F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR, POINTER = ir.VectorType(F32, VECTOR_FLOATS), F32.as_pointer()
+INTEGERS = ir.VectorType(I32, VECTOR_FLOATS)
 ARGUMENT_TYPES = {"p": POINTER, "i": I64, "f": F32}
 NO_LOWER_BOUND, ZERO = np.float32(-np.inf), np.float32(0)
 
@@ -99,6 +101,45 @@ def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
     name, module = f"llvm.fma.v{VECTOR_FLOATS}f32", a.code.module
     function = cgutils.get_or_insert_function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), name)
     return a.code.call(function, [a.value, b.value, c])
+
+
+def multiply_add_pairs(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
+    """Return c, int32, plus two products per float, each of which holds a pair of int16. Needs AVX512_VNNI."""
+    pairs = ir.VectorType(ir.IntType(16), 2 * VECTOR_FLOATS)
+    code, function_type = a.code, ir.FunctionType(INTEGERS, [INTEGERS, pairs, pairs])
+    function = cgutils.get_or_insert_function(code.module, function_type, "llvm.x86.avx512.vpdpwssd.512")
+    return code.call(function, [c, code.bitcast(a.value, pairs), code.bitcast(b.value, pairs)])
+
+
+def store_int16(vector: Vector, pointer: ir.Value) -> None:
+    """Write a vector, rounded to int16, to any address; other numbers than these give any int16."""
+    code, sixteen_bits = vector.code, ir.VectorType(ir.IntType(16), VECTOR_FLOATS)
+    name = f"llvm.rint.v{VECTOR_FLOATS}f32"
+    rint = cgutils.get_or_insert_function(code.module, ir.FunctionType(VECTOR, [VECTOR]), name)
+    integers = code.trunc(code.fptosi(code.call(rint, [vector.value]), INTEGERS), sixteen_bits)
+    code.store(integers, code.bitcast(pointer, sixteen_bits.as_pointer())).align = 2
+
+
+def sum_squares(code: ir.IRBuilder, pointer: ir.Value, floats: ir.Value) -> ir.Value:
+    """Return the sum of the squares of some floats, whose number is a multiple of VECTOR_FLOATS."""
+    total = cgutils.alloca_once_value(code, ir.Constant(VECTOR, [0.0] * VECTOR_FLOATS))
+    with for_each_vector(code, floats) as at:
+        values = load(code, at(pointer))
+        code.store(multiply_add(values, values, code.load(total)), total)
+    vector, width = code.load(total), VECTOR_FLOATS
+    while width > 1:
+        width //= 2
+        mask = ir.Constant(
+            ir.VectorType(I32, VECTOR_FLOATS), [i + width for i in range(width)] + [0] * (VECTOR_FLOATS - width)
+        )
+        vector = code.fadd(vector, code.shuffle_vector(vector, vector, mask))
+    return code.extract_element(vector, ir.Constant(I32, 0))
+
+
+def call_float(code: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
+    """Call one of LLVM's functions of floats, such as sqrt."""
+    function_type = ir.FunctionType(F32, [F32] * len(values))
+    return code.call(cgutils.get_or_insert_function(code.module, function_type, f"llvm.{name}.f32"), values)
 
 
 def prefetch(code: ir.IRBuilder, pointer: ir.Value) -> None:

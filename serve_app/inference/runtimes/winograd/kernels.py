@@ -7,7 +7,6 @@ Pointers are addresses in bytes; strides and offsets count floats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -16,9 +15,7 @@ from llvmlite import ir
 
 from serve_app.inference.runtimes.compiled.llvm import (
     CPU_FEATURES,
-    I64,
     NO_LOWER_BOUND,
-    VECTOR,
     VECTOR_FLOATS,
     ZERO,
     Routine,
@@ -34,86 +31,46 @@ from serve_app.inference.runtimes.compiled.llvm import (
     store,
 )
 from serve_app.inference.runtimes.compiled.stem import BORDER, needed_rows, normalize_row, pooled_rows
+from serve_app.inference.runtimes.winograd.packing import (
+    FLOAT32,
+    INT16,
+    ROW_NORM,
+    TINY,
+    largest_square,
+    pack,
+    pack_row,
+)
 from serve_app.inference.runtimes.winograd.product import PANEL, product
+from serve_app.inference.runtimes.winograd.transforms import (
+    INPUT_TILE,
+    OUTPUT_TILE,
+    input_transform,
+    output_transform,
+    output_transform_add,
+)
 
 SUPPORTED = bool(CPU_FEATURES.get("avx2") and CPU_FEATURES.get("fma"))
-OUTPUT_TILE, INPUT_TILE = 4, 6  # sides of the tiles of Winograd's F(4 x 4, 3 x 3)
 TILES_PER_BLOCK = 32  # tiles that a Winograd convolution transforms at a time, so that they stay in the core's cache
 STEM, DIRECT, WINOGRAD = range(3)
 
 # One convolution from feature maps x to feature maps y. The maps of image n begin n strides after the address. "y_side"
 # is the width of y without border and filling, "window" the side of a direct convolution's window, and "add" says
-# whether the result is added to what y holds.
+# whether the result is added to what y holds. "packing" is that of the products, "scales" are those of their columns.
 MAPS = [f"{maps}{field}" for maps in "xy" for field in ("", "_stride", "_width", "_channels")]
-FIELDS = ("kind", "weight", "bias", *MAPS, "y_side", "window", "add", "relu")
+FIELDS = ("kind", "packing", "weight", "scales", "bias", *MAPS, "y_side", "window", "add", "relu")
 CONVOLUTION = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread: float32, zeros at first. S is the side of the crops."""
+    """Memory of one thread: float32 where nothing else is said, zeros at first. S is the side of the crops."""
 
-    image: np.ndarray  # (S + 6, S + 6, 3), a normalized image with the stem's border
+    image: np.ndarray  # (S + 7, S + 6 or 7, 3), a normalized image with the stem's border; the width is even
     ring: np.ndarray  # (3, ceil(S / 2) + 2, 64), the last three rows of the stem's convolution, with a border
     tiles: np.ndarray  # (36 * tiles * channels), transformed input tiles of the largest Winograd convolution
     products: np.ndarray  # the same size, tiles times transformed filters
-
-
-def input_transform_1d(d: Sequence[Vector]) -> list[Vector]:
-    """Transform six inputs: B^T d of Lavin and Gray's F(4 x 4, 3 x 3)."""
-    even, odd, sums, differences = d[4] - 4 * d[2], d[3] - 4 * d[1], d[4] - d[2], 2 * (d[3] - d[1])
-    first, last = 4 * d[0] - 5 * d[2] + d[4], 4 * d[1] - 5 * d[3] + d[5]
-    return [first, even + odd, even - odd, sums + differences, sums - differences, last]
-
-
-def output_transform_1d(m: Sequence[Vector]) -> list[Vector]:
-    """Transform six products into four outputs: A^T m of Lavin and Gray's F(4 x 4, 3 x 3)."""
-    sums, differences, sums_34, differences_34 = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    return [
-        m[0] + sums + sums_34,
-        differences + 2 * differences_34,
-        sums + 4 * sums_34,
-        differences + 8 * differences_34 + m[5],
-    ]
-
-
-def write_input_transform(
-    code: ir.IRBuilder, x: ir.Value, row: ir.Value, channels: ir.Value, out: ir.Value, stride: ir.Value
-) -> None:
-    """Transform the 6 x 6 input tile at x, in all channels: B^T d B. Its 36 elements are a stride from each other."""
-    with for_each_vector(code, channels) as at:
-        columns = [
-            input_transform_1d(
-                [load(code, offset(code, offset(code, at(x), row, i), channels, j)) for i in range(INPUT_TILE)]
-            )
-            for j in range(INPUT_TILE)
-        ]
-        for i in range(INPUT_TILE):
-            for j, value in enumerate(input_transform_1d([column[i] for column in columns])):
-                store(value, offset(code, at(out), stride, INPUT_TILE * i + j))
-
-
-def write_output_transform(code: ir.IRBuilder, *arguments: Any) -> None:
-    """Transform 36 products into the 4 x 4 output tile at out: A^T m A, plus bias, then ReLU.
-
-    Only height x width outputs are written: the rest of the tile is outside of the feature map.
-    """
-    x, stride, channels, bias, out, row, pixel, height, width, add = arguments
-    zero = Vector(code, ir.Constant(VECTOR, [0.0] * VECTOR_FLOATS))
-    with for_each_vector(code, channels) as at:
-        columns = [
-            output_transform_1d(
-                [load(code, offset(code, at(x), stride, INPUT_TILE * i + j)) for i in range(INPUT_TILE)]
-            )
-            for j in range(INPUT_TILE)
-        ]
-        biases = load(code, at(bias))
-        for i in range(OUTPUT_TILE):
-            values = [value + biases for value in output_transform_1d([column[i] for column in columns])]
-            with code.if_then(code.icmp_signed(">", height, ir.Constant(I64, i)), likely=True):
-                for j, value in enumerate(values):
-                    with code.if_then(code.icmp_signed(">", width, ir.Constant(I64, j)), likely=True):
-                        target = offset(code, offset(code, at(out), row, i), pixel, j)
-                        store((value + load(code, target) if add else value).maximum(zero), target)
+    scales: np.ndarray  # (36 * tiles), of the rows of a product in int16
+    packed_image: np.ndarray  # the image in int16
+    packed_maps: np.ndarray  # the maps that a direct convolution reads, in int16
 
 
 def write_max_pool(
@@ -125,9 +82,6 @@ def write_max_pool(
         store(reduce(Vector.maximum, (load(code, pixel) for pixel in pixels)), at(out))
 
 
-input_transform = numba_intrinsic(Routine("piipi", write_input_transform))
-output_transform = numba_intrinsic(Routine("piippiiii", write_output_transform, 0))
-output_transform_add = numba_intrinsic(Routine("piippiiii", write_output_transform, 1))
 max_pool = numba_intrinsic(Routine("pppip", write_max_pool))
 
 
@@ -148,14 +102,22 @@ def convolve_stem(
         target = image[y + BORDER, BORDER : BORDER + side].reshape(3 * side)
         normalize_row(pixels[y].reshape(3 * side), normalization, target)
     image_start, ring_start = image.ctypes.data, ring.ctypes.data
+    if conv.packing == INT16:
+        scratch.scales[0] = 1  # the normalization contains the scale
+        first, image_start = (begin_row + BORDER) * image_row, scratch.packed_image.ctypes.data
+        floats = (end_row - begin_row + 1) * image_row // VECTOR_FLOATS * VECTOR_FLOATS
+        pack((image.ctypes.data + 4 * first, floats, image_start + 2 * first, np.float32(1)))
+    # Distances in floats of this packing. A row of the window is 21 numbers.
+    image_row, window_row, step = image_row // conv.packing, (21 + conv.packing - 1) // conv.packing, 6 // conv.packing
     y_start = conv.y + 4 * (number * conv.y_stride + conv.y_width * conv.y_channels)
     for y in range(begin, end):
         while convolved < min(2 * y + 2, conv_side):
             for panel in range(0, conv.y_channels, PANEL):
-                weight, bias = conv.weight + 4 * panel * 7 * 21, conv.bias + 4 * panel
+                columns = (conv.weight + 4 * panel * 7 * window_row, conv.scales + 4 * panel, conv.bias + 4 * panel)
                 conv_row = ring_start + convolved % 3 * ring_row + 4 * (conv.y_channels + panel)
                 window = image_start + 4 * 2 * convolved * image_row
-                product((window, 6, 7, 21, image_row, weight, bias, ZERO, conv_row, conv.y_channels, conv_side))
+                rows = (window, step, 7, window_row, image_row, scratch.scales.ctypes.data, 0)
+                product((conv.packing, *rows, *columns, ZERO, conv_row, conv.y_channels, conv_side))
             convolved += 1
         above, middle, below = pooled_rows(ring_start, ring_row, y, conv_side)
         for x in range(conv.y_side):
@@ -165,21 +127,39 @@ def convolve_stem(
 
 
 @jit_inlined
-def convolve_direct(conv: Any, first: int, count: int, thread: int, threads: int) -> None:
+def pack_maps(conv: Any, first: int, count: int, scratch: Scratch) -> None:
+    """Write the maps x of some images in int16, one after the other, and a scale for all windows of each image."""
+    pixels, scales = conv.x_width * conv.x_width, scratch.scales
+    for image in range(count):
+        x = conv.x + 4 * (first + image) * conv.x_stride
+        largest_square((x, pixels, conv.x_channels, scales[image:].ctypes.data))
+        scales[image] = np.sqrt(scales[image] + TINY) * np.float32(conv.window / ROW_NORM)
+        packed = scratch.packed_maps.ctypes.data + 2 * image * pixels * conv.x_channels
+        pack((x, pixels * conv.x_channels, packed, 1 / scales[image]))
+
+
+@jit_inlined
+def convolve_direct(conv: Any, first: int, count: int, scratch: Scratch, thread: int, threads: int) -> None:
     """Convolve images directly (1 x 1 or 3 x 3, stride 2); threads share the panels of output channels."""
-    x_row, window_row = conv.x_width * conv.x_channels, conv.window * conv.x_channels
+    x_start, x_stride, x_channels = conv.x + 4 * first * conv.x_stride, conv.x_stride, conv.x_channels // conv.packing
+    scales = scratch.scales.ctypes.data
+    if conv.packing == INT16:
+        pack_maps(conv, first, count, scratch)
+        x_start, x_stride = scratch.packed_maps.ctypes.data, conv.x_width * conv.x_width * x_channels
+    x_row, window_row = conv.x_width * x_channels, conv.window * x_channels
     y_row = conv.y_width * conv.y_channels
-    first_window = (x_row + conv.x_channels) * (1 - conv.window // 2)
+    first_window = (x_row + x_channels) * (1 - conv.window // 2)
     lower_bound = ZERO if conv.relu else NO_LOWER_BOUND
     begin, end = part_bounds(conv.y_channels // PANEL, thread, threads)
     for panel in range(begin * PANEL, end * PANEL, PANEL):
-        weight, bias = conv.weight + 4 * panel * conv.window * window_row, conv.bias + 4 * panel
-        for image in range(first, first + count):
-            x = conv.x + 4 * (image * conv.x_stride + first_window)
-            y = conv.y + 4 * (image * conv.y_stride + y_row + conv.y_channels + panel)
+        weight = conv.weight + 4 * panel * conv.window * window_row
+        columns = (weight, conv.scales + 4 * panel, conv.bias + 4 * panel)
+        for image in range(count):
+            x = x_start + 4 * (image * x_stride + first_window)
+            y = conv.y + 4 * ((first + image) * conv.y_stride + y_row + conv.y_channels + panel)
             for _ in range(conv.y_side):
-                windows = (x, 2 * conv.x_channels, conv.window, window_row, x_row)
-                product((*windows, weight, bias, lower_bound, y, conv.y_channels, conv.y_side))
+                rows = (x, 2 * x_channels, conv.window, window_row, x_row, scales + 4 * image, 0)
+                product((conv.packing, *rows, *columns, lower_bound, y, conv.y_channels, conv.y_side))
                 x, y = x + 4 * 2 * x_row, y + 4 * y_row
 
 
@@ -188,8 +168,10 @@ def convolve_winograd(conv: Any, first: int, count: int, scratch: Scratch, threa
     """Convolve images by F(4 x 4, 3 x 3) (3 x 3, stride 1, ReLU)."""
     tiles, products = scratch.tiles.ctypes.data, scratch.products.ctypes.data
     zeros = scratch.image.ctypes.data  # the image's border begins with more zeros than a panel has channels
+    scales = scratch.scales.ctypes.data
     tiles_per_row = (conv.y_side + OUTPUT_TILE - 1) // OUTPUT_TILE
     tiles_per_image, x_channels, y_channels = tiles_per_row * tiles_per_row, conv.x_channels, conv.y_channels
+    tile_channels = x_channels // conv.packing
     x_row, y_row, panels = conv.x_width * x_channels, conv.y_width * y_channels, y_channels // PANEL
     # Threads share the tiles if there are many. If there are few, the weights are large, and threads share the panels.
     tile_parts, panel_parts = (threads, 1) if count * tiles_per_image >= TILES_PER_BLOCK * threads else (1, threads)
@@ -205,14 +187,23 @@ def convolve_winograd(conv: Any, first: int, count: int, scratch: Scratch, threa
             image = first + number // tiles_per_image
             y, x = number % tiles_per_image // tiles_per_row, number % tiles_per_row
             corner = conv.x + 4 * (image * conv.x_stride + OUTPUT_TILE * (y * x_row + x * x_channels))
-            tile = tiles + 4 * (number - begin) * x_channels
-            input_transform((corner, x_row, x_channels, tile, block_tiles * x_channels))
+            if conv.packing == FLOAT32:
+                tile = tiles + 4 * (number - begin) * x_channels
+                input_transform((conv.packing, corner, x_row, x_channels, tile, block_tiles * x_channels))
+            else:  # the products' memory is free meanwhile
+                input_transform((conv.packing, corner, x_row, x_channels, products, x_channels))
+                for element in range(INPUT_TILE * INPUT_TILE):
+                    row = element * block_tiles + number - begin
+                    target = (tiles + 4 * row * tile_channels, scales + 4 * row)
+                    pack_row((products + 4 * element * x_channels, x_channels, *target))
         for element in range(INPUT_TILE * INPUT_TILE):
-            a = tiles + 4 * element * block_tiles * x_channels
+            a = tiles + 4 * element * block_tiles * tile_channels
             for panel in range(begin_panel, end_panel):
-                b = conv.weight + 4 * (element * panels + panel) * x_channels * PANEL
+                column = (element * panels + panel) * PANEL
+                columns = (conv.weight + 4 * column * tile_channels, conv.scales + 4 * column, zeros)
                 c = products + 4 * (element * block_tiles * y_channels + panel * PANEL)
-                product((a, x_channels, 1, x_channels, 0, b, zeros, NO_LOWER_BOUND, c, y_channels, block_tiles))
+                rows = (a, tile_channels, 1, tile_channels, 0, scales + 4 * element * block_tiles, 1)
+                product((conv.packing, *rows, *columns, NO_LOWER_BOUND, c, y_channels, block_tiles))
         for number in range(begin, end):
             image = first + number // tiles_per_image
             y, x = number % tiles_per_image // tiles_per_row, number % tiles_per_row
@@ -223,9 +214,9 @@ def convolve_winograd(conv: Any, first: int, count: int, scratch: Scratch, threa
             width = min(OUTPUT_TILE, conv.y_side - OUTPUT_TILE * x)
             elements = (source, block_tiles * y_channels, channels, conv.bias + first_channel)
             if conv.add:
-                output_transform_add((*elements, out, y_row, y_channels, height, width))
+                output_transform_add((conv.packing, *elements, out, y_row, y_channels, height, width))
             else:
-                output_transform((*elements, out, y_row, y_channels, height, width))
+                output_transform((conv.packing, *elements, out, y_row, y_channels, height, width))
 
 
 @jit_cached
@@ -256,7 +247,7 @@ def run(
         if conv.kind == STEM:
             convolve_stem(pixels[first], conv, first, normalization, scratch, thread, threads)
         elif conv.kind == DIRECT:
-            convolve_direct(conv, first, count, thread, threads)
+            convolve_direct(conv, first, count, scratch, thread, threads)
         else:
             convolve_winograd(conv, first, count, scratch, thread, threads)
         if threads > 1:

@@ -27,10 +27,16 @@ from serve_app.inference.runtimes.winograd import kernels, runtime
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
-from tests.support.runtimes import AMX, needs_amx
+from tests.support.runtimes import AMX, needs_amx, needs_vnni
 
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-TOLERANCES = {"winograd": 1e-5, "amx": 5e-5, "amx bf16": 0.02}  # of a feature, relative to the largest one
+TOLERANCES = {
+    "winograd": 1e-5,
+    "winograd int16": 2e-3,
+    "amx": 5e-5,
+    "amx bf16": 0.02,
+}  # of a feature, relative to the largest one
+INT16 = pytest.param("winograd int16", marks=needs_vnni)
 
 pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neither AVX2 nor AVX-512")
 
@@ -38,7 +44,7 @@ pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neit
 def build(name: str, network: Network, transform: ImageTransform, threads: int) -> Runtime:
     if name in ("amx", "amx bf16"):
         return amx.AmxRuntime(amx.PackedNetwork(network, transform, bfloat16=name == "amx bf16"), threads)
-    return runtime.WinogradRuntime(runtime.PackedNetwork(network, transform), threads)
+    return runtime.WinogradRuntime(runtime.PackedNetwork(network, transform, name == "winograd int16"), threads)
 
 
 @cache
@@ -61,12 +67,26 @@ def compare_with_torch(name: str, crop_px: int, threads: int) -> None:
         np.testing.assert_allclose(features, expected[part], atol=TOLERANCES[name] * float(expected.max()))
 
 
-@pytest.mark.parametrize("name", ["winograd", AMX, pytest.param("amx bf16", marks=needs_amx)])
+@pytest.mark.parametrize("name", ["winograd", INT16, AMX, pytest.param("amx bf16", marks=needs_amx)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
 def test_features_are_torchs(name: str, crop_px: int, threads: int) -> None:
     """Feature maps may be smaller than a tile, a multiple of it, or in between."""
     compare_with_torch(name, crop_px, threads)
+
+
+@needs_vnni
+def test_int16_sums_never_overflow() -> None:
+    """A window and a filter that are parallel give the largest sum that the scales allow."""
+    model = resnet18().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+    white = np.full((1, 96, 96, 3), 255, np.uint8)
+    transform = TRANSFORM.model_copy(update={"crop_px": 96})
+    features = build("winograd int16", fold(to_arrays(model)), transform, 1)(white)
+    expected = TorchRuntime(fold_model(model), transform, 1)(white)
+    np.testing.assert_allclose(features, expected, atol=TOLERANCES["winograd int16"] * float(expected.max()))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +122,7 @@ def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str,
     assert compiled_anew["cache"] is None
 
 
-@pytest.mark.parametrize("name", ["winograd", AMX])
+@pytest.mark.parametrize("name", ["winograd", INT16, AMX])
 def test_broken_weights_stay_visible(name: str) -> None:
     """NaN stays NaN, as in torch: no ReLU turns it into zero."""
     model = resnet18().eval()

@@ -17,7 +17,7 @@ from serve_app.inference.runtimes import int8, select
 from serve_app.inference.runtimes.parity import TOLERANCES, Reference, make_test_images, relative_error
 from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest
-from tests.support.runtimes import AMX, amx_permitted
+from tests.support.runtimes import AMX, amx_permitted, vnni
 from tests.support.weights import publish_random
 
 INT8 = EngineConfig(precision="int8")
@@ -126,12 +126,12 @@ real_pad = int8.pad
 def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None:
     """A tenth of the tolerance in floating point, two thirds in int8: rounding never refuses a sound runtime."""
     float32 = ["onnxruntime", "winograd"] + ["amx"] * amx_permitted()
-    bfloat16 = ["bf16"] * amx_permitted()
-    for spec, runtimes in ((weights, [*float32, *bfloat16]), (DEMO, [*float32, *bfloat16, "int8"])):
+    rounded = ["bf16"] * amx_permitted() + ["int16"] * vnni()
+    for spec, runtimes in ((weights, [*float32, *rounded]), (DEMO, [*float32, *rounded, "int8"])):
         for name in runtimes:
             arrays, card = load_weights(spec)
             reference = Reference(arrays, card.transform)
-            key = "precision" if name in ("int8", "bf16") else "runtime"
+            key = "precision" if name in ("int8", "int16", "bf16") else "runtime"
             config = EngineConfig.model_validate({key: name})
             runtime = select.build_runtime(arrays, card, config, 1)
             error = relative_error(runtime(reference._images), reference._features)
