@@ -5,19 +5,19 @@ Beside it stands the Teacher, which fits heads for the ingress.
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation as a class.
 
+from functools import partial
 from typing import Any
 
 from ray.serve import Application, Deployment
-from ray.serve.config import RequestRouterConfig
 
-from serve_app.config import AppConfig
+from serve_app.config import AppConfig, EngineConfig, WeightsConfig
 from serve_app.deployments.classifier import Classifier
 from serve_app.deployments.ingress import Ingress
-from serve_app.deployments.one_process import OneProcess
+from serve_app.deployments.one_process import OneProcess, start_model
 from serve_app.deployments.preprocessor import Preprocessor
-from serve_app.deployments.ray_internals import sticky_routing
 from serve_app.deployments.teacher import Teacher
 from serve_app.inference.card import load_card
+from serve_app.model_card import ImageTransform
 from serve_app.scheduling import idle_start_options
 from serve_app.settings import FrozenModel
 
@@ -31,7 +31,10 @@ def build_app(config: AppConfig) -> Application:
     Raises:
         WeightsError: The weights are unknown.
     """
-    return _stage(Ingress).bind(_bind_model(config, sticky_routing()), _stage(Teacher).bind())
+    teacher = _stage(Teacher).bind()
+    if config.one_process:
+        return _stage(Ingress).bind(None, teacher, partial(start_model, *_model_arguments(config)))
+    return _stage(Ingress).bind(_bind_stages(config), teacher)
 
 
 def build_model(config: AppConfig) -> Application:
@@ -40,7 +43,9 @@ def build_model(config: AppConfig) -> Application:
     Raises:
         WeightsError: The weights are unknown.
     """
-    return _bind_model(config, None)  # Ray refuses a routing of our own to the first deployment of an application
+    if config.one_process:
+        return _stage(OneProcess).bind(*_model_arguments(config))
+    return _bind_stages(config)
 
 
 def build_ingress(_no_arguments: FrozenModel) -> Application:
@@ -48,12 +53,13 @@ def build_ingress(_no_arguments: FrozenModel) -> Application:
     return _stage(Ingress).bind(None, _stage(Teacher).bind())
 
 
-def _bind_model(config: AppConfig, routing: RequestRouterConfig | None) -> Application:
-    transform = load_card(config.weights).transform
-    if config.one_process:
-        stage = OneProcess.options(request_router_config=routing) if routing else OneProcess
-        return _stage(stage).bind(config.weights, config.engine, transform)
-    return _stage(Preprocessor).bind(_stage(Classifier).bind(config.weights, config.engine), transform)
+def _bind_stages(config: AppConfig) -> Application:
+    weights, engine, transform = _model_arguments(config)
+    return _stage(Preprocessor).bind(_stage(Classifier).bind(weights, engine), transform)
+
+
+def _model_arguments(config: AppConfig) -> tuple[WeightsConfig, EngineConfig, ImageTransform]:
+    return config.weights, config.engine, load_card(config.weights).transform
 
 
 def _stage(deployment: Any) -> Deployment:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, IPvAnyNetwork, model_validator
+from pydantic import Field, model_validator
 
 from serve_app.heads_config import HeadsConfig
-from serve_app.image_url import HostRule, ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.settings import Bytes, Days, FrozenModel, Images, MiB, Rows, Seconds, Settings, Sha256, Unit
 
 
@@ -52,7 +52,10 @@ class AppConfig(FrozenModel):
 
     weights: WeightsConfig = WeightsConfig()
     engine: EngineConfig = EngineConfig()
-    one_process: bool = Field(False, description="Whether the Classifier also decodes, without a Preprocessor.")
+    one_process: bool = Field(
+        False,
+        description="Whether one process has all stages: the Ingress, or the Classifier in an application without one.",
+    )
 
 
 class LimitsConfig(FrozenModel):
@@ -204,34 +207,6 @@ class ResponseConfig(Settings):
     )
 
 
-def _check_host_rule(entry: str) -> str:
-    HostRule.parse(entry)
-    return entry
-
-
-class ImagesByUrlConfig(FrozenModel):
-    """Images that a JSON body names by URL; the Preprocessor fetches them, with the limits of an upload."""
-
-    allowed_hosts: tuple[Annotated[str, AfterValidator(_check_host_rule)], ...] = Field(
-        ...,
-        description="Hosts that it may fetch from: `photos.example`, `*.photos.example` (the names below it), "
-        "`photos.example:8443`, `http://photos.example`; without a scheme https only.",
-    )
-    allowed_networks: tuple[IPvAnyNetwork, ...] = Field(
-        (),
-        description="Networks that are not part of the public internet, such as `10.1.0.0/16`, to which the names of "
-        "these hosts may lead.",
-    )
-    timeout_s: Seconds = Field(10.0, description="Longest time to fetch one image, redirects included.")
-    max_redirects: Annotated[int, Unit("redirects")] = Field(
-        3, ge=0, le=10, description="Most redirects of one image; each has to stay on allowed hosts."
-    )
-
-    def allows(self, url: ImageUrl) -> bool:
-        """Return whether a URL's scheme, host and port are allowed."""
-        return any(HostRule.parse(entry).matches(url) for entry in self.allowed_hosts)
-
-
 class IngressConfig(ResponseConfig):
     """``user_config:`` of the Ingress; the groups below belong to it."""
 
@@ -257,6 +232,10 @@ class IngressConfig(ResponseConfig):
     shadow: str | None = Field(None, description="Variant that gets copies of images; its results are only compared.")
     shadow_fraction: Annotated[float, Unit("0-1")] = Field(0.1, ge=0, le=1, description="Fraction of images to copy.")
     model_aliases: tuple[str, ...] = Field((), description="Further names of the model in paths, such as an old one.")
+    classifier: ClassifierConfig | None = Field(
+        None,
+        description="`user_config` of the Classifier, for an application with `one_process: true`.",
+    )
     limits: LimitsConfig = LimitsConfig()
     admission: AdmissionConfig = AdmissionConfig()
     keys: KeysConfig = KeysConfig()

@@ -14,10 +14,11 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 from pydantic import Field
 
-from serve_app.config import EngineConfig, ImagesByUrlConfig, LimitsConfig, WeightsConfig
+from serve_app.config import EngineConfig, LimitsConfig, WeightsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import ServiceError
 from serve_app.image_url import ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.model_card import DEFAULT_ABSTAIN_BELOW, ModelCard, ModelRef
 from serve_app.settings import FrozenModel
 

@@ -64,7 +64,7 @@ class HandleClient:
         preprocessor: The variant's first stage, if it is in this application.
     """
 
-    def __init__(self, application: str, preprocessor: Handle | None = None) -> None:
+    def __init__(self, application: str, preprocessor: Handle | LocalHandle | None = None) -> None:
         self._application, self._own = application, preprocessor
         self._other: Handle | None = None  # looked up on first use
 
@@ -90,7 +90,7 @@ class HandleClient:
             self._other = None
             raise
 
-    async def _handle(self) -> Handle:
+    async def _handle(self) -> Handle | LocalHandle:
         if self._own is not None:
             return self._own
         if self._other is None:
@@ -106,7 +106,10 @@ class LocalHandle:
 
     def __init__(self, stage: Any) -> None:
         self.remote: Callable[..., Awaitable[Any]] = stage.__call__
-        self.ping = SimpleNamespace(remote=stage.ping)
+        self._stage = stage
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self._stage, method))
 
 
 def cores() -> int:

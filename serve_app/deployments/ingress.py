@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -14,7 +14,7 @@ from ray.serve.schema import ApplicationStatus
 
 from serve_app.analytics.upkeep import Upkeep
 from serve_app.config import IngressConfig
-from serve_app.deployments.handles import Handle, HandleClient, call
+from serve_app.deployments.handles import Handle, HandleClient, LocalHandle, call
 from serve_app.deployments.job_actor import JobStarter
 from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_internals import api_host, prepare_replica
@@ -38,6 +38,9 @@ from serve_app.routing.variant import RETRY_S, VariantClient
 from serve_app.scheduling import restore_scheduling
 from serve_app.validation import parse
 
+if TYPE_CHECKING:
+    from serve_app.deployments.one_process import LocalModel
+
 LOG_CLOSE_S = 10  # longest wait for the last rows of a prediction log that is switched off
 log = logging.getLogger("serve_app")
 
@@ -54,15 +57,23 @@ class Ingress:
     Args:
         preprocessor: First stage of the variant ``main``, if this application contains one.
         teacher: Fits heads.
+        start_model: Starts the variant ``main`` in this process, see one_process.py.
     """
 
-    def __init__(self, preprocessor: Handle | None, teacher: Handle) -> None:
+    async def __init__(  # type: ignore[misc] # Serve awaits it
+        self,
+        preprocessor: Handle | None,
+        teacher: Handle,
+        start_model: Callable[[], Awaitable[LocalModel]] | None = None,
+    ) -> None:
         self._check_ray = prepare_replica()
+        self._model = await start_model() if start_model else None
         self.prediction_log: PredictionLog | None = None
         self.feedback: Feedback | None = None
         self.heads: Heads | None = None
         self._metrics = IngressMetrics()
-        self._preprocessor, self._teacher = preprocessor, teacher
+        self._preprocessor = LocalHandle(self._model) if self._model else preprocessor
+        self._teacher = teacher
         self.router = VariantRouter(self._connect, self._metrics)
         self._closing_log: asyncio.Future[None] | None = None
         self._job_starter = JobStarter(lambda: self.config.jobs)
@@ -91,6 +102,8 @@ class Ingress:
                 raise ValueError(
                     f"traffic: this application has no variant {MAIN!r}; name other variants, such as {{blue: 100}}"
                 )
+            if self._model is None and config.classifier:
+                raise ValueError("classifier: needs `one_process: true`; else these are settings of the Classifier")
             check_access(config, api_host(), self.config.keys.required)
             self._apply(config)
         except ValueError as error:
@@ -99,6 +112,8 @@ class Ingress:
             log.error("user_config refused: %s", error)
             self._refused = str(error)
             return
+        if self._model:
+            await self._model.reconfigure(user_config.get("classifier") or {})
         self._refused = None
         self._applications[1:] = [name for name in split.names if name != MAIN]
         self.router.reconfigure(config)
@@ -116,8 +131,11 @@ class Ingress:
 
         Raises:
             RuntimeError: See prepare_replica.
+            Exception: A model in this process does not work; see ModelHealth.check.
         """
         self._check_ray()
+        if self._model:
+            await self._model.check_health()
 
     async def fit_head(self, examples: Sequence[Example], backbone: ModelRef) -> Fitted:
         """Fit a head in the Teacher; see http.service.Service."""

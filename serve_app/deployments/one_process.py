@@ -1,4 +1,7 @@
-"""Stages 2 and 3 in one process, for a service on one machine: ``args: {one_process: true}``."""
+"""All stages in one process, for a service on one machine: ``args: {one_process: true}``.
+
+The Ingress starts stages 2 and 3 in its own process. A variant has no Ingress, so its Classifier starts stage 2.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,7 @@ from serve_app.model_card import ImageTransform
 PREPROCESSOR, CLASSIFIER = Preprocessor.func_or_class, Classifier.func_or_class  # type: ignore[attr-defined] # Ray's
 
 
-# It has the Classifier's name, because it takes the Classifier's settings.
-@serve.deployment(name="Classifier", max_ongoing_requests=64, max_queued_requests=1024, user_config={})
-class OneProcess(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decorator hides the class
+class LocalModel(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decorator hides the class
     """A Preprocessor that calls the Classifier of its own process. Raises what the Classifier raises."""
 
     async def __init__(self, weights: WeightsConfig, engine: EngineConfig, transform: ImageTransform) -> None:  # type: ignore[misc] # Serve awaits it
@@ -32,3 +33,16 @@ class OneProcess(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decora
         """Check both stages."""
         await super().check_health()
         await self._model.check_health()
+
+
+# It has the Classifier's name, because it takes the Classifier's settings.
+OneProcess = serve.deployment(name="Classifier", max_ongoing_requests=64, max_queued_requests=1024, user_config={})(
+    LocalModel
+)
+
+
+async def start_model(weights: WeightsConfig, engine: EngineConfig, transform: ImageTransform) -> LocalModel:
+    """Make a LocalModel as Ray Serve does, whose constructor is a coroutine."""
+    model = LocalModel.__new__(LocalModel)
+    await LocalModel.__init__(model, weights, engine, transform)
+    return model

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 
 import psutil
 import ray
@@ -37,8 +38,9 @@ EMPTY_AFTER_S = 5.0  # Serve's control loop sees the end of an update after half
 BIND = "add_port_to_grpc_server"
 
 
+@cache
 def prepare_replica() -> Callable[[], None]:
-    """Set up logging, request ids and the port of this replica.
+    """Set up logging, request ids and the port of this replica, once, also where it has several stages.
 
     Returns:
         A check for ``check_health``. It raises RuntimeError unless this replica's port for calls between stages

@@ -34,7 +34,7 @@ from serve_app.routing.traffic_split import MAIN
 
 PREDICTIONS = "/predictions/{name}"
 ALL_VERSIONS = "all"  # takes the place of a version in /models/{name}/{version}
-STAGE = "Classifier"  # the deployment whose replicas hold the model
+STAGES = ("Classifier", "Ingress")  # the deployments whose replicas may hold the model
 PREDICTIONS_BODY = BodySchema(TopParameters, file_fields=("data", "body", *FILE_FIELDS))
 FORM_SCHEMA = {
     "type": "object",
@@ -108,8 +108,10 @@ def create_router(service: Service, fan_out: FanOut, models: NamedModels) -> API
         deployments = (await service.describe())["deployments"]
         versions = []
         for variant, card in variants.cards().items():
-            stage = deployments.get(STAGE if variant == MAIN else f"{variant}.{STAGE}", {"replicas": {}})
-            workers = [TorchServeWorker(id=str(number)) for number in range(stage["replicas"].get("RUNNING", 0))]
+            names = (stage if variant == MAIN else f"{variant}.{stage}" for stage in STAGES)
+            holders = [deployments[name]["replicas"] for name in names if name in deployments]
+            running = holders[0].get("RUNNING", 0) if holders else 0
+            workers = [TorchServeWorker(id=str(number)) for number in range(running)]
             versions.append(TorchServeVersion(**_names(card), model_version=card.version, workers=workers))
         return versions
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from serve_app.config import ImagesByUrlConfig
 from serve_app.errors import ForbiddenSourceError, ServiceError
 from serve_app.http.admission import Permit
 from serve_app.http.service import Service
 from serve_app.image_url import ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.messages import RemoteImage, RequestContext
 from serve_app.routing.traffic_split import VariantChoice
 

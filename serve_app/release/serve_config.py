@@ -29,6 +29,7 @@ BUILDERS: dict[str, tuple[type[FrozenModel], tuple[str, ...]]] = {
     MODEL: (AppConfig, ("Preprocessor", "Classifier")),
     INGRESS: (FrozenModel, ("Ingress", "Teacher")),
 }
+ONE_PROCESS = {APP: ("Ingress", "Teacher"), MODEL: ("Classifier",)}  # those with ``args: {one_process: true}``
 
 
 class ConfigError(Exception):
@@ -132,13 +133,14 @@ def built_deployments(app: Config) -> tuple[str, ...]:
     args, deployments = BUILDERS[app["import_path"]]
     parsed = parse(args, app.get("args"))
     if isinstance(parsed, AppConfig) and parsed.one_process:
-        return tuple(name for name in deployments if name != "Preprocessor")
+        return ONE_PROCESS[app["import_path"]]
     return deployments
 
 
 def configured_weights(app: Config) -> Any:
     """Return the weights that an application serves in the end: those of ``user_config`` win over ``args``."""
-    return user_config(app, "Classifier").get("weights") or app.get("args", {}).get("weights")
+    classifier = user_config(app, "Classifier") or user_config(app, "Ingress").get("classifier") or {}
+    return classifier.get("weights") or app.get("args", {}).get("weights")
 
 
 def configured_runtime(app: Config) -> str:
@@ -153,7 +155,12 @@ def _check_settings(app: Config) -> None:
         where = f"{app_name(app)}.{settings['name']}"
         if settings["name"] not in deployments:
             raise ConfigError(f"{where}: no such deployment; this application has {', '.join(deployments)}")
-        _parse(USER_CONFIGS[settings["name"]], settings.get("user_config"), f"{where}.user_config")
+        user_config = settings.get("user_config")
+        _parse(USER_CONFIGS[settings["name"]], user_config, f"{where}.user_config")
+        if "Classifier" in deployments and "classifier" in (user_config or ()):
+            raise ConfigError(
+                f"{where}.user_config.classifier: needs args.one_process; else these are settings of the Classifier"
+            )
 
 
 def _check_variants(app: Config, config: Config) -> None:

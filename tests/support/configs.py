@@ -21,6 +21,17 @@ def local() -> Config:
     return read(ROOT / "configs" / "local.yaml")
 
 
+def in_one_process(config: Config) -> Config:
+    """Return a copy of configs/local.yaml in which the Ingress's process has all stages."""
+    copied = copy.deepcopy(config)
+    (app,) = copied["applications"]
+    app["args"]["one_process"] = True
+    stages = {deployment["name"]: deployment for deployment in app["deployments"]}
+    stages["Ingress"]["user_config"]["classifier"] = stages["Classifier"]["user_config"]
+    app["deployments"] = [stages["Ingress"], stages["Teacher"]]
+    return copied
+
+
 def with_weights(config: Config, weights: WeightsConfig) -> Config:
     """Return a copy in which every application with a model loads these weights."""
     copied = copy.deepcopy(config)

@@ -14,7 +14,6 @@ from serve_app.config import (
     ClassifierConfig,
     EngineConfig,
     FeedbackConfig,
-    ImagesByUrlConfig,
     IngressConfig,
     JobsConfig,
     KeysConfig,
@@ -23,6 +22,7 @@ from serve_app.config import (
     WeightsConfig,
 )
 from serve_app.heads_config import HeadsConfig
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.settings import FrozenModel, MiB, Unit
 from tests.support.paths import ROOT
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import trustme
 
-from serve_app.config import ImagesByUrlConfig, LimitsConfig
+from serve_app.config import LimitsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import ServiceError, UnfetchableImageError
 from serve_app.fetching.fetch import ImageFetcher
 from serve_app.image_url import ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.messages import RemoteImage, RequestContext
 
 CA = trustme.CA()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.config import ImagesByUrlConfig, IngressConfig
+from serve_app.config import IngressConfig
 from serve_app.image_url import MAX_URL_CHARS, HostRule, ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.validation import parse
 
 GOOD = "photos.example"

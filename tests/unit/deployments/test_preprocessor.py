@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from serve_app.config import ImagesByUrlConfig, LimitsConfig
+from serve_app.config import LimitsConfig
 from serve_app.deadline import Deadline
 from serve_app.deployments import preprocessor
 from serve_app.deployments.preprocessor import MAX_FETCHES
 from serve_app.errors import DeadlineExceededError, OverloadedError, ServiceError, UnfetchableImageError
 from serve_app.fetching.fetch import ImageFetcher
 from serve_app.image_url import ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.messages import ClassifyRequest, ClassifyResult, ModelState, RemoteImage, RequestContext
 from serve_app.model_card import ImageTransform, ModelCard
 from tests.support.photos import make_photo

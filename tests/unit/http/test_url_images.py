@@ -11,10 +11,11 @@ import jsonschema
 import pytest
 from starlette.testclient import TestClient
 
-from serve_app.config import AdmissionConfig, ImagesByUrlConfig, KeysConfig, LimitsConfig
+from serve_app.config import AdmissionConfig, KeysConfig, LimitsConfig
 from serve_app.errors import NotReadyError, ServiceError, UnfetchableImageError
 from serve_app.http.auth import ApiKeys, create_key
 from serve_app.http.url_images import MAX_FETCHES
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.messages import RemoteImage
 from tests.support.api import is_problem, post
 from tests.support.local_service import LocalService

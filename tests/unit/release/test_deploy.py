@@ -17,7 +17,7 @@ from serve_app.release import rollout
 from serve_app.release.deploy import default_api_url, roll_out_or_back
 from serve_app.release.rollout import DeployError, RefusedError, ServeApi, previous_config
 from serve_app.release.serve_config import Config, ConfigError, check
-from tests.support.configs import changed, state_of, tuned, write
+from tests.support.configs import changed, in_one_process, state_of, tuned, write
 from tests.support.paths import ROOT
 
 
@@ -116,14 +116,22 @@ def test_a_wrong_config_is_rejected_in_one_line(config: Config, stage: str, valu
     assert "\n" not in str(caught.value)
 
 
-def test_one_process_has_no_preprocessor(config: Config) -> None:
-    """Its entry in ``deployments`` would set something that does not exist."""
-    (app,) = config["applications"]
-    app["args"]["one_process"] = True
-    with pytest.raises(ConfigError, match=r"Preprocessor: no such deployment; .* has Ingress, Classifier, Teacher"):
-        check(config)
-    app["deployments"] = [each for each in app["deployments"] if each["name"] != "Preprocessor"]
-    check(config)
+def test_one_process_has_one_deployment_for_all_stages(config: Config) -> None:
+    """Entries of other stages would set something that does not exist; the Ingress has the Classifier's settings."""
+    one = in_one_process(config)
+    one["applications"][0]["deployments"] += [{"name": "Preprocessor"}]
+    with pytest.raises(ConfigError, match=r"Preprocessor: no such deployment; .* has Ingress, Teacher"):
+        check(one)
+    one["applications"][0]["deployments"].pop()
+    check(one)
+    with pytest.raises(ConfigError, match=r"Ingress\.user_config: classifier\.max_batch_size: .*\(got 0\)"):
+        check(tuned(one, "Ingress", classifier={"max_batch_size": 0}))
+
+
+def test_settings_of_another_process_are_rejected(config: Config) -> None:
+    """The Ingress has no Classifier; the weights that it names would never be loaded."""
+    with pytest.raises(ConfigError, match=r"classify\.Ingress\.user_config\.classifier: needs args\.one_process"):
+        check(tuned(config, "Ingress", classifier={"weights": "demo"}))
 
 
 def test_unusable_arguments_exit_with_2_and_change_nothing(tmp_path: Path) -> None:

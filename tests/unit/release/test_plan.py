@@ -9,7 +9,7 @@ from ray.serve.schema import DeploymentSchema
 
 from serve_app.release.plan import Effect, effect_of, plan
 from serve_app.release.serve_config import Config
-from tests.support.configs import changed, state_of
+from tests.support.configs import changed, in_one_process, state_of
 
 STAGES = ("Ingress", "Preprocessor", "Classifier", "Teacher")
 
@@ -35,15 +35,12 @@ def test_a_changed_key_affects_its_deployment_only(config: Config, stage: str, v
     }
 
 
-def test_one_process_removes_the_preprocessor(config: Config) -> None:
-    """And the way back adds it."""
-    new = copy.deepcopy(config)
-    (app,) = new["applications"]
-    app["args"]["one_process"] = True
-    app["deployments"] = [each for each in app["deployments"] if each["name"] != "Preprocessor"]
+def test_one_process_removes_the_other_stages(config: Config) -> None:
+    """And the way back adds them."""
+    new = in_one_process(config)
     for before, after, effect in ((config, new, Effect.REMOVED), (new, config, Effect.ADDED)):
         effects = {each.where: each.effect for each in plan(state_of(before), after)}
-        assert effects.pop("classify.Preprocessor") == effect
+        assert {effects.pop(f"classify.{stage}") for stage in ("Preprocessor", "Classifier")} == {effect}
         assert set(effects.values()) == {Effect.RESTART}
 
 

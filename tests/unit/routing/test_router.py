@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.config import ImagesByUrlConfig, LimitsConfig
+from serve_app.config import LimitsConfig
 from serve_app.deadline import Deadline
 from serve_app.errors import NotReadyError, OverloadedError, UnfetchableImageError, UnknownModelError
 from serve_app.image_url import ImageUrl
+from serve_app.images_by_url_config import ImagesByUrlConfig
 from serve_app.messages import RemoteImage, RequestContext
 from serve_app.routing.shadow import MAX_IN_FLIGHT, Comparison, compare
 from serve_app.routing.traffic_split import VariantChoice
