@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from serve_app.inference.runtimes.amx.tiles import permit
-from serve_app.inference.runtimes.winograd.packing import INT16, PACKINGS
 
 
 def amx_permitted() -> bool:
@@ -17,12 +16,6 @@ def amx_permitted() -> bool:
     return True
 
 
-def vnni() -> bool:
-    """Whether this CPU multiplies in int16."""
-    return INT16 in PACKINGS
-
-
-needs_vnni = pytest.mark.skipif(not vnni(), reason="this CPU has no AVX512_VNNI")
 needs_amx = pytest.mark.skipif(not amx_permitted(), reason="this machine has no AMX")
 AMX = pytest.param("amx", marks=needs_amx)
 CPU_RUNTIMES = ["torch", "onnxruntime", "winograd", AMX]

@@ -25,7 +25,7 @@ from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest, ClassifyResult, Features
 from serve_app.preprocessing.transform import preprocess
 from tests.support.cuda_on_cpu import CpuStream, cuda_runtime_on_cpu
-from tests.support.runtimes import CPU_RUNTIMES, needs_amx, needs_vnni
+from tests.support.runtimes import CPU_RUNTIMES, needs_amx
 
 Classify = Callable[[Sequence[ClassifyRequest[np.ndarray]]], Sequence[ClassifyResult]]
 DEMO = WeightsConfig(source="demo")
@@ -86,7 +86,7 @@ def relative(actual: np.ndarray | None, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     "runtime",
-    [*CPU_RUNTIMES, pytest.param("int16", marks=needs_vnni), pytest.param("bf16", marks=needs_amx), "int8"],
+    [*CPU_RUNTIMES, "int16", pytest.param("bf16", marks=needs_amx), "int8"],
 )
 def test_embeddings_are_torchvisions(runtime: str, crops: list[np.ndarray], maps: Tensor) -> None:
     """On real photos, the embedding of each runtime is within the tolerance that docs/api.md states."""

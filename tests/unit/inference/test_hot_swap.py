@@ -12,7 +12,7 @@ from serve_app.config import ClassifierConfig, EngineConfig, WeightsConfig
 from serve_app.errors import InvalidParameterError, WeightsError
 from serve_app.inference.hot_swap import HotSwapModel
 from serve_app.messages import ClassifyRequest
-from tests.support.runtimes import needs_amx, needs_vnni
+from tests.support.runtimes import needs_amx
 from tests.support.weights import LABELS, publish_random
 
 OTHER = ("gnu", "hen", "ibis", "jay")
@@ -103,7 +103,7 @@ def test_a_class_that_these_weights_do_not_have_is_refused(model: HotSwapModel, 
 
 @pytest.mark.parametrize(
     ("runtime", "precision"),
-    [pytest.param("amx", "bf16", marks=needs_amx), pytest.param("winograd", "int16", marks=needs_vnni)],
+    [pytest.param("amx", "bf16", marks=needs_amx), ("winograd", "int16")],
 )
 def test_the_precision_stays(weights: WeightsConfig, other: WeightsConfig, runtime: str, precision: str) -> None:
     """The settings in effect name the runtime that `auto` took, and new weights run in it too."""

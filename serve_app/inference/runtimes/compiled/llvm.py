@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 # LLVM's own view of the CPU, which numba compiles for as well.
 CPU_FEATURES = binding.get_host_cpu_features()
-AVX512 = bool(CPU_FEATURES.get("avx512f"))
+AVX512 = bool(CPU_FEATURES.get("avx512f") and CPU_FEATURES.get("avx512bw"))
 AVX512_VNNI = AVX512 and bool(CPU_FEATURES.get("avx512vnni"))
 VECTOR_FLOATS = 16 if AVX512 else 8
 CACHE_LINE_FLOATS = 16
@@ -104,11 +104,17 @@ def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
 
 
 def multiply_add_pairs(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
-    """Return c, int32, plus two products per float, each of which holds a pair of int16. Needs AVX512_VNNI."""
-    pairs = ir.VectorType(ir.IntType(16), 2 * VECTOR_FLOATS)
-    code, function_type = a.code, ir.FunctionType(INTEGERS, [INTEGERS, pairs, pairs])
-    function = cgutils.get_or_insert_function(code.module, function_type, "llvm.x86.avx512.vpdpwssd.512")
-    return code.call(function, [c, code.bitcast(a.value, pairs), code.bitcast(b.value, pairs)])
+    """Return c, int32, plus two products per float, each of which holds a pair of int16."""
+    code, pairs = a.code, ir.VectorType(ir.IntType(16), 2 * VECTOR_FLOATS)
+    factors = [code.bitcast(a.value, pairs), code.bitcast(b.value, pairs)]
+
+    def call(name: str, *values: ir.Value) -> ir.Value:
+        function_type = ir.FunctionType(INTEGERS, [value.type for value in values])
+        return code.call(cgutils.get_or_insert_function(code.module, function_type, f"llvm.x86.{name}"), values)
+
+    if AVX512_VNNI:
+        return call("avx512.vpdpwssd.512", c, *factors)
+    return code.add(c, call("avx512.pmaddw.d.512" if AVX512 else "avx2.pmadd.wd", *factors))
 
 
 def store_int16(vector: Vector, pointer: ir.Value) -> None:

@@ -13,7 +13,6 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from serve_app.inference.runtimes.compiled.llvm import (
-    AVX512_VNNI,
     F32,
     I64,
     VECTOR_FLOATS,
@@ -31,14 +30,13 @@ from serve_app.inference.runtimes.compiled.llvm import (
 )
 
 FLOAT32, INT16 = 1, 2
-PACKINGS = (FLOAT32, INT16) if AVX512_VNNI else (FLOAT32,)  # of which this CPU makes products
 ROW_NORM, COLUMN_NORM = 32_000.0, 65_000.0  # of the integers; their product leaves room for rounding below 2^31
 TINY = 1e-20  # keeps the scale of a row of zeros from being zero
 
 
 def by_packing(arguments: str, write: Callable[..., None], *constants: int) -> Callable[..., Any]:
     """Make a function of a routine for each packing, which is its last constant; a call begins with the packing."""
-    routines = {packing: Routine(arguments, write, *constants, packing) for packing in PACKINGS}
+    routines = {packing: Routine(arguments, write, *constants, packing) for packing in (FLOAT32, INT16)}
 
     def choose(code: ir.IRBuilder, packing: ir.Value, *values: ir.Value) -> None:
         call_one(code, routines, packing, values)

@@ -21,7 +21,7 @@ from serve_app.inference.runtimes.compiled.plan import (
     row_normalization,
 )
 from serve_app.inference.runtimes.winograd import kernels
-from serve_app.inference.runtimes.winograd.packing import COLUMN_NORM, FLOAT32, INT16, PACKINGS, ROW_NORM
+from serve_app.inference.runtimes.winograd.packing import COLUMN_NORM, FLOAT32, INT16, ROW_NORM
 from serve_app.inference.runtimes.winograd.product import PANEL
 from serve_app.inference.runtimes.winograd.transforms import INPUT_TILE, OUTPUT_TILE, filter_transform
 from serve_app.model_card import ImageTransform
@@ -47,15 +47,13 @@ class PackedNetwork:
         int16: Multiply in int16 instead of float32. Feature maps and transforms stay float32.
 
     Raises:
-        ImportError: This CPU has neither AVX2 nor AVX-512, or no AVX512_VNNI for int16.
+        ImportError: This CPU has neither AVX2 nor AVX-512.
     """
 
     def __init__(self, network: Network, transform: ImageTransform, int16: bool = False) -> None:
         if not kernels.SUPPORTED:
             raise ImportError("this CPU has neither AVX2 nor AVX-512")
         self.packing = INT16 if int16 else FLOAT32
-        if self.packing not in PACKINGS:
-            raise ImportError("this CPU has no AVX512_VNNI")
         self.crop_px = transform.crop_px
         self.normalization = row_normalization(transform)
         if int16:

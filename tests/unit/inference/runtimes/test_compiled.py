@@ -27,7 +27,7 @@ from serve_app.inference.runtimes.winograd import kernels, runtime
 from serve_app.inference.torch_model import to_arrays
 from serve_app.model_card import ImageTransform
 from tests.support.paths import ROOT
-from tests.support.runtimes import AMX, needs_amx, needs_vnni
+from tests.support.runtimes import AMX, needs_amx
 
 TRANSFORM = ImageTransform(resize_px=40, crop_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 TOLERANCES = {
@@ -36,8 +36,6 @@ TOLERANCES = {
     "amx": 5e-5,
     "amx bf16": 0.02,
 }  # of a feature, relative to the largest one
-INT16 = pytest.param("winograd int16", marks=needs_vnni)
-
 pytestmark = pytest.mark.skipif(not kernels.SUPPORTED, reason="this CPU has neither AVX2 nor AVX-512")
 
 
@@ -67,7 +65,7 @@ def compare_with_torch(name: str, crop_px: int, threads: int) -> None:
         np.testing.assert_allclose(features, expected[part], atol=TOLERANCES[name] * float(expected.max()))
 
 
-@pytest.mark.parametrize("name", ["winograd", INT16, AMX, pytest.param("amx bf16", marks=needs_amx)])
+@pytest.mark.parametrize("name", ["winograd", "winograd int16", AMX, pytest.param("amx bf16", marks=needs_amx)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("crop_px", [32, 97, 150, 224])
 def test_features_are_torchs(name: str, crop_px: int, threads: int) -> None:
@@ -75,7 +73,6 @@ def test_features_are_torchs(name: str, crop_px: int, threads: int) -> None:
     compare_with_torch(name, crop_px, threads)
 
 
-@needs_vnni
 def test_int16_sums_never_overflow() -> None:
     """A window and a filter that are parallel give the largest sum that the scales allow."""
     model = resnet18().eval()
@@ -103,6 +100,7 @@ def compiled_anew() -> dict[str, Any]:
         "from tests.unit.inference.runtimes.test_compiled import compare_with_torch\n"
         "for threads in (1, 2):\n"
         "    compare_with_torch('winograd', 96, threads)\n"
+        "    compare_with_torch('winograd int16', 97, threads)\n"
         "print(json.dumps({'floats': llvm.VECTOR_FLOATS, 'cache': kernels.run.stats.cache_path}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
@@ -122,7 +120,7 @@ def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str,
     assert compiled_anew["cache"] is None
 
 
-@pytest.mark.parametrize("name", ["winograd", INT16, AMX])
+@pytest.mark.parametrize("name", ["winograd", "winograd int16", AMX])
 def test_broken_weights_stay_visible(name: str) -> None:
     """NaN stays NaN, as in torch: no ReLU turns it into zero."""
     model = resnet18().eval()

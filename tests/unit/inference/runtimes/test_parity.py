@@ -17,7 +17,7 @@ from serve_app.inference.runtimes import int8, select
 from serve_app.inference.runtimes.parity import TOLERANCES, Reference, make_test_images, relative_error
 from serve_app.inference.weights import load_weights
 from serve_app.messages import ClassifyRequest
-from tests.support.runtimes import AMX, amx_permitted, vnni
+from tests.support.runtimes import AMX, amx_permitted
 from tests.support.weights import publish_random
 
 INT8 = EngineConfig(precision="int8")
@@ -126,7 +126,7 @@ real_pad = int8.pad
 def test_every_runtime_is_far_from_its_tolerance(weights: WeightsConfig) -> None:
     """A tenth of the tolerance in floating point, two thirds in int8: rounding never refuses a sound runtime."""
     float32 = ["onnxruntime", "winograd"] + ["amx"] * amx_permitted()
-    rounded = ["bf16"] * amx_permitted() + ["int16"] * vnni()
+    rounded = ["int16"] + ["bf16"] * amx_permitted()
     for spec, runtimes in ((weights, [*float32, *rounded]), (DEMO, [*float32, *rounded, "int8"])):
         for name in runtimes:
             arrays, card = load_weights(spec)

@@ -19,7 +19,6 @@ from serve_app.inference.runtimes.amx import tiles
 from serve_app.inference.runtimes.cuda import runtime as cuda
 from serve_app.inference.runtimes.folding import fold
 from serve_app.inference.runtimes.torch import TorchRuntime
-from serve_app.inference.runtimes.winograd import packing
 from serve_app.inference.torch_model import to_model
 from serve_app.inference.weights import load_weights
 from serve_app.paths import CACHE_VARIABLE
@@ -180,13 +179,10 @@ def test_bf16_without_amx_is_one_sentence(weights: WeightsConfig, monkeypatch: p
         ResNetEngine(*load_weights(weights), EngineConfig(precision="bf16"))
 
 
-def test_int16_without_vnni_is_one_sentence(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The winograd runtime names what it needs for int16; a GPU is of no use."""
-    runtime = pytest.importorskip("serve_app.inference.runtimes.winograd.runtime")
-    monkeypatch.setattr(runtime, "PACKINGS", (packing.FLOAT32,))
+def test_int16_uses_no_gpu(weights: WeightsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like int8, it is a precision of CPUs."""
     monkeypatch.setattr(select, "gpu_available", lambda: True)
-    with pytest.raises(EngineError, match=r"engine winograd: cannot run here \(this CPU has no AVX512_VNNI\)"):
-        ResNetEngine(*load_weights(weights), EngineConfig(precision="int16"))
+    assert ResNetEngine(*load_weights(weights), EngineConfig(precision="int16")).runtime == "winograd int16"
 
 
 @needs_amx
