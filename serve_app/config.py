@@ -38,7 +38,7 @@ class EngineConfig(FrozenModel):
         "auto", description="Runtime of the model; `auto` takes the GPU, or the fastest runtime on this CPU."
     )
     precision: Literal["auto", "fp32", "fp16", "bf16", "int16", "int8"] = Field(
-        "auto", description="Number format (docs/models.md); `auto` is fp16 on a GPU and fp32 on a CPU."
+        "auto", description="Number format; `auto` is fp16 on a GPU, else fp32. int16 and int8 always run on the CPU."
     )
 
     @model_validator(mode="before")
@@ -54,7 +54,7 @@ class AppConfig(FrozenModel):
     engine: EngineConfig = EngineConfig()
     one_process: bool = Field(
         False,
-        description="Whether one process has all stages: the Ingress, or the Classifier in an application without one.",
+        description="Run all stages in the Ingress's process; in a variant (`build_model`), in the Classifier's.",
     )
 
 

@@ -7,7 +7,7 @@ launcher import Ray Serve.
     handles.py        calls to the next stage
     preprocessor.py   stage 2, decoding
     classifier.py     stage 3, the model
-    one_process.py    stages 2 and 3 in one process
+    one_process.py    all stages in one process
     metrics.py        Prometheus metrics of the ingress
     job_actor.py      the actor that works through batch jobs
     ray_internals.py  every use of a private Ray API

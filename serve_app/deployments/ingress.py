@@ -105,6 +105,7 @@ class Ingress:
             if self._model is None and config.classifier:
                 raise ValueError("classifier: needs `one_process: true`; else these are settings of the Classifier")
             check_access(config, api_host(), self.config.keys.required)
+            model_changes = not self._configured or config.classifier != self.config.classifier
             self._apply(config)
         except ValueError as error:
             if not self._configured:
@@ -112,7 +113,7 @@ class Ingress:
             log.error("user_config refused: %s", error)
             self._refused = str(error)
             return
-        if self._model:
+        if self._model and model_changes:
             await self._model.reconfigure(user_config.get("classifier") or {})
         self._refused = None
         self._applications[1:] = [name for name in split.names if name != MAIN]

@@ -31,7 +31,7 @@ class LocalModel(PREPROCESSOR):  # type: ignore[misc, valid-type] # Ray's decora
 
     async def check_health(self) -> None:
         """Check both stages."""
-        await super().check_health()
+        self._check_ray()
         await self._model.check_health()
 
 
@@ -42,7 +42,7 @@ OneProcess = serve.deployment(name="Classifier", max_ongoing_requests=64, max_qu
 
 
 async def start_model(weights: WeightsConfig, engine: EngineConfig, transform: ImageTransform) -> LocalModel:
-    """Make a LocalModel as Ray Serve does, whose constructor is a coroutine."""
+    """Make a LocalModel. Its constructor is a coroutine, because Ray Serve awaits it in a variant."""
     model = LocalModel.__new__(LocalModel)
     await LocalModel.__init__(model, weights, engine, transform)
     return model

@@ -53,7 +53,8 @@ class Preprocessor:
         self._threads = ThreadPoolExecutor(self._cores, thread_name_prefix="decode")
         while not await self._model_fits():
             await asyncio.sleep(RETRY_S)
-        restore_scheduling()
+        if not isinstance(classifier, LocalHandle):  # else this process has a model to start, too
+            restore_scheduling()
 
     async def __call__(self, requests: list[ClassifyRequest[bytes]], in_flight_hint: int) -> list[Outcome]:
         """Decode and classify a group of images; see MicroBatcher.submit for ``in_flight_hint``.

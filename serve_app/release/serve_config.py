@@ -154,13 +154,14 @@ def _check_settings(app: Config) -> None:
     for settings in app.get("deployments", ()):
         where = f"{app_name(app)}.{settings['name']}"
         if settings["name"] not in deployments:
-            raise ConfigError(f"{where}: no such deployment; this application has {', '.join(deployments)}")
-        user_config = settings.get("user_config")
-        _parse(USER_CONFIGS[settings["name"]], user_config, f"{where}.user_config")
-        if "Classifier" in deployments and "classifier" in (user_config or ()):
-            raise ConfigError(
-                f"{where}.user_config.classifier: needs args.one_process; else these are settings of the Classifier"
-            )
+            # Only an application of one process, or without a model, has no Classifier.
+            hint = "; its settings are `classifier` of the Ingress" if settings["name"] == "Classifier" else ""
+            raise ConfigError(f"{where}: no such deployment; this application has {', '.join(deployments)}{hint}")
+        _parse(USER_CONFIGS[settings["name"]], settings.get("user_config"), f"{where}.user_config")
+    one_process = app["import_path"] == APP and deployments == ONE_PROCESS[APP]
+    if not one_process and user_config(app, "Ingress").get("classifier") is not None:
+        where = f"{app_name(app)}.Ingress.user_config.classifier"
+        raise ConfigError(f"{where}: needs args.one_process; else these are settings of the Classifier")
 
 
 def _check_variants(app: Config, config: Config) -> None:

@@ -46,7 +46,7 @@ def smoke_test(api: str, app: Config, image: bytes, ingress_replicas: int) -> st
     runtimes = wait_until_settled(base)
     wanted, found = configured_runtime(app), runtimes.get(MAIN)
     if found and wanted not in ("auto", found):
-        raise DeployError(f"smoke test: the model runs on {found}, but `engine` is {wanted}: read a Classifier's log")
+        raise DeployError(f"smoke test: the model runs on {found}, but `engine` is {wanted}: read its replica's log")
     variants = user_config(app, "Ingress").get("traffic") or {}
     versions = set()
     count = max(MIN_REQUESTS, REQUESTS_PER_INGRESS * ingress_replicas)

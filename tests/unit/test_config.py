@@ -10,7 +10,7 @@ import yaml
 
 from serve_app.config import AppConfig, BatchConfig, IngressConfig, WeightsConfig
 from serve_app.launcher.environment import read_ray_env
-from serve_app.release.serve_config import BUILDERS, ConfigError, check, check_access
+from serve_app.release.serve_config import ConfigError, built_deployments, check, check_access
 from serve_app.settings import FrozenModel, Settings, Unit
 from serve_app.validation import parse
 from tests.support.paths import ROOT
@@ -43,8 +43,7 @@ def test_config_files_are_valid(path: Path) -> None:
     check(config)
     check_access(config, config["http_options"]["host"])
     for app in config["applications"]:
-        _args, deployments = BUILDERS[app["import_path"]]
-        assert {settings["name"] for settings in app["deployments"]} == set(deployments)
+        assert {settings["name"] for settings in app["deployments"]} == set(built_deployments(app))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ import yaml
 from dotenv import dotenv_values
 
 from serve_app.launcher.environment import read_ray_env
+from serve_app.release.serve_config import read
+from tests.support.configs import in_one_process, local
 from tests.support.paths import ROOT
 
-TWO_VARIANTS = ROOT / "configs" / "blue-green.yaml"  # another graph, on purpose
-CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - {TWO_VARIANTS})
+ONE_PROCESS = ROOT / "configs" / "one-process.yaml"
+OTHER_GRAPHS = {ONE_PROCESS, ROOT / "configs" / "blue-green.yaml"}  # on purpose
+CONFIGS = sorted(set((ROOT / "configs").glob("*.yaml")) - OTHER_GRAPHS)
 CAPACITY = {
     *("num_replicas", "autoscaling_config", "max_replicas_per_node", "max_ongoing_requests", "ray_actor_options"),
     *("max_inflight_groups", "max_group_size", "max_batch_size", "max_batch_wait_ms"),
@@ -52,6 +55,11 @@ def test_configs_differ_only_in_capacity_and_addresses() -> None:
     weights = {values.pop("weights") for values in args.values()}
     assert weights == {"demo", "imagenet"}  # the laptop's choice needs no download
     assert all(one == first for one in others)
+
+
+def test_one_process_has_the_settings_of_the_laptop() -> None:
+    """Only the place of the stages differs from configs/local.yaml."""
+    assert read(ONE_PROCESS) == in_one_process(local())
 
 
 @pytest.mark.parametrize("change", [("args", "limits", {"max_images": 8}), ("deployments", 0, {"name": "Other"})])

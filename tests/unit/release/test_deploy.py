@@ -16,7 +16,7 @@ from serve_app.cli.main import app
 from serve_app.release import rollout
 from serve_app.release.deploy import default_api_url, roll_out_or_back
 from serve_app.release.rollout import DeployError, RefusedError, ServeApi, previous_config
-from serve_app.release.serve_config import Config, ConfigError, check
+from serve_app.release.serve_config import Config, ConfigError, check, read
 from tests.support.configs import changed, in_one_process, state_of, tuned, write
 from tests.support.paths import ROOT
 
@@ -132,6 +132,9 @@ def test_settings_of_another_process_are_rejected(config: Config) -> None:
     """The Ingress has no Classifier; the weights that it names would never be loaded."""
     with pytest.raises(ConfigError, match=r"classify\.Ingress\.user_config\.classifier: needs args\.one_process"):
         check(tuned(config, "Ingress", classifier={"weights": "demo"}))
+    blue_green = tuned(read(ROOT / "configs" / "blue-green.yaml"), "Ingress", classifier={"weights": "demo"})
+    with pytest.raises(ConfigError, match=r"Ingress\.user_config\.classifier: needs args\.one_process"):
+        check(blue_green)
 
 
 def test_unusable_arguments_exit_with_2_and_change_nothing(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ SPINS_BEFORE_YIELD = 1000  # checks of the barrier before a waiting thread offer
 
 F32, I64, I32 = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 VECTOR, POINTER = ir.VectorType(F32, VECTOR_FLOATS), F32.as_pointer()
-INTEGERS = ir.VectorType(I32, VECTOR_FLOATS)
+INT32_VECTOR = ir.VectorType(I32, VECTOR_FLOATS)
 ARGUMENT_TYPES = {"p": POINTER, "i": I64, "f": F32}
 NO_LOWER_BOUND, ZERO = np.float32(-np.inf), np.float32(0)
 
@@ -105,24 +105,26 @@ def multiply_add(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
 
 def multiply_add_pairs(a: Vector, b: Vector, c: ir.Value) -> ir.Value:
     """Return c, int32, plus two products per float, each of which holds a pair of int16."""
-    code, pairs = a.code, ir.VectorType(ir.IntType(16), 2 * VECTOR_FLOATS)
-    factors = [code.bitcast(a.value, pairs), code.bitcast(b.value, pairs)]
+    code = a.code
 
-    def call(name: str, *values: ir.Value) -> ir.Value:
-        function_type = ir.FunctionType(INTEGERS, [value.type for value in values])
-        return code.call(cgutils.get_or_insert_function(code.module, function_type, f"llvm.x86.{name}"), values)
+    def call(name: str, vector: ir.Type, *values: ir.Value) -> ir.Value:
+        arguments = [code.bitcast(value, vector) for value in (a.value, b.value)]
+        function_type = ir.FunctionType(INT32_VECTOR, [each.type for each in (*values, *arguments)])
+        function = cgutils.get_or_insert_function(code.module, function_type, f"llvm.x86.{name}")
+        return code.call(function, [*values, *arguments])
 
-    if AVX512_VNNI:
-        return call("avx512.vpdpwssd.512", c, *factors)
-    return code.add(c, call("avx512.pmaddw.d.512" if AVX512 else "avx2.pmadd.wd", *factors))
+    if AVX512_VNNI:  # LLVM before version 22 takes the pairs as int32; later versions take both
+        return call("avx512.vpdpwssd.512", INT32_VECTOR, c)
+    pairs = ir.VectorType(ir.IntType(16), 2 * VECTOR_FLOATS)
+    return code.add(c, call("avx512.pmaddw.d.512" if AVX512 else "avx2.pmadd.wd", pairs))
 
 
 def store_int16(vector: Vector, pointer: ir.Value) -> None:
-    """Write a vector, rounded to int16, to any address; other numbers than these give any int16."""
+    """Write a vector, rounded to int16, to any address. NaN and values outside int16 store an unspecified number."""
     code, sixteen_bits = vector.code, ir.VectorType(ir.IntType(16), VECTOR_FLOATS)
     name = f"llvm.rint.v{VECTOR_FLOATS}f32"
     rint = cgutils.get_or_insert_function(code.module, ir.FunctionType(VECTOR, [VECTOR]), name)
-    integers = code.trunc(code.fptosi(code.call(rint, [vector.value]), INTEGERS), sixteen_bits)
+    integers = code.trunc(code.fptosi(code.call(rint, [vector.value]), INT32_VECTOR), sixteen_bits)
     code.store(integers, code.bitcast(pointer, sixteen_bits.as_pointer())).align = 2
 
 

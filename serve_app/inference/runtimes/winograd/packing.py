@@ -29,7 +29,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     sum_squares,
 )
 
-FLOAT32, INT16 = 1, 2
+FLOAT32, INT16 = 1, 2  # numbers in the space of a float: also what a distance in numbers is divided by
 ROW_NORM, COLUMN_NORM = 32_000.0, 65_000.0  # of the integers; their product leaves room for rounding below 2^31
 TINY = 1e-20  # keeps the scale of a row of zeros from being zero
 
@@ -57,8 +57,8 @@ def write_pack(code: ir.IRBuilder, source: ir.Value, floats: ir.Value, target: i
     """Write floats times a factor in int16."""
     factors = splat(code, factor).value
     with for_each_vector(code, floats) as at:
-        product = code.fmul(load(code, at(source)).value, factors)
-        store_int16(Vector(code, product), at(target, VECTOR_FLOATS // INT16))
+        scaled = code.fmul(load(code, at(source)).value, factors)
+        store_int16(Vector(code, scaled), at(target, VECTOR_FLOATS // INT16))
 
 
 def write_largest_square(

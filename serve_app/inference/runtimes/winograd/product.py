@@ -11,7 +11,7 @@ from serve_app.inference.runtimes.compiled.llvm import (
     AVX512,
     CACHE_LINE_FLOATS,
     I64,
-    INTEGERS,
+    INT32_VECTOR,
     VECTOR,
     VECTOR_FLOATS,
     Routine,
@@ -58,12 +58,12 @@ PRODUCT_ARGUMENTS = "piiiipipppfpi"
 def write_micro_kernel(code: ir.IRBuilder, *arguments: Any) -> None:
     """Multiply a few rows of a by a panel; the sums stay in registers. Last come the packing and the number of rows."""
     args, (packing, rows) = Product(*arguments[:-2]), arguments[-2:]
-    sum_type, add_products = (VECTOR, multiply_add) if packing == FLOAT32 else (INTEGERS, multiply_add_pairs)
+    sum_type, add_products = (VECTOR, multiply_add) if packing == FLOAT32 else (INT32_VECTOR, multiply_add_pairs)
     sums = [[cgutils.alloca_once(code, sum_type) for _ in range(2)] for _ in range(rows)]
     for row_sums in sums:
         for half, total in enumerate(row_sums):
             bias = load(code, offset(code, args.bias, VECTOR_FLOATS * half)).value
-            code.store(bias if packing == FLOAT32 else ir.Constant(INTEGERS, [0] * VECTOR_FLOATS), total)
+            code.store(bias if packing == FLOAT32 else ir.Constant(INT32_VECTOR, [0] * VECTOR_FLOATS), total)
     b_pointer = cgutils.alloca_once_value(code, args.b)
     panel_floats = code.mul(code.mul(args.segments, args.segment_floats), ir.Constant(I64, PANEL))
     with cgutils.for_range(code, args.segments, intp=I64) as segment:

@@ -90,7 +90,7 @@ class WinogradRuntime(CompiledRuntime):
 
     def _new_scratch(self) -> kernels.Scratch:
         crop_px, int16 = self._network.crop_px, self._network.packing == INT16
-        # Rows are an even number of pixels, so whole pairs; one more row, because vectors end there.
+        # Rows are an even number of pixels, so whole pairs; `pack` reads whole vectors, up to one row past the last.
         image = (crop_px + 7, crop_px + 6 + crop_px % 2, 3)
         read = [packed.layer.source for packed in self._network.layers if packed.kind == kernels.DIRECT]
         elements = INPUT_TILE**2 * kernels.TILES_PER_BLOCK
@@ -144,7 +144,7 @@ def _pack_layer(layer: Layer, packing: int, transform: ImageTransform) -> Packed
         weight, scales = _pack(filters, packing), np.empty(0, np.float32)
     else:
         scales = _column_scales(filters)
-        with np.errstate(invalid="ignore"):  # weights that are no numbers have scales that are none
+        with np.errstate(invalid="ignore"):  # NaN weights get NaN scales, so their outputs stay NaN
             weight = _pack(np.rint(filters / scales[:, None]).astype(np.int16), packing)
         if kind == kernels.STEM:
             scales *= _stem_norm(transform) / ROW_NORM

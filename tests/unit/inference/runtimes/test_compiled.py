@@ -19,6 +19,7 @@ from torchvision.models import resnet18
 from serve_app.inference.network import Network, fold
 from serve_app.inference.runtimes.amx import runtime as amx
 from serve_app.inference.runtimes.base import Runtime
+from serve_app.inference.runtimes.compiled import llvm
 from serve_app.inference.runtimes.compiled.llvm import jit_cached
 from serve_app.inference.runtimes.compiled.plan import IMAGES_PER_PASS
 from serve_app.inference.runtimes.folding import fold as fold_model
@@ -86,21 +87,21 @@ def test_int16_sums_never_overflow() -> None:
     np.testing.assert_allclose(features, expected, atol=TOLERANCES["winograd int16"] * float(expected.max()))
 
 
-@pytest.fixture(scope="module")
-def compiled_anew() -> dict[str, Any]:
-    """Compare with torch in a process that compiles the kernels anew, for a CPU without AVX-512; return its facts."""
+@cache
+def compiled_without(feature: str) -> dict[str, Any]:
+    """Compare with torch in a process that compiles for a CPU without a feature; return facts of that process."""
     program = (
         "import json\n"
         "from llvmlite import binding\n"
         "features = binding.get_host_cpu_features()\n"
-        "features['avx512f'] = False\n"
+        f"features['{feature}'] = False\n"
         "binding.get_host_cpu_features = lambda: features\n"
         "from serve_app.inference.runtimes.compiled import llvm\n"
         "from serve_app.inference.runtimes.winograd import kernels\n"
         "from tests.unit.inference.runtimes.test_compiled import compare_with_torch\n"
-        "for threads in (1, 2):\n"
-        "    compare_with_torch('winograd', 96, threads)\n"
-        "    compare_with_torch('winograd int16', 97, threads)\n"
+        "for name in ('winograd', 'winograd int16'):\n"
+        "    for threads in (1, 2):\n"
+        "        compare_with_torch(name, 97, threads)\n"
         "print(json.dumps({'floats': llvm.VECTOR_FLOATS, 'cache': kernels.run.stats.cache_path}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
@@ -110,22 +111,29 @@ def compiled_anew() -> dict[str, Any]:
     return facts
 
 
-def test_features_are_torchs_with_256_bits(compiled_anew: dict[str, Any]) -> None:
+def test_features_are_torchs_with_256_bits() -> None:
     """The code for CPUs without AVX-512 computes the same: half the vector, fewer rows, other panels."""
-    assert compiled_anew["floats"] == 8
+    assert compiled_without("avx512f")["floats"] == 8
 
 
-def test_kernels_compile_without_a_folder_for_the_cache(compiled_anew: dict[str, Any]) -> None:
+@pytest.mark.skipif(not llvm.AVX512, reason="this CPU has no AVX-512")
+def test_features_are_torchs_without_vnni() -> None:
+    """Two instructions then multiply and add int16."""
+    assert compiled_without("avx512vnni")["floats"] == 16
+
+
+def test_kernels_compile_without_a_folder_for_the_cache() -> None:
     """In a read-only container whose user has no home, each process compiles the kernels anew."""
-    assert compiled_anew["cache"] is None
+    assert compiled_without("avx512f")["cache"] is None
 
 
 @pytest.mark.parametrize("name", ["winograd", "winograd int16", AMX])
-def test_broken_weights_stay_visible(name: str) -> None:
-    """NaN stays NaN, as in torch: no ReLU turns it into zero."""
+@pytest.mark.parametrize("layer", ["conv1", "layer1.0.conv1", "layer2.0.conv1"])
+def test_broken_weights_stay_visible(name: str, layer: str) -> None:
+    """NaN stays NaN, as in torch: no ReLU turns it into zero. Stem, Winograd and direct layers have their own code."""
     model = resnet18().eval()
     with torch.no_grad():
-        model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
+        model.get_submodule(layer).weight[0, 0, 0, 0] = torch.nan
     broken = build(name, fold(to_arrays(model)), TRANSFORM, 1)
     assert np.isnan(broken(np.zeros((1, 32, 32, 3), np.uint8))).all()
 
