@@ -15,7 +15,8 @@ from serve_app.model_card import ImageTransform
 
 # Largest relative_error of a runtime's features. Measured on the demo model and on random weights, over noise, smooth
 # and blank images: winograd and onnxruntime 2e-6, amx 2e-5, winograd int16 0.0013, amx bf16 0.014, int8 0.26 (its
-# ranges clip what calibration never saw). Features of a wrong kernel are unrelated to the reference: their error is about 1.
+# ranges clip what calibration never saw). Features of a wrong kernel are unrelated to the reference: their error is
+# about 1.
 FLOAT_TOLERANCE, INT16_TOLERANCE, BF16_TOLERANCE, INT8_TOLERANCE = 1e-3, 0.02, 0.2, 0.5
 TOLERANCES = {
     **dict.fromkeys(("torch", "amx", "winograd", "onnxruntime"), FLOAT_TOLERANCE),
