@@ -158,8 +158,8 @@ def _check_settings(app: Config) -> None:
             hint = "; its settings are `classifier` of the Ingress" if settings["name"] == "Classifier" else ""
             raise ConfigError(f"{where}: no such deployment; this application has {', '.join(deployments)}{hint}")
         _parse(USER_CONFIGS[settings["name"]], settings.get("user_config"), f"{where}.user_config")
-    one_process = app["import_path"] == APP and deployments == ONE_PROCESS[APP]
-    if not one_process and user_config(app, "Ingress").get("classifier") is not None:
+    ingress_has_model = app["import_path"] == APP and "Classifier" not in deployments
+    if not ingress_has_model and user_config(app, "Ingress").get("classifier") is not None:
         where = f"{app_name(app)}.Ingress.user_config.classifier"
         raise ConfigError(f"{where}: needs args.one_process; else these are settings of the Classifier")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from serve_app.inference.network import Arrays, Network, fold
 from serve_app.inference.runtimes.base import Runtime, RuntimeFactory
@@ -42,24 +42,26 @@ def runtime_factories(arrays: Arrays, transform: ImageTransform) -> dict[str, Ru
 def amx_factory(network: Callable[[], Network], transform: ImageTransform, bfloat16: bool) -> RuntimeFactory:
     """Return a factory for the runtime on the CPU's matrix unit, in float32 or bfloat16."""
 
-    @cache
-    def packed_factory() -> RuntimeFactory:
+    def pack() -> RuntimeFactory:
         from serve_app.inference.runtimes.amx.runtime import AmxRuntime, PackedNetwork
 
-        packed = PackedNetwork(network(), transform, bfloat16)
-        return lambda threads: AmxRuntime(packed, threads)
+        return partial(AmxRuntime, PackedNetwork(network(), transform, bfloat16))
 
-    return lambda threads: packed_factory()(threads)
+    return _packed_once(pack)
 
 
 def winograd_factory(network: Callable[[], Network], transform: ImageTransform, int16: bool) -> RuntimeFactory:
     """Return a factory for the runtime on vector units, in float32 or int16."""
 
-    @cache
-    def packed_factory() -> RuntimeFactory:
+    def pack() -> RuntimeFactory:
         from serve_app.inference.runtimes.winograd.runtime import PackedNetwork, WinogradRuntime
 
-        packed = PackedNetwork(network(), transform, int16)
-        return lambda threads: WinogradRuntime(packed, threads)
+        return partial(WinogradRuntime, PackedNetwork(network(), transform, int16))
 
-    return lambda threads: packed_factory()(threads)
+    return _packed_once(pack)
+
+
+def _packed_once(pack: Callable[[], RuntimeFactory]) -> RuntimeFactory:
+    """Return a factory whose runtimes share weights that the first of them packs."""
+    factory = cache(pack)
+    return lambda threads: factory()(threads)

@@ -32,7 +32,6 @@ class PackedLayer(NamedTuple):
 
     layer: Layer
     kind: int
-    packing: int
     weight: np.ndarray
     scales: np.ndarray  # of the columns, float32, (n, Co / PANEL, PANEL); for int16 only
     bias: np.ndarray
@@ -108,15 +107,9 @@ class WinogradRuntime(CompiledRuntime):
         rows = []
         for packed in self._network.layers:
             layer = packed.layer
-            row = {
-                "kind": packed.kind,
-                "packing": packed.packing,
-                "window": layer.conv.window,
-                "add": int(layer.add),
-                "relu": int(layer.relu),
-            }
+            row = {"kind": packed.kind, "window": layer.conv.window, "add": int(layer.add), "relu": int(layer.relu)}
+            row |= {"packing": self._network.packing, "scales": packed.scales.ctypes.data}
             row |= {"weight": packed.weight.ctypes.data, "bias": packed.bias.ctypes.data}
-            row |= {"scales": packed.scales.ctypes.data}
             for end, place in (("x", layer.source), ("y", layer.target)):
                 maps = self._maps[place]
                 stride = maps[0].size if len(maps) > 1 else 0
@@ -148,7 +141,7 @@ def _pack_layer(layer: Layer, packing: int, transform: ImageTransform) -> Packed
             weight = _pack(np.rint(filters / scales[:, None]).astype(np.int16), packing)
         if kind == kernels.STEM:
             scales *= _stem_norm(transform) / ROW_NORM
-    return PackedLayer(layer, kind, packing, weight, aligned_copy(scales), aligned_copy(conv.bias))
+    return PackedLayer(layer, kind, weight, aligned_copy(scales), aligned_copy(conv.bias))
 
 
 def _column_scales(filters: np.ndarray) -> np.ndarray:
